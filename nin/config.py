@@ -1,0 +1,283 @@
+"""The typed schema of conf/, and the way from a command line to a checked configuration.
+
+A field here has a type and the reason it exists. Its default is its constructor's, its bounds are checked there too:
+a configuration is tried out, on no memory, before any data or weights are touched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nin.data import DataError, Images
+from nin.model import NIN, Block
+from nin.pretrained import CheckpointError
+from nin.task import Classifier, DeadNetError
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names field, value and choices."""
+
+
+def of(constructor: Callable, parameter: str) -> Any:
+    """A field whose default is the one that `constructor` gives this parameter."""
+    default = inspect.signature(constructor).parameters[parameter].default
+    return field(default_factory=lambda: list(default)) if isinstance(default, tuple) else field(default=default)
+
+
+@dataclass
+class ModelConfig:
+    """The net, without its head: arguments of `nin.NIN`."""
+
+    blocks: Any = of(NIN, "blocks")  # the plan: "cifar10", "imagenet", or a list of blocks as in `nin.Block`
+    last_pool: str = of(NIN, "last_pool")  # max or average: the authors' two releases differ in it
+    dropout: float = of(NIN, "dropout")  # the paper's regulariser, after blocks 1 and 2
+    norm: str = of(NIN, "norm")  # none or batch: what has changed most since 2013
+    last_relu: bool = of(NIN, "last_relu")  # the authors' last ReLU, which most ports leave out
+    init: str = of(NIN, "init")  # gaussian or kaiming
+
+
+@dataclass
+class HeadConfig:
+    """What turns class maps into scores."""
+
+    name: str = of(NIN, "head")  # gap, gmp, fc or fc_dropout: the paper's Table 5
+
+
+@dataclass
+class DataConfig:
+    """The images: arguments of `nin.data.Images`."""
+
+    name: str = of(Images, "name")  # cifar10, or digits, which needs no network
+    root: str | None = of(Images, "root")  # folder of the set; null: the environment variable NIN_DATA, else data
+    download: bool = of(Images, "download")  # whether to download what is not there
+    urls: list[str] = of(Images, "urls")  # addresses of CIFAR-10's archive, tried in turn
+    val: int = of(Images, "val")  # images held out for tuning, from the end of the training set
+    batch_size: int = of(Images, "batch_size")  # images a step
+    preprocessing: str = of(Images, "preprocessing")  # normalise, or whiten: the authors' GCN + ZCA
+    pad: int = of(Images, "pad")  # pixels around the image before the random crop; 0 for no crop
+    pad_mode: str = of(Images, "pad_mode")  # zero or reflect
+    flip: bool = of(Images, "flip")  # mirror at random, where the set allows it
+
+
+@dataclass
+class RecipeConfig:
+    """How it is trained: arguments of `nin.task.Classifier`."""
+
+    name: str = "authors"  # for the record; the constructor's defaults are the authors' settings
+    optimiser: str = of(Classifier, "optimiser")  # sgd or muon
+    lr: float = of(Classifier, "lr")  # of the weights
+    bias_lr: float = of(Classifier, "bias_lr")  # of the biases, as a multiple of lr
+    last_lr: float = of(Classifier, "last_lr")  # of the last layer's weights, as a multiple of lr
+    last_bias_lr: float = of(Classifier, "last_bias_lr")  # of its bias, as a multiple of lr
+    momentum: float = of(Classifier, "momentum")
+    nesterov: bool = of(Classifier, "nesterov")
+    weight_decay: float = of(Classifier, "weight_decay")  # on weights, never on biases
+    schedule: str = of(Classifier, "schedule")  # step, linear or cosine
+    drops: list[float] = of(Classifier, "drops")  # shares of the run's length at which step divides by 10
+    warmup: float = of(Classifier, "warmup")  # epochs of linear rise to lr
+    label_smoothing: float = of(Classifier, "label_smoothing")
+
+
+@dataclass
+class TrainerConfig:
+    """Lightning's Trainer."""
+
+    max_epochs: int = 60  # the run's only length, set by the recipe and read by the schedules
+    accelerator: str = "auto"  # auto takes CUDA, then Apple's MPS, then the CPU
+    precision: str = "auto"  # auto takes bf16-mixed where the hardware gains by it, else 32-true
+    limit_train_batches: int | float | None = None  # a number of batches or a share of them, to try things out
+    limit_test_batches: int | float | None = None
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
+            ("precision", ("auto", "32-true", "bf16-mixed", "16-mixed")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
+        if self.max_epochs < 1:
+            raise ConfigError(f"trainer.max_epochs={self.max_epochs}: at least 1")
+        for name in ("limit_train_batches", "limit_test_batches"):
+            limit = getattr(self, name)
+            if limit is not None and not (limit > 0 and (isinstance(limit, int) or limit <= 1)):
+                raise ConfigError(f"trainer.{name}={limit}: a number of batches from 1 up, or a share from 0.0 to 1.0")
+        missing = {"gpu": torch.cuda, "cuda": torch.cuda, "mps": torch.backends.mps}.get(self.accelerator)
+        if missing is not None and not missing.is_available():
+            raise ConfigError(f"trainer.accelerator={self.accelerator}: this machine has none; choose auto or cpu")
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides the run's metrics.csv."""
+
+    name: str = "csv"  # csv alone, or tensorboard as well
+
+    def __post_init__(self) -> None:
+        if self.name not in ("csv", "tensorboard"):
+            raise ConfigError(f"logger.name={self.name}: choose one of csv, tensorboard")
+
+
+@dataclass
+class Config:
+    """One training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 0  # of weights, order, augmentation and dropout
+    eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing reads it
+    checkpoint: str | None = None  # a run's folder or a weights file: what training starts from, evaluation looks at
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed={self.seed}: from 0 to {2**32 - 1}")
+        self.check()
+
+    def build_net(self, num_classes: int = 10, image_size: int = 32) -> NIN:
+        """The net. Both sets have ten classes of 32×32 images."""
+        arguments = asdict(self.model)
+        if not isinstance(arguments["blocks"], str):
+            arguments["blocks"] = _blocks(arguments["blocks"])
+        return NIN(**arguments, head=self.head.name, num_classes=num_classes, image_size=image_size)
+
+    def build_data(self) -> Images:
+        """The data module."""
+        return Images(**asdict(self.data), eval_curve=self.eval_curve, seed=self.seed)
+
+    def build_task(self, net: NIN) -> Classifier:
+        """The training task of this net."""
+        arguments = asdict(self.recipe)
+        del arguments["name"]
+        return Classifier(net, **arguments)
+
+    def check(self) -> None:
+        """Builds everything without memory; raises ConfigError for what the constructors refuse."""
+        node = "model"
+        try:
+            with torch.device("meta"):
+                net = self.build_net()
+                node = "recipe"
+                self.build_task(net)
+            node = "data"
+            self.build_data()
+        except (ValueError, TypeError) as error:
+            field_and_reason = str(error).replace("head=", "name=", 1) if str(error).startswith("head=") else str(error)
+            node = "head" if field_and_reason != str(error) else node
+            raise ConfigError(f"{node}.{field_and_reason}") from error
+
+
+def _blocks(blocks: Any) -> list[Block]:
+    """Blocks from plain lists and dictionaries."""
+    if not isinstance(blocks, list | tuple):
+        raise ConfigError(f"blocks={blocks}: cifar10, imagenet, or a list of blocks")
+    names = [f.name for f in fields(Block)]
+    made = []
+    for number, block in enumerate(blocks, 1):
+        unknown = [name for name in block if name not in names] if isinstance(block, dict) else [block]
+        if unknown or "widths" not in block:
+            raise ConfigError(
+                f"blocks={blocks}: block {number} is not a mapping with widths and, where they differ, "
+                f"{', '.join(names[1:])}"
+            )
+        made.append(Block(**block))
+    return made
+
+
+# from the command line to a Config -----------------------------------------------------------------------------------
+
+ConfigStore.instance().store("schema", Config)
+
+OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError)
+
+
+def command(config_folder: Path, run: Callable[[Config, Path], None], config_name: str = "config") -> None:
+    """Runs a script: composes its configuration, checks it and calls `run(config, folder)`.
+
+    Exit code 0; 2 for a configuration that cannot be, 1 for missing or damaged files, 3 for a net that died: each
+    with one sentence on stderr. A traceback is a bug.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the sentence can be written here
+
+    failed: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_folder), config_name=config_name)
+    def main(composed: DictConfig) -> None:
+        folder = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
+        try:
+            run(to_config(composed), folder)
+        except OUR_ERRORS as error:
+            failed.append(error)  # raised through Hydra it would get a line of Hydra's own
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # Hydra makes it before anything can be checked
+
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        failed.append(ConfigError(explain(error)))
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    if failed:
+        sys.exit({ConfigError: 2, DeadNetError: 3}.get(type(failed[-1]), 1))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """The checked dataclass of a composed configuration. Raises ConfigError."""
+    if missing := OmegaConf.missing_keys(composed):
+        raise ConfigError(f"{', '.join(sorted(missing))} must be given")
+    return OmegaConf.to_object(composed)
+
+
+def explain(error: Exception) -> str:
+    """One sentence for what Hydra or OmegaConf refused: the value, and the choices."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={value}: choose one of {', '.join(error.options)}"
+    override = re.search(r"Error merging override (\S+)", str(error))
+    unknown = re.search(r"Could not override '([\w.]+)'", str(error))
+    if unknown:
+        given = next((a for a in sys.argv if a.lstrip("+~").split("=")[0] == unknown[1]), unknown[1])
+        return f"{given}: there is no such setting; {_choices(unknown[1])}"
+    cause = error.__cause__ or error
+    return f"{override[1] + ': ' if override else ''}{str(cause).splitlines()[0]}"
+
+
+def _choices(key: str) -> str:
+    """The settings that stand where `key` was looked for."""
+    node: Any = Config
+    *path, _ = key.lstrip("+~").split(".")
+    for name in path:
+        hint = get_type_hints(node).get(name)
+        if not is_dataclass(hint):
+            break
+        node = hint
+    where = ".".join(path)
+    return f"{where or 'the top level'} has {', '.join(f.name for f in fields(node))}"
+
+
+def resolved(config: Config) -> str:
+    """The whole configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+
+
+def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked configuration of these overrides, without a command line."""
+    with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):
+        return to_config(hydra.compose("config", list(overrides)))

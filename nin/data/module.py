@@ -1,0 +1,194 @@
+"""The data as Lightning takes it: a set in memory, batches made on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from nin.data.augment import PAD_MODES, random_crop, random_flip
+from nin.data.preprocess import PREPROCESSINGS, Whiten
+from nin.data.sets import CIFAR10_URLS, ImageSet, fetch_cifar10, load_cifar10, load_digits
+
+SETS = ("cifar10", "digits")
+
+
+class Batches:
+    """All images of a set once, a batch at a time: (images (B, C, H, W) float32, labels (B) int64), on the device.
+
+    Order and augmentation are a function of seed and epoch alone.
+
+    Args:
+        images: (N, C, H, W), uint8 or what `preprocess` takes.
+        labels: (N) int64.
+        batch_size: B; without `augment` the last batch holds what is left, with it that rest is dropped (another
+            rest each epoch) unless it is all there is.
+        preprocess: what turns images into the net's input, a batch at a time.
+        augment: what changes the preprocessed images in training, given a generator; None keeps images and order.
+        seed, epoch: of the draws; `epoch` is asked for when an epoch begins.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        preprocess: nn.Module,
+        *,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        seed: int = 0,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        # rows of pixels with their channels last: what convolutions are fastest with, and a gather copies whole rows
+        self.images = images.permute(0, 2, 3, 1).contiguous()
+        self.labels = labels
+        self.batch_size = batch_size
+        self.preprocess = preprocess
+        self.augment = augment
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.labels), self.batch_size)
+        return full + (rest > 0 and (self.augment is None or full == 0))
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device, n = self.images.device, len(self.labels)
+        draws = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.epoch())
+        shuffled = self.augment is not None
+        order = torch.randperm(n, generator=draws, device=device) if shuffled else torch.arange(n, device=device)
+        for i in range(len(self)):
+            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
+            images = self.preprocess(self.images[chosen].permute(0, 3, 1, 2))
+            if self.augment is not None:
+                images = self.augment(images, draws)
+            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
+
+
+class Images(L.LightningDataModule):
+    """CIFAR-10 or the digits, whole in memory and on the device; no worker processes.
+
+    Args:
+        name: "cifar10" or "digits".
+        root: folder of CIFAR-10; by default the environment variable NIN_DATA, else "data".
+        download: whether to download a set that is not there.
+        urls: addresses of CIFAR-10's archive, tried in turn.
+        val: how many images at the end of the training set are held out for tuning; the paper holds out 10,000.
+        batch_size: images a step; 128 is the authors'.
+        preprocessing: "normalise" (each channel to mean 0, standard deviation 1) or "whiten" (the authors' GCN + ZCA).
+        pad: pixels of padding before the random crop; 0 for no crop. 4 is the authors' in their augmented runs.
+        pad_mode: "zero" or "reflect".
+        flip: whether images are mirrored at random, where the set allows it (digits do not).
+        eval_curve: whether the test error after each epoch is recorded too, as `test_curve/error`. It is for learning
+            curves; nothing may read it.
+        seed: of order and augmentation.
+
+    Raises:
+        ValueError: a value outside the choices.
+        nin.data.sets.DataError: in `prepare_data` and `setup`, a set that is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        name: str = "cifar10",
+        root: str | None = None,
+        *,
+        download: bool = True,
+        urls: Sequence[str] = CIFAR10_URLS,
+        val: int = 0,
+        batch_size: int = 128,
+        preprocessing: str = "normalise",
+        pad: int = 4,
+        pad_mode: str = "zero",
+        flip: bool = True,
+        eval_curve: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for field, value, choices in (
+            ("name", name, SETS),
+            ("preprocessing", preprocessing, PREPROCESSINGS),
+            ("pad_mode", pad_mode, PAD_MODES),
+        ):
+            if value not in choices:
+                raise ValueError(f"{field}={value}: choose one of {', '.join(choices)}")
+        for field, value, least, most in (
+            ("val", val, 0, {"cifar10": 49_999, "digits": 1_436}[name]),
+            ("batch_size", batch_size, 1, 50_000),
+            ("pad", pad, 0, 31),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"{field}={value}: from {least} to {most}")
+        self.name = name
+        self.root = root or os.environ.get("NIN_DATA") or "data"
+        self.download = download
+        self.urls = tuple(urls)
+        self.val = val
+        self.batch_size = batch_size
+        self.preprocessing = preprocessing
+        self.pad = pad
+        self.pad_mode = pad_mode
+        self.flip = flip
+        self.eval_curve = eval_curve
+        self.seed = seed
+        self.set: ImageSet | None = None
+        self.preprocess: nn.Module | None = None
+
+    def prepare_data(self) -> None:
+        if self.name == "cifar10" and self.set is None:
+            fetch_cifar10(self.root, download=self.download, urls=self.urls)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads the set and fits the preprocessing on the images that are trained on, where `set` and `preprocess` are
+        not there yet: a trained net brings its own preprocessing."""
+        if self.set is None:
+            self.set = load_digits() if self.name == "digits" else load_cifar10(self.root, download=False)
+        kept = len(self.set.train_labels) - self.val
+        self.train_images, self.val_images = self.set.train_images[:kept], self.set.train_images[kept:]
+        self.train_labels, self.val_labels = self.set.train_labels[:kept], self.set.train_labels[kept:]
+        if self.preprocess is None:
+            self.preprocess = PREPROCESSINGS[self.preprocessing].fit(self.train_images)
+
+    @property
+    def val_stages(self) -> tuple[str, ...]:
+        """What `val_dataloader` evaluates after each epoch, in its order."""
+        return ("val/",) * (self.val > 0) + ("test_curve/",) * self.eval_curve
+
+    def train_dataloader(self) -> Batches:
+        return self._batches(self.train_images, self.train_labels, augment=self._augment)
+
+    def train_as_test_dataloader(self) -> Batches:
+        """The training images as a test set: in order, all of them, unaugmented."""
+        return self._batches(self.train_images, self.train_labels)
+
+    def val_dataloader(self) -> list[Batches]:
+        held_out = self._batches(self.val_images, self.val_labels)
+        return [held_out if stage == "val/" else self.test_dataloader() for stage in self.val_stages]
+
+    def test_dataloader(self) -> Batches:
+        return self._batches(self.set.test_images, self.set.test_labels)
+
+    def _augment(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        images = random_crop(images, self.pad, self.pad_mode, draws)
+        return random_flip(images, draws) if self.flip and self.set.flip else images
+
+    def _batches(self, images: Tensor, labels: Tensor, augment: Callable | None = None) -> Batches:
+        trainer = self.trainer
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        images, labels, preprocess = images.to(device), labels.to(device), self.preprocess.to(device)
+        if isinstance(preprocess, Whiten):  # a matrix product that costs 6 % of a CPU step: done once, not every epoch
+            images = torch.cat([preprocess(chunk) for chunk in images.split(1000)])
+            preprocess = nn.Identity()
+        return Batches(
+            images,
+            labels,
+            self.batch_size if augment else max(self.batch_size, 500),
+            preprocess,
+            augment=augment,
+            seed=self.seed,
+            epoch=lambda: trainer.current_epoch if trainer else 0,
+        )

@@ -1,0 +1,258 @@
+"""Network in Network (Lin, Chen, Yan, 2013, https://arxiv.org/abs/1312.4400): mlpconv blocks and the net made of them.
+
+An image goes through a list of mlpconv blocks with a pooling between each two of them. The last block makes as many
+maps as there are classes; a head (`nin.heads`) turns these class maps into one score a class:
+
+    images (N, 3, 32, 32) ─► blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nin.heads import HEADS, build_head
+
+NORMS = ("none", "batch")
+INITS = ("gaussian", "kaiming")
+POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
+class MLPConv(nn.Sequential):
+    """A k×k convolution and two 1×1 convolutions, each followed by its nonlinearity (paper, section 3.1).
+
+    The 1×1 convolutions apply one small multilayer perceptron to the channels at every position: what a convolution
+    does with a linear filter, mlpconv does with a function that can bend.
+
+        (N, in_channels, H, W) ─► (N, widths[2], H', W'), H' = (H + 2 padding − kernel_size) // stride + 1
+
+    Args:
+        in_channels: channels of the input.
+        widths: output channels of the three convolutions, or one number where all three are equal.
+        kernel_size: k, side of the first convolution's window in pixels.
+        stride: of the first convolution.
+        padding: zeros around the input of the first convolution; by default k // 2, which keeps the size.
+        norm: "none" (the paper's) or "batch": batch normalisation between each convolution and its nonlinearity.
+        last_relu: whether the last 1×1 convolution has a nonlinearity too. Without one it has no normalisation
+            either: its output are scores.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: int | Sequence[int],
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        padding: int | None = None,
+        norm: str = "none",
+        last_relu: bool = True,
+    ) -> None:
+        widths = (widths,) * 3 if isinstance(widths, int) else tuple(widths)
+        padding = kernel_size // 2 if padding is None else padding
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        for n, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False), 1):
+            spatial = (kernel_size, stride, padding) if n == 1 else (1, 1, 0)
+            scores = n == len(widths) and not last_relu
+            normed = norm == "batch" and not scores
+            layers[f"conv{n}"] = nn.Conv2d(before, width, *spatial, bias=not normed)  # the norm brings a bias
+            if normed:
+                layers[f"norm{n}"] = nn.BatchNorm2d(width)
+            if not scores:
+                layers[f"relu{n}"] = nn.ReLU(inplace=True)
+        super().__init__(layers)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One line of a net's plan: an mlpconv block and what follows it.
+
+    Attributes:
+        widths: output channels of the three convolutions, or one number where all three are equal. None as the last
+            one stands for the number of classes.
+        kernel_size: side of the first convolution's window in pixels.
+        stride: of the first convolution.
+        padding: of the first convolution; None keeps the size (kernel_size // 2).
+        dropout: whether the net's dropout comes after this block (and after its pooling).
+
+    Raises:
+        ValueError: a value that no convolution can have.
+    """
+
+    widths: int | Sequence[int | None]
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | None = None
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        widths = self.widths if isinstance(self.widths, Sequence) else (self.widths,) * 3
+        if len(widths) != 3:
+            raise ValueError(f"widths={self.widths}: a block takes three widths, or one for all three")
+        object.__setattr__(self, "widths", tuple(widths))
+        numbers = [*widths[:2], *(w for w in widths[2:] if w is not None)]
+        for name, values, least in (
+            ("widths", numbers, 1),
+            ("kernel_size", [self.kernel_size], 1),
+            ("stride", [self.stride], 1),
+            ("padding", [] if self.padding is None else [self.padding], 0),
+        ):
+            if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+                raise ValueError(f"{name}={getattr(self, name)}: a block takes whole numbers from {least} up")
+        if not isinstance(self.dropout, bool):
+            raise ValueError(f"dropout={self.dropout}: whether dropout follows the block, true or false")
+
+
+# The authors' CIFAR-10 net: 966,986 parameters, 222,486,528 multiply-accumulates for a 32×32 image.
+CIFAR10 = (
+    Block((192, 160, 96), kernel_size=5, dropout=True),  # 32×32, then pooled to 16×16
+    Block((192, 192, 192), kernel_size=5, dropout=True),  # 16×16, then pooled to 8×8
+    Block((192, 192, None), kernel_size=3),  # 8×8, one map a class
+)
+
+# The authors' ImageNet net: 7,595,176 parameters with 1,000 classes; for images of 224×224.
+IMAGENET = (
+    Block(96, kernel_size=11, stride=4, padding=0),  # 54×54, then 27×27
+    Block(256, kernel_size=5),  # 27×27, then 13×13
+    Block(384, kernel_size=3, dropout=True),  # 13×13, then 6×6
+    Block((1024, 1024, None), kernel_size=3),  # 6×6, one map a class
+)
+
+BLOCKS = {"cifar10": CIFAR10, "imagenet": IMAGENET}
+
+
+class NIN(nn.Module):
+    """Network in Network: mlpconv blocks with 3×3 stride-2 pooling between them, then a head.
+
+    The defaults are the authors' CIFAR-10 net. Any image size will do that the blocks leave something of and that the
+    head allows: `gap` and `gmp` take all of them, `fc` and `fc_dropout` the one that they were built for.
+
+    Args:
+        blocks: the plan, a list of `Block`, or the name of one of the authors' nets: "cifar10", "imagenet".
+        num_classes: K, number of classes.
+        head: "gap", "gmp", "fc" or "fc_dropout"; see `nin.heads`.
+        in_channels: channels of an image.
+        image_size: height and width of the images in pixels, or one number for both. Only FC heads depend on it.
+        last_pool: "max" or "average", the pooling before the last block: max in the authors' first release
+            (cuda-convnet), average in their Caffe release. The poolings before it are max in both.
+        dropout: probability that an activation after a block with `dropout=True` is dropped.
+        norm: "none" as in the paper, or "batch".
+        last_relu: whether the class maps pass a ReLU, as the authors' do. A net with all its maps at zero learns
+            nothing more; most re-implementations leave this ReLU out.
+        init: "gaussian", N(0, 0.05) on every layer as the authors' files have it, or "kaiming" (He et al., 2015).
+            Biases start at 0.
+
+    Raises:
+        ValueError: a value outside these choices, a plan that leaves nothing of an image, or a head that cannot read
+            the class maps; the message names the value and the choices.
+    """
+
+    def __init__(
+        self,
+        blocks: str | Sequence[Block] = "cifar10",
+        num_classes: int = 10,
+        head: str = "gap",
+        *,
+        in_channels: int = 3,
+        image_size: int | Sequence[int] = 32,
+        last_pool: str = "max",
+        dropout: float = 0.5,
+        norm: str = "none",
+        last_relu: bool = True,
+        init: str = "gaussian",
+    ) -> None:
+        for name, value, choices in (
+            ("head", head, HEADS),
+            ("last_pool", last_pool, POOLS),
+            ("norm", norm, NORMS),
+            ("init", init, INITS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: a probability of at least 0 and less than 1")
+        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: at least 1")
+        if isinstance(blocks, str):
+            if blocks not in BLOCKS:
+                raise ValueError(f"blocks={blocks}: choose one of {', '.join(BLOCKS)}, or give a list of blocks")
+            blocks = BLOCKS[blocks]
+        if not blocks:
+            raise ValueError("blocks=[]: a net has at least one block")
+        super().__init__()
+        self.num_classes = num_classes
+        self.arguments = {  # plain values from which the same net is built again, stored beside its weights
+            "blocks": [asdict(block) for block in blocks],
+            "num_classes": num_classes,
+            "head": head,
+            "in_channels": in_channels,
+            "image_size": image_size,
+            "last_pool": last_pool,
+            "dropout": dropout,
+            "norm": norm,
+            "last_relu": last_relu,
+            "init": init,
+        }
+
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = in_channels
+        for number, block in enumerate(blocks, 1):
+            widths = [num_classes if w is None else w for w in block.widths]
+            padding = block.kernel_size // 2 if block.padding is None else block.padding
+            layers[f"block{number}"] = MLPConv(
+                channels,
+                widths,
+                block.kernel_size,
+                stride=block.stride,
+                padding=padding,
+                norm=norm,
+                last_relu=last_relu or number < len(blocks),
+            )
+            channels = widths[-1]
+            size = tuple((s + 2 * padding - block.kernel_size) // block.stride + 1 for s in size)
+            if number < len(blocks):
+                # ceil mode and no padding, as in both of the authors' releases: 32 → 16 → 8
+                pool = POOLS[last_pool if number == len(blocks) - 1 else "max"]
+                layers[f"pool{number}"] = pool(3, stride=2, ceil_mode=True)
+                size = tuple(math.ceil((s - 3) / 2) + 1 for s in size)
+            if block.dropout:
+                layers[f"drop{number}"] = nn.Dropout(dropout)
+            if min(size) < 1:
+                raise ValueError(f"image_size={image_size}: too small, block {number} leaves nothing of the image")
+        self.blocks = nn.Sequential(layers)
+        self.head = build_head(head, num_maps=channels, num_classes=num_classes, map_size=size)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                if init == "gaussian":
+                    nn.init.normal_(module.weight, std=0.05)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward_maps(self, images: Tensor) -> Tensor:
+        """Class maps (N, K, h, w) of images (N, in_channels, H, W), both floating point; 32×32 gives 8×8."""
+        return self.blocks(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, in_channels, H, W): before the softmax, which the loss holds."""
+        return self.head(self.forward_maps(images))
+
+
+def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
+    """Multiply-accumulates of one forward pass for one image of this shape, (3, 32, 32) say: convolutions and linear
+    layers, counted by torch's own flop counter (a multiply-accumulate is two of its operations)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(net.parameters()).device
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.empty(1, *image_shape, device=device))
+    return counter.get_total_flops() // 2

@@ -1,0 +1,71 @@
+"""Muon for convolutions: SGD whose steps on weights are orthogonal matrices.
+
+torch.optim.Muon takes matrices only, and one optimiser has to hold all of a net's parameters. This is torch's SGD with
+what Muon adds; on a matrix it takes the very steps that torch.optim.Muon takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.SGD):
+    """SGD with momentum, and in groups with `orthogonal=True` Muon (Jordan et al., 2024).
+
+    There the mean gradient with Nesterov momentum, read as a matrix (out, in·k·k), is replaced by the nearest matrix
+    with orthonormal rows or columns, times √max(1, rows / columns): every direction of the weights moves by as much.
+    The learning rate is then the size of the step, whatever the gradient's; 0.02 is a usual one.
+
+    Args:
+        params: groups as in torch.optim.SGD; one may hold `orthogonal=True`. Without such a group this is SGD. Weight
+            decay in an orthogonal group acts on the weights, not through the orthogonalisation.
+        momentum: of both kinds of group.
+        nesterov: of SGD's groups.
+    """
+
+    def __init__(self, params: list[dict], momentum: float = 0.0, nesterov: bool = False) -> None:
+        groups = []
+        for group in params:
+            if group.get("orthogonal"):
+                # its momentum comes before the orthogonalisation, here; SGD's own has nothing left to do
+                group = {"muon_momentum": momentum, **group, "momentum": 0.0, "nesterov": False}
+            groups.append(group)
+        super().__init__(groups, momentum=momentum, nesterov=nesterov)
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in self.param_groups:
+                if not group.get("orthogonal"):
+                    continue
+                for weight in group["params"]:
+                    if weight.grad is None:
+                        continue
+                    momentum = group["muon_momentum"]
+                    mean = self.state[weight].setdefault("mean_gradient", torch.zeros_like(weight))
+                    mean.lerp_(weight.grad, 1 - momentum)
+                    update = weight.grad.lerp(mean, momentum).flatten(1)
+                    scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                    weight.grad = (orthogonalise(update) * scale).view_as(weight)
+        super().step()
+        return loss
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """A matrix near U Vᵀ, where `matrix` = U S Vᵀ: five Newton-Schulz steps in bfloat16 bring every singular value to
+    between 0.7 and 1.2. The coefficients are Jordan's, chosen for speed at small singular values."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16()
+    x = x / x.norm().clamp(min=1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a x + (b g + c g²) x
+    return (x.T if tall else x).to(matrix.dtype)

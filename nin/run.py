@@ -1,0 +1,279 @@
+"""One training run and its folder: estimate, fit, evaluate, and what is left behind for people and for programs.
+
+config.yaml          the whole configuration
+metrics.csv          loss, error and learning rate after each epoch
+last.ckpt            Lightning's checkpoint of the last epoch
+model.safetensors    the trained net, for `nin.pretrained.load`
+curves.png           loss and error over the epochs
+summary.json         the run in figures
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import matplotlib
+import torch
+import torchvision
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch.nn import functional as F
+
+from nin import pretrained
+from nin.config import Config, resolved
+from nin.data import Images
+from nin.task import Classifier
+
+ESTIMATE_FROM = 600  # seconds of training from which an estimate is printed
+
+
+class RunProgress(TQDMProgressBar):
+    """Lightning's bar, which counts down an epoch, with the time left until the run's end."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 20)  # fewer lines in a log file
+
+    def on_train_start(self, trainer: L.Trainer, *rest: Any) -> None:
+        super().on_train_start(trainer, *rest)
+        self.started, self.started_at = time.monotonic(), trainer.global_step
+
+    def get_metrics(self, trainer: L.Trainer, *rest: Any) -> dict[str, Any]:
+        measured = super().get_metrics(trainer, *rest)
+        shown = {name: f"{value:.2f}" for name, value in measured.items() if isinstance(value, float)}
+        if trainer.training and (done := trainer.global_step - self.started_at):
+            seconds = (time.monotonic() - self.started) / done
+            shown["left"] = in_words(seconds * (trainer.estimated_stepping_batches - trainer.global_step))
+        return shown
+
+
+def in_words(seconds: float) -> str:
+    """4000 ─► "67 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def train(config: Config, folder: Path) -> dict[str, Any]:
+    """Trains one net and fills `folder`; gives the summary.
+
+    The test set is evaluated after the last epoch, in fp32, and so is the training error, in the run's precision: in
+    eval mode, on unaugmented images.
+
+    Raises:
+        nin.data.DataError: a set that is missing or damaged.
+        nin.task.DeadNetError: training that died.
+    """
+    quiet()
+    L.seed_everything(config.seed, verbose=False)
+    data = config.build_data()
+    data.prepare_data()
+    start = pretrained.load(config.checkpoint) if config.checkpoint else None
+    if start:
+        data.preprocess = start.preprocess
+    data.setup()
+    net = config.build_net(num_classes=len(data.set.classes), image_size=data.set.train_images.shape[-1])
+    if start:
+        pretrained.copy_weights(start, net)
+    net.to(memory_format=torch.channels_last)
+    task = config.build_task(net)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(resolved(config))
+    timer = Timer()
+    loggers = [CSVLogger(folder, name="", version="")]
+    if config.logger.name == "tensorboard":
+        loggers.append(TensorBoardLogger(folder, name="", version=""))
+    trainer = build_trainer(
+        config,
+        precision(config),
+        [timer, ModelCheckpoint(folder, filename="last", enable_version_counter=False)],
+        max_epochs=config.trainer.max_epochs,
+        limit_train_batches=config.trainer.limit_train_batches,
+        limit_val_batches=config.trainer.limit_test_batches,
+        num_sanity_val_steps=0,
+        logger=loggers,
+    )
+    estimate(task, data, trainer)
+    trainer.fit(task, datamodule=data)
+
+    seconds = timer.time_elapsed("train")
+    images = trainer.global_step * min(data.batch_size, len(data.train_labels))
+    test_error = evaluate(config, task, data, "test")
+    train_error = evaluate(config, task, data, "train")
+    summary = {
+        "test_error": round(test_error, 4),
+        "train_error": round(train_error, 4),
+        "epochs": config.trainer.max_epochs,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "images_per_second": round(images / (seconds - timer.time_elapsed("validate")), 1),
+        "seconds": round(seconds, 1),
+        "data": config.data.name,
+        "head": config.head.name,
+        "recipe": config.recipe.name,
+        "precision": precision(config),
+        "seed": config.seed,
+        "device": device_name(trainer.strategy.root_device),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
+    pretrained.save(folder / "model.safetensors", trained)
+    plot_curves(folder)
+    return summary
+
+
+def evaluate(config: Config, task: Classifier, data: Images, split: str) -> float:
+    """Error in % on the "test" set, in fp32, or on the "train" set, in the run's precision."""
+    trainer = build_trainer(
+        config, "32-true" if split == "test" else precision(config), logger=False, enable_checkpointing=False
+    )
+    data.trainer = trainer  # whose device the batches are made on
+    loader = data.test_dataloader() if split == "test" else data.train_as_test_dataloader()
+    return trainer.test(task, loader, verbose=False)[0]["test/error"]
+
+
+def evaluate_checkpoint(config: Config) -> float:
+    """Test error in % of `config.checkpoint`, on the set and with the preprocessing that it was trained with."""
+    quiet()
+    trained = pretrained.load(config.checkpoint)
+    config.data.name = trained.facts["data"]
+    data = config.build_data()
+    data.preprocess = trained.preprocess
+    data.prepare_data()
+    data.setup()
+    return evaluate(config, Classifier(trained.net.to(memory_format=torch.channels_last)), data, "test")
+
+
+def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] = (), **arguments: Any) -> L.Trainer:
+    """Lightning's Trainer, as far as training and evaluation share it."""
+    return L.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=precision,
+        limit_test_batches=config.trainer.limit_test_batches,
+        callbacks=[*callbacks, *[RunProgress()] * config.trainer.progress_bar],
+        enable_progress_bar=config.trainer.progress_bar,
+        enable_model_summary=False,
+        **arguments,
+    )
+
+
+def precision(config: Config) -> str:
+    """The precision that "auto" means here: bf16 where the hardware computes with it, else fp32."""
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    if on_gpu:
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    on_mps = config.trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available()
+    if on_mps or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "32-true"
+    return "bf16-mixed"
+
+
+def estimate(task: Classifier, data: Images, trainer: L.Trainer) -> None:
+    """Prints, where it is long, how long training will take here; measured on two small steps of a copy."""
+    if trainer.strategy.root_device.type != "cpu":
+        return
+    images = torch.randn(32, *data.train_images.shape[1:]).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(32, dtype=torch.long)
+    with torch.random.fork_rng(devices=[]):
+        net = copy.deepcopy(task.net)
+        for _ in range(3):
+            start = time.perf_counter()
+            with trainer.precision_plugin.forward_context():
+                loss = F.cross_entropy(net(images), labels)
+            loss.backward()
+            per_image = (time.perf_counter() - start) / len(images)
+    whole = len(data.train_labels) * per_image
+    limit = trainer.limit_train_batches
+    share = limit if isinstance(limit, float) else min(1.0, limit * data.batch_size / len(data.train_labels))
+    seconds = whole * share * trainer.max_epochs
+    if seconds > ESTIMATE_FROM:
+        advice = f"; recipe=quick takes about {in_words(whole * 8)}" if trainer.max_epochs > 8 and share == 1 else ""
+        print(f"training takes about {in_words(seconds)} on this CPU{advice}")
+
+
+def for_people(summary: dict[str, Any], folder: Path) -> str:
+    """The summary in a few lines."""
+    s = summary
+    return f"""
+{s["head"]} on {s["data"]}, recipe {s["recipe"]}, seed {s["seed"]}: {s["parameters"]:,} parameters
+{s["epochs"]} epochs in {in_words(s["seconds"])}, {s["images_per_second"]:.0f} images/s, {s["precision"]}, {s["device"]}
+
+  training error {s["train_error"]:6.2f} %
+  test error     {s["test_error"]:6.2f} %
+
+in {folder}: curves.png, model.safetensors, summary.json, metrics.csv
+the same error again: python scripts/evaluate.py checkpoint={folder}"""
+
+
+def plot_curves(folder: Path) -> None:
+    """Draws curves.png from metrics.csv: loss on the left, error in % on the right, over the epochs."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    for axis, quantity, label in zip(axes, ("loss", "error"), ("loss", "error (%)"), strict=True):
+        for stage, name in (("train", "training, augmented"), ("val", "held out"), ("test_curve", "test")):
+            points = [(int(r["epoch"]) + 1, float(r[key])) for r in rows if r.get(key := f"{stage}/{quantity}")]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker=".", label=name)
+        axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.savefig(folder / "curves.png", dpi=150)
+    plt.close(figure)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{device.type}: {name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Of what a result can depend on."""
+    modules = {module.__name__: str(module.__version__) for module in (torch, torchvision, L)}
+    return {"python": platform.python_version(), **modules}
+
+
+def commit() -> str:
+    """The project's commit, with "+changes" where files differ from it; NIN_COMMIT where there is no git."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return os.environ.get("NIN_COMMIT", "unknown")
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def quiet() -> None:
+    """Keeps advice to Lightning's developers away from the run's reader; errors and our own lines stay."""
+    import logging
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")

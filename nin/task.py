@@ -1,0 +1,236 @@
+"""The training task: loss, parameter groups, schedule, metrics, and the two ways in which training dies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from nin.optim import Muon
+
+OPTIMISERS = ("sgd", "muon")
+SCHEDULES = ("step", "linear", "cosine")
+
+CHECK_EVERY = 50  # steps between two looks for a dead net; each look waits for the device
+WINDOW = 100  # losses that the look is at
+COLLAPSE_FROM = 300  # steps before which a loss near ln K is no sign of anything
+
+
+STAGES = ("train/", "val/", "test_curve/", "test/")
+
+
+class ErrorRate(MulticlassAccuracy):
+    """100 − accuracy, in %."""
+
+    def compute(self) -> Tensor:
+        return 100 * (1 - super().compute().double())
+
+
+class DeadNetError(RuntimeError):
+    """Training that cannot go on to anything; the message says what to change."""
+
+
+class Classifier(L.LightningModule):
+    """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum or by Muon.
+
+    The defaults are the authors' settings. Logs `train/loss`, `train/error`, `lr` and, for each further set, its
+    `loss` and `error` (100 − micro-averaged accuracy, in %) after each epoch. `train/loss` and `train/error` are
+    running means over the epoch, of augmented images with dropout on.
+
+    Args:
+        net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`.
+        optimiser: "sgd", or "muon": `nin.optim.Muon` on the weights of all layers but the last, SGD on the rest.
+        lr: learning rate of the weights; under muon the size of a step.
+        bias_lr: rate of biases (and of normalisation's scale and shift) as a multiple of the weights'.
+        last_lr: rate of the last layer's weights as a multiple of the other weights'. The last layer is the last one
+            that has weights: the last 1×1 convolution under gap and gmp, the linear layer under fc.
+        last_bias_lr: rate of the last layer's bias as a multiple of `lr`: 0.2 in the authors' cuda-convnet release,
+            0.1 in their Caffe release.
+        momentum: of SGD and of Muon.
+        nesterov: whether SGD's momentum is Nesterov's; Muon's is.
+        weight_decay: on weights; biases and normalisation are not decayed. Under muon each step takes the share
+            `lr · weight_decay` off every weight, the last layer's too.
+        schedule: "step": divided by 10 at each of `drops`; "linear" or "cosine": down to 0 at the end.
+        drops: shares of the run's length at which "step" divides: 200 and 230 of 260 epochs by default.
+        warmup: epochs over which the rate rises linearly from 0, at most half of the run.
+        label_smoothing: share of the target that is spread over all classes, in training only.
+
+    Raises:
+        ValueError: a value outside its bounds.
+        DeadNetError: while training, where the loss is not a number or the net has collapsed.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        optimiser: str = "sgd",
+        lr: float = 0.1,
+        bias_lr: float = 2.0,
+        last_lr: float = 0.1,
+        last_bias_lr: float = 0.2,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 1e-4,
+        schedule: str = "step",
+        drops: Sequence[float] = (200 / 260, 230 / 260),
+        warmup: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        for name, value, choices in (("optimiser", optimiser, OPTIMISERS), ("schedule", schedule, SCHEDULES)):
+            if value not in choices:
+                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr={lr}: a number greater than 0")
+        for name, value in (
+            ("bias_lr", bias_lr),
+            ("last_lr", last_lr),
+            ("last_bias_lr", last_bias_lr),
+            ("weight_decay", weight_decay),
+            ("warmup", warmup),
+        ):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: a number of at least 0")
+        for name, value in (("momentum", momentum), ("label_smoothing", label_smoothing)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name}={value}: at least 0 and less than 1")
+        if nesterov and not momentum:
+            raise ValueError(f"nesterov=true needs a momentum above 0, and momentum={momentum}")
+        if any(not 0 < share < 1 for share in drops):
+            raise ValueError(f"drops={list(drops)}: shares of the run's length, each between 0 and 1")
+        super().__init__()
+        self.net = net
+        self.optimiser = optimiser
+        self.lr, self.bias_lr, self.last_lr, self.last_bias_lr = lr, bias_lr, last_lr, last_bias_lr
+        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        self.schedule, self.drops, self.warmup = schedule, tuple(drops), warmup
+        self.label_smoothing = label_smoothing
+        measures = MetricCollection(
+            {"error": ErrorRate(net.num_classes, average="micro", validate_args=False), "loss": MeanMetric()},
+            compute_groups=False,
+        )
+        self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
+        self.register_buffer("recent_losses", torch.zeros(WINDOW), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(images)
+
+    # training ---------------------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        # dropout's draws, like order and augmentation, are a function of seed and epoch
+        seed = getattr(self.trainer.datamodule, "seed", 0)
+        torch.manual_seed(seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.net(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        self._measure("train/", logits, labels, loss)
+        self.recent_losses[self.global_step % WINDOW] = loss.detach()
+        if (self.global_step + 1) % CHECK_EVERY == 0:
+            self._check_alive(self.global_step + 1, images)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self._check_alive(self.global_step)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self._log("train/")
+
+    def _check_alive(self, step: int, images: Tensor | None = None) -> None:
+        """Raises DeadNetError by name: a loss that is not a number, or the collapse to equal scores for all images."""
+        recent = self.recent_losses[: min(step, WINDOW)]
+        if not recent.isfinite().all():
+            raise DeadNetError(
+                f"the loss is not a finite number any more (steps {max(step - WINDOW, 0)} to {step}): training has "
+                f"diverged; lower recipe.lr (now {self.lr:g}) or lengthen recipe.warmup (now {self.warmup:g} epochs)"
+            )
+        chance = math.log(self.net.num_classes)
+        if images is None or step < COLLAPSE_FROM or abs(recent.mean().item() - chance) > 0.01:
+            return
+        with torch.no_grad():  # without dropout, whose noise is no sign of life
+            self.net.eval()
+            spread = self.net(images).float().std(dim=0).max().item()
+            self.net.train()
+        if spread < 1e-4:
+            raise DeadNetError(
+                f"the net has collapsed by step {step}: the mean loss of the last {WINDOW} steps is ln "
+                f"{self.net.num_classes} = {chance:.4f} and its scores no longer depend on the image; try another "
+                f"seed, a longer recipe.warmup (now {self.warmup:g} epochs), a lower recipe.lr (now {self.lr:g}), "
+                "model.init=kaiming or model.norm=batch"
+            )
+
+    # optimisation -----------------------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict]:
+        """Four groups with their `lr` and `weight_decay`: weights and biases, of the last layer and of the others."""
+        last = [m for m in self.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
+        muon = self.optimiser == "muon"
+        decay, last_decay = self.weight_decay, self.weight_decay
+        if muon and self.last_lr:
+            last_decay = decay / self.last_lr
+        groups = [
+            {"name": "weights", "params": [], "lr": self.lr, "weight_decay": decay, "orthogonal": muon},
+            {"name": "biases", "params": [], "lr": self.lr * self.bias_lr, "weight_decay": 0.0},
+            {"name": "last weights", "params": [], "lr": self.lr * self.last_lr, "weight_decay": last_decay},
+            {"name": "last bias", "params": [], "lr": self.lr * self.last_bias_lr, "weight_decay": 0.0},
+        ]
+        for parameter in self.net.parameters():
+            is_last = any(parameter is p for p in last.parameters())
+            groups[2 * is_last + (parameter.ndim < 2)]["params"].append(parameter)
+        return groups
+
+    def lr_factor(self, step: int, total: int, steps_per_epoch: float) -> float:
+        """What the learning rates are multiplied by at `step` of `total`."""
+        warmup = min(self.warmup * steps_per_epoch, total / 2)
+        if step + 1 < warmup:
+            return (step + 1) / warmup
+        if self.schedule == "step":
+            return 0.1 ** sum(step >= round(share * total) for share in self.drops)
+        progress = min(1.0, (step + 1 - warmup) / (total - warmup + 1))
+        return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+    def configure_optimizers(self) -> dict:
+        optimizer = Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = total / self.trainer.max_epochs
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total, per_epoch))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # evaluation -------------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(self._val_stages[dataloader_idx], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        for name in self._val_stages:
+            self._log(name)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test/", batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log("test/")
+
+    @property
+    def _val_stages(self) -> tuple[str, ...]:
+        return getattr(self.trainer.datamodule, "val_stages", ("val/",))
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self.net(images).float()
+        self._measure(stage, logits, labels, F.cross_entropy(logits, labels))
+
+    def _measure(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        self.measures[stage]["error"].update(logits.detach(), labels)
+        self.measures[stage]["loss"].update(loss.detach(), weight=len(labels))
+
+    def _log(self, stage: str) -> None:
+        self.log_dict(self.measures[stage].compute(), prog_bar=True)
+        self.measures[stage].reset()

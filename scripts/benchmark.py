@@ -1,0 +1,26 @@
+"""Training images per second: this project's run, the bare step, the loop of the usual port. See nin/studies/speed.py.
+
+python scripts/benchmark.py                                              the default recipe
+python scripts/benchmark.py model.norm=none model.dropout=0.5            without batch norm
+"""
+
+from pathlib import Path
+
+from nin import config, run
+from nin.studies import speed
+
+
+def main(settings: config.Config, folder: Path) -> None:
+    settings.trainer.progress_bar = False
+    found = speed.benchmark(settings)
+    print(f"\n{found['device']}, torch {run.versions()['torch']}")
+    print(f"batch {settings.data.batch_size}, {run.precision(settings)}, norm {settings.model.norm}\n")
+    for name, value in found["images_per_second"].items():
+        print(f"  {name:<12}{value:>10,.1f} images/s")
+    print(f"\n  lightning is {found['lightning : bare step']:.3f} of the bare step")
+    print(f"  lightning is {found['lightning : usual port']:.2f} times the usual port")
+    print(f"  peak memory {found['peak_memory_gb']} GB")
+
+
+if __name__ == "__main__":
+    config.command(Path(__file__).parents[1] / "conf", main, "nofolder")

@@ -1,0 +1,21 @@
+"""Trains one net.
+
+python scripts/train.py head=gap                                   the default recipe on CIFAR-10
+python scripts/train.py head=gap data=digits                       no download, under a minute
+python scripts/train.py head=fc_dropout recipe=quick seed=1
+python scripts/train.py head=gap recipe=paper                      the authors' settings
+python scripts/train.py --help                                     all settings
+"""
+
+from pathlib import Path
+
+from nin import config, run
+
+
+def main(settings: config.Config, folder: Path) -> None:
+    summary = run.train(settings, folder)
+    print(run.for_people(summary, folder))
+
+
+if __name__ == "__main__":
+    config.command(Path(__file__).parents[1] / "conf", main)

@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+
+
+def pytest_collection_modifyitems(items):
+    no_gpu = pytest.mark.skip(reason="no CUDA device here")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+
+
+@pytest.fixture
+def cifar10_root() -> str:
+    root = os.environ.get("NIN_DATA", str(ROOT / "data"))
+    if not (Path(root) / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"CIFAR-10 is not in {root}; set NIN_DATA")
+    return root

@@ -44,24 +44,24 @@ class Pretrained(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
-        return self.net(self.preprocess(self._tensor(images)))
+        return self.net(self._prepare(images))
 
     def forward_maps(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
         """Class maps (N, K, h, w) of the images."""
-        return self.net.forward_maps(self.preprocess(self._tensor(images)))
+        return self.net.forward_maps(self._prepare(images))
 
-    def _tensor(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
-        if isinstance(images, Tensor):
-            if images.dtype != torch.uint8 or images.ndim != 4:
-                raise ValueError(
-                    f"images of {images.dtype} and shape {tuple(images.shape)}: give uint8 pixels in 0…255, "
-                    "(N, 3, H, W); they are scaled here"
-                )
-            return images
-        pictures = [images] if isinstance(images, Image) else images
+    def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
+        if not isinstance(images, Tensor):
+            pictures = [images] if isinstance(images, Image) else images
+            pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        elif images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"images of {images.dtype} and shape {tuple(images.shape)}: give uint8 pixels in 0…255, (N, 3, H, W); "
+                "they are scaled here"
+            )
         device = next(self.net.parameters()).device
-        pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+        return self.preprocess(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
 def save(file: str | Path, trained: Pretrained) -> None:

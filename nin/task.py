@@ -112,7 +112,7 @@ class Classifier(L.LightningModule):
         self.schedule, self.drops, self.warmup = schedule, tuple(drops), warmup
         self.label_smoothing = label_smoothing
         measures = MetricCollection(
-            {"error": ErrorRate(net.num_classes, average="micro", validate_args=False), "loss": MeanMetric()},
+            {"error": ErrorRate(net.num_classes, average="micro", validate_args=False), "loss": MeanMetric("disable")},
             compute_groups=False,
         )
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
@@ -131,8 +131,9 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self.net(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        self._measure("train/", logits, labels, loss)
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)  # (N)
+        loss = losses.mean()
+        self._measure("train/", logits, labels, losses)
         self.recent_losses[self.global_step % WINDOW] = loss.detach()
         if (self.global_step + 1) % CHECK_EVERY == 0:
             self._check_alive(self.global_step + 1, images)
@@ -225,11 +226,11 @@ class Classifier(L.LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
         logits = self.net(images).float()
-        self._measure(stage, logits, labels, F.cross_entropy(logits, labels))
+        self._measure(stage, logits, labels, F.cross_entropy(logits, labels, reduction="none"))
 
-    def _measure(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+    def _measure(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         self.measures[stage]["error"].update(logits.detach(), labels)
-        self.measures[stage]["loss"].update(loss.detach(), weight=len(labels))
+        self.measures[stage]["loss"].update(losses.detach())  # one an image, since "disable" drops its weights
 
     def _log(self, stage: str) -> None:
         self.log_dict(self.measures[stage].compute(), prog_bar=True)

@@ -1,0 +1,108 @@
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+from conftest import CONF, ROOT
+
+from nin.config import ConfigError, compose
+
+
+def choices(group):
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("recipe", "head"), product(choices("recipe"), choices("head")))
+def test_every_recipe_composes_with_every_head_and_set(recipe, head):
+    for data in choices("data"):
+        config = compose(CONF, [f"recipe={recipe}", f"head={head}", f"data={data}"])
+        assert (config.recipe.name, config.head.name, config.data.name) == (recipe, head, data)
+
+
+@pytest.mark.parametrize("group", ["model", "trainer", "logger"])
+def test_every_other_choice_composes(group):
+    for choice in choices(group):
+        if (group, choice) == ("trainer", "gpu"):
+            continue  # refused where there is none
+        compose(CONF, [f"{group}={choice}"])
+
+
+def test_the_paper_recipe_is_the_authors():
+    config = compose(CONF, ["recipe=paper"])
+    net = config.build_net()
+    assert sum(p.numel() for p in net.parameters()) == 966_986
+    assert config.data.preprocessing == "whiten"
+    assert (config.data.pad, config.data.flip, config.data.batch_size) == (0, False, 128)
+    recipe = config.recipe
+    assert (recipe.lr, recipe.bias_lr, recipe.last_lr, recipe.last_bias_lr) == (0.1, 2, 0.1, 0.2)
+    assert (recipe.momentum, recipe.nesterov, recipe.weight_decay) == (0.9, False, 1e-4)
+    assert config.trainer.max_epochs == 260
+    assert [share * 260 for share in recipe.drops] == pytest.approx([200, 230])
+    assert (config.model.last_pool, config.model.last_relu, config.model.dropout) == ("max", True, 0.5)
+    caffe = compose(CONF, ["recipe=paper_caffe"])
+    assert caffe.model.last_pool == "average"
+    assert caffe.trainer.max_epochs == 307
+    assert [share * 120_000 for share in caffe.recipe.drops] == pytest.approx([100_000], abs=1)
+
+
+def test_lengths():
+    assert compose(CONF).trainer.max_epochs <= 100
+    assert compose(CONF, ["recipe=quick"]).trainer.max_epochs <= 8
+
+
+def test_an_explicit_override_beats_what_a_set_brings():
+    assert compose(CONF, ["data=digits"]).trainer.max_epochs != 3
+    config = compose(CONF, ["data=digits", "trainer.max_epochs=3", "data.batch_size=16"])
+    assert (config.trainer.max_epochs, config.data.batch_size) == (3, 16)
+
+
+def test_blocks_from_the_command_line():
+    config = compose(CONF, ["model.blocks=[{widths: 8, kernel_size: 5, dropout: true}, {widths: [8, 8, 10]}]"])
+    assert config.build_net().blocks.block1.conv1.kernel_size == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recipe.lr=-1", "recipe.lr=-1.0: a number greater than 0"),
+        ("model.blocks=[]", r"model.blocks=\[\]: a net has at least one block"),
+        ("model.blocks=[3]", r"model.blocks=\[3\]: block 1"),
+        ("model.blocks=[{width: 3}]", r"model.blocks=\[.*width.*\]: block 1"),
+        ("model.blocks=7", "model.blocks=7"),
+        ("model.blocks=[{widths: [8, 8, 3]}]", "head.name=gap .*3 maps for 10 classes"),
+        ("head.name=gpa", "head.name=gpa: choose one of gap, gmp, fc, fc_dropout"),
+        ("trainer.max_epochs=-3", "trainer.max_epochs=-3: at least 1"),
+        ("trainer.precision=fp8", "trainer.precision=fp8: choose one of auto, 32-true"),
+        ("trainer.accelerator=tpu", "trainer.accelerator=tpu: choose one of auto, cpu"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),
+        ("logger.name=wandb", "logger.name=wandb: choose one of csv, tensorboard"),
+        ("seed=-1", "seed=-1: from 0 to"),
+        ("data.val=50000", "data.val=50000: from 0 to 49999"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(CONF, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["head=gpa"], 2, ["head=gpa", "fc, fc_dropout, gap, gmp"]),
+        (["nosuch=1"], 2, ["nosuch=1", "model, head, data"]),
+        (["recipe.lrr=1"], 2, ["recipe.lrr=1", "momentum"]),
+        (["seed=abc"], 2, ["seed=abc", "Integer"]),
+        (["recipe.lr=-1"], 2, ["recipe.lr=-1", "greater than 0"]),
+        (["data.root=/nonexistent", "data.download=false"], 1, ["/nonexistent", "data=digits"]),
+        (["checkpoint=/nonexistent", "data=digits"], 1, ["checkpoint=/nonexistent"]),
+    ],
+)
+def test_a_refusal_is_one_sentence_and_an_exit_code(overrides, code, words, tmp_path):
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert ended.returncode == code
+    assert ended.stdout == ""
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert all(word in ended.stderr for word in ("error: ", *words))
+    assert not list(tmp_path.glob("runs/*"))

@@ -1,0 +1,132 @@
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONF, ROOT
+from safetensors.torch import load_file
+
+from nin import pretrained, run
+from nin.config import compose
+from nin.task import DeadNetError
+
+SHORT = ["data=digits", "trainer.max_epochs=2", "trainer.limit_train_batches=6", "trainer.progress_bar=false"]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A short run on the digits: its folder and its summary."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = compose(CONF, [*SHORT, "data.val=100", "eval_curve=true", "logger=tensorboard"])
+    return folder, run.train(settings, folder)
+
+
+def test_the_folder_of_a_run(ended):
+    folder, summary = ended
+    for name in ("config.yaml", "metrics.csv", "last.ckpt", "curves.png", "summary.json"):
+        assert (folder / name).stat().st_size > 0
+    assert len(list(folder.glob("*.safetensors"))) == 1
+    assert list(folder.glob("events.out.tfevents*"))
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert set(summary) >= {
+        *("test_error", "train_error", "epochs", "parameters", "images_per_second", "seconds", "seed", "device"),
+        *("versions", "commit"),
+    }
+    assert summary["epochs"] == 2
+    assert 0 < summary["test_error"] < 100
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/error", "train/loss", "val/error", "test_curve/error", "lr"):
+        assert sum(bool(row[name]) for row in rows) == 2, name
+    assert run.for_people(summary, folder).count("%") == 2
+
+
+def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):
+    folder, summary = ended
+    net = pretrained.load(folder)
+    from nin.data import load_digits
+
+    digits = load_digits()
+    with torch.no_grad():
+        wrong = (net(digits.test_images).argmax(1) != digits.test_labels).double().mean().item()
+        wrong_train = (net(digits.train_images[:-100]).argmax(1) != digits.train_labels[:-100]).double().mean().item()
+    assert summary["test_error"] == pytest.approx(100 * wrong, abs=1e-3)
+    assert summary["train_error"] == pytest.approx(100 * wrong_train, abs=0.5)  # measured in the run's precision
+
+
+def test_evaluate_prints_the_summarys_error(ended):
+    folder, summary = ended
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), f"checkpoint={folder}"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[-1] == f"test error {summary['test_error']:.2f} %"
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_last_bit(tmp_path):
+    found = []
+    for seed in (5, 5, 6):
+        folder = tmp_path / str(len(found))
+        run.train(compose(CONF, [*SHORT, "model.dropout=0.5", f"seed={seed}"]), folder)
+        found.append(load_file(folder / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_the_test_curve_changes_nothing(tmp_path):
+    weights = []
+    for curve in ("true", "false"):
+        run.train(compose(CONF, [*SHORT, "model.dropout=0.5", f"eval_curve={curve}"]), tmp_path / curve)
+        weights.append(load_file(tmp_path / curve / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_training_starts_from_a_checkpoint(ended, tmp_path):
+    folder, _ = ended
+    start = [*SHORT, "data.val=100", f"checkpoint={folder}", "recipe.lr=1e-9"]
+    again = run.train(compose(CONF, start), tmp_path)
+    weights = [load_file(f / "model.safetensors")["net.blocks.block1.conv1.weight"] for f in (folder, tmp_path)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+    assert again["epochs"] == 2
+
+
+def test_a_whitened_run_with_an_fc_head(tmp_path):
+    settings = compose(CONF, [*SHORT, "recipe=paper", "head=fc_dropout", "trainer.precision=auto"])
+    settings.trainer.max_epochs = 1
+    summary = run.train(settings, tmp_path)
+    assert summary["parameters"] == 966_986 + 6410
+    assert run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path}"])) == pytest.approx(summary["test_error"])
+
+
+def test_a_net_that_dies_ends_with_exit_code_three(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SHORT, "recipe.lr=1e30", "recipe.optimiser=sgd"]
+    died = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert died.returncode == 3
+    assert died.stderr.strip().splitlines()[-1].startswith("error: the loss is not a finite number")
+    assert "Traceback" not in died.stderr
+    with pytest.raises(DeadNetError):
+        run.train(compose(CONF, [*SHORT, "recipe.lr=1e30", "recipe.optimiser=sgd"]), tmp_path / "again")
+
+
+def test_the_estimate_is_printed_where_it_is_long(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "ESTIMATE_FROM", 0)
+    run.train(compose(CONF, SHORT), tmp_path)
+    assert re.search(r"training takes about \d+ (s|min) on this CPU", capsys.readouterr().out)
+
+
+def test_the_readmes_plain_python(tmp_path):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    error = float(re.search(r"'test/error': ([\d.]+)", done.stdout)[1])
+    assert error < 15
+
+
+@pytest.mark.gpu
+def test_a_run_on_the_gpu(tmp_path):
+    summary = run.train(compose(CONF, [*SHORT, "trainer=gpu"]), tmp_path)
+    assert summary["precision"] == "bf16-mixed"
+    assert run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path}", "trainer=gpu"])) == summary["test_error"]

@@ -1,0 +1,189 @@
+import itertools
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from nin import NIN, Block
+from nin.data import Batches, Normalise
+from nin.task import Classifier, DeadNetError
+
+
+def small_net(**arguments) -> NIN:
+    blocks = [Block(8, dropout=True), Block((8, 8, None))]
+    return NIN(blocks, image_size=8, **{"init": "kaiming", **arguments})
+
+
+def loader(n=256, size=4, seed=0, noise=False):
+    torch.manual_seed(seed)
+    labels = torch.arange(n) % 10
+    images = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8)
+    if not noise:
+        images = (images // 8 + (labels * 20)[:, None, None, None]).to(torch.uint8)
+    normalise = Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0))
+    return Batches(images, labels, size, normalise, augment=lambda x, g: x)
+
+
+def fit(task, train, epochs=1, val=None, **arguments):
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )
+    trainer.fit(task, train, val)
+    return trainer
+
+
+# parameter groups and schedule ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["gap", "fc"])
+def test_the_authors_rates_and_decay(head):
+    net = NIN(head=head)
+    groups = {g["name"]: g for g in Classifier(net).parameter_groups()}
+    rates = {name: (round(g["lr"], 6), g["weight_decay"]) for name, g in groups.items()}
+    assert rates == {
+        "weights": (0.1, 1e-4),
+        "biases": (0.2, 0.0),
+        "last weights": (0.01, 1e-4),
+        "last bias": (0.02, 0.0),
+    }
+    last = net.head.linear if head == "fc" else net.blocks.block3.conv3
+    assert groups["last weights"]["params"][0] is last.weight
+    assert groups["last bias"]["params"][0] is last.bias
+    grouped = [id(p) for g in groups.values() for p in g["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters())
+    assert all(p.ndim > 1 for p in groups["weights"]["params"])
+    assert all(p.ndim == 1 for p in groups["biases"]["params"])
+
+
+def test_muon_takes_the_weights_but_the_last_and_shrinks_all_alike():
+    task = Classifier(NIN(norm="batch"), optimiser="muon", lr=0.02, last_lr=5, bias_lr=5, weight_decay=0.1)
+    groups = {g["name"]: g for g in task.parameter_groups()}
+    assert groups["weights"]["orthogonal"]
+    assert not any(g.get("orthogonal") for name, g in groups.items() if name != "weights")
+    assert all(p.ndim == 4 for p in groups["weights"]["params"])
+    shrink = [groups[name]["lr"] * groups[name]["weight_decay"] for name in ("weights", "last weights")]
+    assert shrink == pytest.approx([0.002, 0.002])
+
+
+def test_the_authors_schedule():
+    task = Classifier(NIN())
+    per_epoch = 390
+    factors = [task.lr_factor(epoch * per_epoch, 260 * per_epoch, per_epoch) for epoch in (0, 199, 200, 229, 230, 259)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_schedules_rise_over_the_warmup_and_end_near_zero(schedule):
+    task = Classifier(NIN(), schedule=schedule, warmup=2)
+    factors = [task.lr_factor(step, 100, 10) for step in range(100)]
+    assert factors[:3] == pytest.approx([0.05, 0.1, 0.15])
+    assert max(factors) <= 1 and factors.index(max(factors)) in (19, 20)
+    assert all(a > b for a, b in itertools.pairwise(factors[20:]))
+    assert 0 < factors[-1] < 0.03
+    short = Classifier(NIN(), schedule=schedule, warmup=100)
+    assert max(short.lr_factor(step, 100, 10) for step in range(100)) > 0.95  # at most half of the run
+
+
+def test_the_schedule_reads_the_trainers_length():
+    task = Classifier(small_net(), schedule="linear", lr=0.01)
+    trainer = fit(task, loader(), epochs=3)
+    assert trainer.global_step == 3 * 64
+    assert task.optimizers().param_groups[0]["lr"] < 0.01 * 0.02
+
+
+# metrics -------------------------------------------------------------------------------------------------------------
+
+
+def test_error_is_micro_averaged_and_loss_weighs_images():
+    class Constant(nn.Module):
+        num_classes = 3
+
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor([1.0, 0.0, 0.0]))
+
+        def forward(self, x):
+            return self.bias.expand(len(x), 3)
+
+    labels = torch.tensor([0] * 7 + [1, 2, 2])
+    same = Normalise(torch.zeros(3), torch.ones(3))
+    test = Batches(torch.zeros(10, 3, 2, 2, dtype=torch.uint8), labels, 4, same)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    found = trainer.test(Classifier(Constant()), test, verbose=False)[0]
+    assert found["test/error"] == pytest.approx(30)  # macro-averaged it would be 66.7
+    z = math.log(math.e + 2)
+    assert found["test/loss"] == pytest.approx((7 * (z - 1) + 3 * z) / 10, abs=1e-6)
+
+
+def test_what_is_logged():
+    task = Classifier(small_net(), schedule="linear", lr=0.01)
+    trainer = fit(task, loader(), val=loader(40))
+    assert {"train/loss", "train/error", "lr", "val/loss", "val/error"} <= set(trainer.callback_metrics)
+
+
+# deaths --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_a_number_is_named():
+    task = Classifier(small_net(), lr=1e12)
+    with pytest.raises(DeadNetError, match=r"not a finite number.*lower recipe.lr"):
+        fit(task, loader())
+
+
+def collapsed():
+    net = small_net(last_relu=True)
+    nn.init.zeros_(net.blocks.block2.conv3.weight)
+    nn.init.constant_(net.blocks.block2.conv3.bias, -1.0)  # every score is zero for every image, and stays so
+    return net
+
+
+def test_the_collapse_is_named_once_it_is_certain():
+    task = Classifier(collapsed(), lr=0.01)
+    with pytest.raises(DeadNetError, match=r"collapsed by step 300.*ln 10"):
+        fit(task, loader(n=4 * 400))
+    fit(Classifier(collapsed(), lr=0.01), loader(n=4 * 299))  # too early to say
+
+
+def test_a_slow_net_is_left_alone():
+    net = small_net(last_relu=False)
+    with torch.no_grad():
+        net.blocks.block2.conv3.weight.mul_(0.01)  # the loss is near ln 10, and yet the images count
+    task = Classifier(net, lr=1e-9)
+    trainer = fit(task, loader(n=4 * 400, noise=True))
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(math.log(10), abs=0.01)
+    assert trainer.global_step == 400
+
+
+def test_a_learning_net_is_left_alone_and_learns():
+    task = Classifier(small_net(norm="batch", dropout=0.1), schedule="linear", lr=0.05)
+    trainer = fit(task, loader(n=4 * 400), epochs=2)
+    assert trainer.callback_metrics["train/loss"].item() < 1.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": -1}, "lr=-1: a number greater than 0"),
+        ({"lr": 0}, "lr=0"),
+        ({"lr": float("nan")}, "lr=nan"),
+        ({"momentum": 1}, "momentum=1"),
+        ({"nesterov": True, "momentum": 0}, "nesterov=true needs a momentum"),
+        ({"weight_decay": -1e-4}, "weight_decay=-0.0001"),
+        ({"schedule": "exp"}, "schedule=exp: choose one of step, linear, cosine"),
+        ({"optimiser": "adam"}, "optimiser=adam: choose one of sgd, muon"),
+        ({"drops": [1.5]}, r"drops=\[1.5\]"),
+        ({"warmup": -1}, "warmup=-1"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Classifier(NIN(), **arguments)

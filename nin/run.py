@@ -37,6 +37,7 @@ from nin.data import Images
 from nin.task import Classifier
 
 ESTIMATE_FROM = 600  # seconds of training from which an estimate is printed
+QUICK_EPOCHS = 8  # of conf/recipe/quick.yaml, which the estimate recommends
 
 
 class RunProgress(TQDMProgressBar):
@@ -203,7 +204,8 @@ def estimate(task: Classifier, data: Images, trainer: L.Trainer) -> None:
     share = limit if isinstance(limit, float) else min(1.0, limit * data.batch_size / len(data.train_labels))
     seconds = whole * share * trainer.max_epochs
     if seconds > ESTIMATE_FROM:
-        advice = f"; recipe=quick takes about {in_words(whole * 8)}" if trainer.max_epochs > 8 and share == 1 else ""
+        long = share == 1 and trainer.max_epochs > QUICK_EPOCHS
+        advice = f"; recipe=quick takes about {in_words(whole * QUICK_EPOCHS)}" if long else ""
         print(f"training takes about {in_words(seconds)} on this CPU{advice}")
 
 

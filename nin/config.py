@@ -17,7 +17,9 @@ from typing import Any, get_type_hints
 
 import hydra
 import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -231,7 +233,7 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        failed.append(ConfigError(explain(error)))
+        failed.append(ConfigError(explain(error, sys.argv[1:])))
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     if failed:
@@ -245,7 +247,7 @@ def to_config(composed: DictConfig) -> Config:
     return OmegaConf.to_object(composed)
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     """One sentence for what Hydra or OmegaConf refused: the value, and the choices."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, value = str(error.missing_cfg_file).rpartition("/")
@@ -253,7 +255,7 @@ def explain(error: Exception) -> str:
     override = re.search(r"Error merging override (\S+)", str(error))
     unknown = re.search(r"Could not override '([\w.]+)'", str(error))
     if unknown:
-        given = next((a for a in sys.argv if a.lstrip("+~").split("=")[0] == unknown[1]), unknown[1])
+        given = next((a for a in overrides if a.lstrip("+~").split("=")[0] == unknown[1]), unknown[1])
         return f"{given}: there is no such setting; {_choices(unknown[1])}"
     cause = error.__cause__ or error
     return f"{override[1] + ': ' if override else ''}{str(cause).splitlines()[0]}"
@@ -278,6 +280,19 @@ def resolved(config: Config) -> str:
 
 
 def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
-    """The checked configuration of these overrides, without a command line."""
-    with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):
-        return to_config(hydra.compose("config", list(overrides)))
+    """The checked configuration of these overrides, without a command line. Raises ConfigError."""
+    try:
+        with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):
+            return to_config(hydra.compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from error
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values that the overrides give in Hydra's sweep syntax: `seed=0,1` or `seed=range(5)`.
+    Raises ConfigError."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(explain(error, overrides)) from error
+    return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]

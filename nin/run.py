@@ -106,34 +106,40 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         num_sanity_val_steps=0,
         logger=loggers,
     )
+    summary = {
+        "data": config.data.name,
+        "head": config.head.name,
+        "recipe": config.recipe.name,
+        "epochs": config.trainer.max_epochs,
+        "seed": config.seed,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "precision": precision(config),
+        "device": device_name(trainer.strategy.root_device),
+        "versions": versions(),
+        "commit": commit(),
+    }
+    write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
     estimate(task, data, trainer)
     trainer.fit(task, datamodule=data)
 
     seconds = timer.time_elapsed("train")
     images = trainer.global_step * min(data.batch_size, len(data.train_labels))
-    test_error = evaluate(config, task, data, "test")
-    train_error = evaluate(config, task, data, "train")
-    summary = {
-        "test_error": round(test_error, 4),
-        "train_error": round(train_error, 4),
-        "epochs": config.trainer.max_epochs,
-        "parameters": sum(p.numel() for p in net.parameters()),
+    summary |= {
+        "test_error": round(evaluate(config, task, data, "test"), 4),
+        "train_error": round(evaluate(config, task, data, "train"), 4),
         "images_per_second": round(images / (seconds - timer.time_elapsed("validate")), 1),
         "seconds": round(seconds, 1),
-        "data": config.data.name,
-        "head": config.head.name,
-        "recipe": config.recipe.name,
-        "precision": precision(config),
-        "seed": config.seed,
-        "device": device_name(trainer.strategy.root_device),
-        "versions": versions(),
-        "commit": commit(),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_summary(folder, summary)
     trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
     pretrained.save(folder / "model.safetensors", trained)
     plot_curves(folder)
     return summary
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Writes summary.json."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def evaluate(config: Config, task: Classifier, data: Images, split: str) -> float:

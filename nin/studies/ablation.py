@@ -1,0 +1,206 @@
+"""Ablation studies: many runs of `scripts/train.py`, one row of a CSV file each, and what the rows say.
+
+A row holds all that a table or a figure is made of, so that nothing has to be kept of a run but its row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from scipy import stats
+
+ROOT = Path(__file__).parents[2]
+DONE = ("ok", "dead")  # a stopped run is run again
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Errors in %, `test_curve` the test error after each epoch, separated by spaces."""
+
+    overrides: str
+    data: str
+    head: str
+    recipe: str
+    seed: int
+    epochs: int
+    status: str  # ok, dead (the net died, which is a result) or stopped (the run was)
+    test_error: float | None = None
+    train_error: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    precision: str = ""
+    hardware: str = ""
+    torch: str = ""
+    commit: str = ""
+    clean: bool = True  # whether the tree was the commit's
+    test_curve: str = ""
+
+    @property
+    def variant(self) -> str:
+        """What was varied besides head and seed: the overrides but those that name the condition."""
+        named = ("head", "seed", "recipe", "data", "eval_curve", "trainer.max_epochs", "trainer.precision", "data.root")
+        return " ".join(o for o in self.overrides.split() if o.split("=")[0] not in named)
+
+    @property
+    def condition(self) -> tuple[str, str, int, str]:
+        """Runs of one condition can be compared: set, recipe, epochs, precision."""
+        return self.data, self.recipe, self.epochs, self.precision
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a study; none where the file is not there."""
+    if not file.exists():
+        return []
+    with open(file, newline="") as opened:
+        return [_typed(row) for row in csv.DictReader(opened)]
+
+
+def _typed(row: dict[str, str]) -> Row:
+    def number(name: str) -> float | None:
+        return float(row[name]) if row[name] else None
+
+    values: dict = {f.name: row[f.name] for f in fields(Row)}
+    for name in ("test_error", "train_error", "seconds", "images_per_second"):
+        values[name] = number(name)
+    values |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
+    return Row(**values)
+
+
+def append(file: Path, row: Row) -> None:
+    """Adds a row, and the header where the file is new."""
+    new = not file.exists()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a", newline="") as opened:
+        writer = csv.DictWriter(opened, [f.name for f in fields(Row)], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+
+
+def row_of(folder: Path, overrides: Sequence[str], exit_code: int) -> Row:
+    """The row of the run that left `folder`."""
+    summary = json.loads((folder / "summary.json").read_text())
+    described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
+    described |= {
+        "overrides": " ".join(overrides),
+        "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
+        "hardware": summary["device"],
+        "torch": summary["versions"]["torch"],
+        "commit": summary["commit"].removesuffix("+changes"),
+        "clean": not summary["commit"].endswith("+changes"),
+    }
+    if exit_code == 0:
+        for name in ("test_error", "train_error", "seconds", "images_per_second"):
+            described[name] = summary[name]
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        with open(metrics, newline="") as opened:
+            curve = [f"{float(r['test_curve/error']):.2f}" for r in csv.DictReader(opened) if r.get("test_curve/error")]
+        described["test_curve"] = " ".join(curve)
+    return Row(**described)
+
+
+def study(points: Sequence[Sequence[str]], file: Path, runs: Path) -> list[Row]:
+    """Runs every point (its overrides) that `file` has no row of yet, one after the other, and adds its row.
+
+    A point that is recorded as ok or dead is not run again, whatever the order of its overrides; one that was stopped
+    is. Gives the rows of all points that ended.
+
+    Raises:
+        KeyboardInterrupt: passed on, after the run at hand is recorded as stopped.
+    """
+    wanted = [" ".join(sorted(point)) for point in points]
+    for number, overrides in enumerate(wanted, 1):
+        if any(row.overrides == overrides and row.status in DONE for row in read(file)):
+            print(f"[{number}/{len(wanted)}] {overrides}: recorded already", flush=True)
+            continue
+        print(f"[{number}/{len(wanted)}] {overrides}", flush=True)
+        folder = runs / overrides.replace(" ", ",").replace("/", "_")
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides.split(), f"hydra.run.dir='{folder}'"]
+        exit_code = subprocess.run(command).returncode
+        if not (folder / "summary.json").exists():
+            raise RuntimeError(f"the run {overrides} ended before it began (exit code {exit_code})")
+        append(file, row_of(folder, overrides.split(), exit_code))
+        if exit_code not in (0, 3):
+            raise KeyboardInterrupt
+    return [row for row in read(file) if row.overrides in wanted and row.status in DONE]
+
+
+# what the rows say ---------------------------------------------------------------------------------------------------
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """ "10.41 ± 0.12", or the value alone where there is one."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The t interval for the mean of paired differences. Needs two at least."""
+    n = len(differences)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return statistics.mean(differences) - half, statistics.mean(differences) + half
+
+
+def table(rows: Iterable[Row]) -> str:
+    """A Markdown table a condition: test errors of each head and variant, and the paired difference to GAP.
+
+    A head is compared with GAP under the same variant, a variant of GAP with plain GAP, seed by seed.
+    """
+    rows = list(rows)
+    parts = []
+    for condition in sorted({row.condition for row in rows}):
+        data, recipe, epochs, precision = condition
+        of_condition = [row for row in rows if row.condition == condition]
+        gap = {(r.variant, r.seed): r.test_error for r in of_condition if r.head == "gap" and r.status == "ok"}
+        names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
+        parts += [
+            f"**{data}, recipe `{recipe}`, {epochs} epochs, {precision}**",
+            "",
+            "| head | test error of each seed (%) | mean ± s.d. | n | train error (%) | minus `gap` (95 %) |",
+            "|---|---|---|---|---|---|",
+        ]
+        for variant, head in names:
+            chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
+            ok = [r for r in chosen if r.status == "ok"]
+            each = ", ".join(f"{r.test_error:.2f}" if r.status == "ok" else r.status for r in chosen)
+            name = f"`{head}`" + f" `{variant}`" * bool(variant)
+            mean = mean_and_deviation([r.test_error for r in ok]) if ok else "none"
+            train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
+            to = "" if head == "gap" else variant
+            differences = [r.test_error - gap[to, r.seed] for r in ok if (to, r.seed) in gap]
+            paired = "" if (variant, head) == ("", "gap") else _paired(differences)
+            parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {paired} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _order(name: tuple[str, str]) -> tuple[str, int]:
+    heads = ("gap", "fc_dropout", "fc", "gmp")
+    return name[0], heads.index(name[1])
+
+
+def _paired(differences: Sequence[float]) -> str:
+    if not differences:
+        return "no common seed"
+    if len(differences) == 1:
+        return f"{differences[0]:+.2f} (one seed)"
+    low, high = interval(differences)
+    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def epochs_to(row: Row, accuracy: float) -> int | None:
+    """The first epoch after which the test accuracy (in %) was reached; None where it never was."""
+    for epoch, error in enumerate(row.test_curve.split(), 1):
+        if 100 - float(error) >= accuracy:
+            return epoch
+    return None

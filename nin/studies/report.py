@@ -1,0 +1,80 @@
+"""Tables and figures of an ablation study, from its rows alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+from nin.studies.ablation import Row, epochs_to, mean_and_deviation
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+HEADS = ("gap", "fc_dropout", "fc", "gmp")
+PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
+COLOURS = dict(zip(HEADS, ("#0b6e4f", "#c8553d", "#e9a03b", "#3d5a80"), strict=True))
+
+
+def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
+    """Every seed's test error as a point, one column a head, the mean as a line; beside it the paper's figure."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
+    shown = [head for head in HEADS if any(row.head == head for row in rows)]
+    for x, head in enumerate(shown):
+        errors = [row.test_error for row in rows if row.head == head and row.status == "ok"]
+        axis.scatter([x] * len(errors), errors, color=COLOURS[head], alpha=0.8, zorder=3)
+        if errors:
+            axis.hlines(sum(errors) / len(errors), x - 0.2, x + 0.2, color=COLOURS[head], linewidth=2)
+        if head in PAPER:
+            axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color="#888888", zorder=2)
+    axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5")
+    axis.scatter([], [], color="#555555", label="one seed")
+    axis.set(xticks=range(len(shown)), ylabel="test error (%)", title=title)
+    axis.set_xticklabels(shown)
+    _finish(figure, axis, file)
+
+
+def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
+    """Test error after each epoch: a thin line a seed, a colour a head."""
+    figure, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
+    for head in HEADS:
+        label = head
+        for row in rows:
+            curve = [float(error) for error in row.test_curve.split()]
+            if row.head == head and curve:
+                axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label=label)
+                label = None
+    axis.set(xlabel="epoch", ylabel="test error (%)", title=title, yscale="log")
+    axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axis.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+    _finish(figure, axis, file)
+
+
+def _finish(figure: plt.Figure, axis: plt.Axes, file: Path) -> None:
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150, metadata={"Software": None})
+    plt.close(figure)
+
+
+def convergence(rows: Sequence[Row], accuracies: Sequence[float] = (80, 85, 90)) -> str:
+    """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds."""
+    lines = [
+        "| head | " + " | ".join(f"epochs to {a:g} %" for a in accuracies) + " |",
+        "|---" * (len(accuracies) + 1) + "|",
+    ]
+    for head in HEADS:
+        chosen = [row for row in rows if row.head == head and row.test_curve]
+        if not chosen:
+            continue
+        cells = []
+        for accuracy in accuracies:
+            reached = [epochs_to(row, accuracy) for row in chosen]
+            found = [epoch for epoch in reached if epoch is not None]
+            missed = len(reached) - len(found)
+            cells.append((mean_and_deviation(found) if found else "") + f" ({missed} never)" * bool(missed))
+        lines.append(f"| `{head}` | " + " | ".join(cell.strip() for cell in cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,45 @@
+"""Runs an ablation study: every combination of the values given, one run each, one row each in a CSV file.
+
+python scripts/ablate.py data=digits head=gap,fc seed=0,1                       four short runs
+python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the paper's Table 5, at eight epochs
+python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
+
+Overrides are those of scripts/train.py, with Hydra's sweep syntax. What is recorded is not run again; an interrupted
+study goes on where it stopped. The CSV file is checkpoints/runs.csv, or study=FILE; scripts/report.py makes the table.
+"""
+
+import sys
+from pathlib import Path
+
+from nin.config import ConfigError, compose, sweep
+from nin.studies import ablation
+
+ROOT = Path(__file__).parents[1]
+
+
+def main(arguments: list[str]) -> int:
+    file = ROOT / "checkpoints" / "runs.csv"
+    overrides = []
+    for argument in arguments:
+        if argument.startswith("study="):
+            file = Path(argument.removeprefix("study="))
+        else:
+            overrides.append(argument)
+    try:
+        points = [[*point, "eval_curve=true"] for point in sweep(overrides)]
+        for point in points:
+            compose(ROOT / "conf", point)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        rows = ablation.study(points, file, ROOT / "runs" / "ablation")
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on where it was, {file} has the rows so far", file=sys.stderr)
+        return 130
+    print(f"\n{ablation.table(rows)}\n{len(rows)} rows in {file}; the report: python scripts/report.py study={file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

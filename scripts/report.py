@@ -1,0 +1,47 @@
+"""Makes the tables and figures of a study from its rows.
+
+python scripts/report.py                      checkpoints/runs.csv: tables printed and put into README.md, figures saved
+python scripts/report.py study=FILE           another study: tables printed, figures saved beside the file
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from nin.studies import ablation, report
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "checkpoints" / "runs.csv"
+
+
+def main(arguments: list[str]) -> int:
+    unknown = [a for a in arguments if not a.startswith("study=")]
+    file = Path(arguments[0].removeprefix("study=")) if arguments and not unknown else PUBLISHED
+    if unknown or not file.exists():
+        print(f"error: {unknown[0] if unknown else file}: give study=FILE, the CSV of a study", file=sys.stderr)
+        return 2
+    rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
+    parts = []
+    for condition in sorted({row.condition for row in rows}):
+        chosen = [row for row in rows if row.condition == condition]
+        heads = [row for row in chosen if not row.variant]
+        data, recipe, epochs, _ = condition
+        parts.append(ablation.table(chosen))
+        if len({row.head for row in heads}) > 1:
+            title = f"{data}, recipe {recipe}, {epochs} epochs"
+            name = f"{data}-{recipe}-{epochs}"
+            report.plot_heads(heads, file.parent / "figures" / f"{name}-heads.png", title)
+            report.plot_curves(heads, file.parent / "figures" / f"{name}-curves.png", title)
+            parts.append(report.convergence(heads) + "\n")
+    text = "\n".join(parts)
+    print(text)
+    if file == PUBLISHED:
+        readme = ROOT / "README.md"
+        block = f"<!-- report -->\n{text}<!-- end of report -->"
+        marked = re.compile(r"<!-- report -->.*<!-- end of report -->", re.S)
+        readme.write_text(marked.sub(lambda _: block, readme.read_text()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

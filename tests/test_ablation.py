@@ -1,0 +1,120 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from nin.config import ConfigError, sweep
+from nin.studies import ablation, report
+from nin.studies.ablation import Row
+
+
+def row(head="gap", seed=0, error=10.0, status="ok", overrides="", curve=""):
+    overrides = f"head={head} recipe=quick seed={seed} {overrides}".strip()
+    errors = (error, error / 2) if status == "ok" else (None, None)
+    return Row(overrides, "cifar10", head, "quick", seed, 8, status, *errors, test_curve=curve)
+
+
+def test_every_combination_is_a_point():
+    assert sweep(["head=gap,fc", "seed=range(2)", "recipe=quick"]) == [
+        ["head=gap", "seed=0", "recipe=quick"],
+        ["head=gap", "seed=1", "recipe=quick"],
+        ["head=fc", "seed=0", "recipe=quick"],
+        ["head=fc", "seed=1", "recipe=quick"],
+    ]
+    with pytest.raises(ConfigError):
+        sweep(["head=[gap"])
+
+
+def test_rows_survive_the_file(tmp_path):
+    rows = [row(), row("fc", 1, 11.5, curve="50.00 20.00"), row("fc", 2, status="dead")]
+    for each in rows:
+        ablation.append(tmp_path / "runs.csv", each)
+    assert ablation.read(tmp_path / "runs.csv") == rows
+
+
+def test_the_interval_is_the_t_interval():
+    low, high = ablation.interval([1.0, 2.0, 3.0, 6.0])  # mean 3, s.d. 2.160, t(0.975, 3) = 3.182
+    assert (low, high) == pytest.approx((3 - 3.18245 * 2.16025 / 2, 3 + 3.18245 * 2.16025 / 2), abs=1e-3)
+
+
+def test_the_table():
+    rows = [row("gap", s, e) for s, e in ((0, 10.0), (1, 10.4), (2, 10.2))]
+    rows += [row("fc", s, e) for s, e in ((1, 11.4), (0, 11.2), (2, 11.5), (7, 30.0))]
+    rows += [row("fc_dropout", 0, status="dead"), row("gap", 0, 12.0, overrides="model.dropout=0.5")]
+    lines = ablation.table(rows).splitlines()
+    assert lines[0] == "**cifar10, recipe `quick`, 8 epochs, **"
+    assert "| `gap` | 10.00, 10.40, 10.20 | 10.20 ± 0.20 | 3 | 5.10 ± 0.10 |  |" in lines
+    (fc,) = (line for line in lines if line.startswith("| `fc` |"))
+    assert "11.20, 11.40, 11.50, 30.00" in fc  # by seed
+    assert "| 4 |" in fc
+    assert "+1.17 (+0.79 to +1.55)" in fc  # the three seeds in common: 1.2, 1.0, 1.3
+    (dead,) = (line for line in lines if line.startswith("| `fc_dropout` |"))
+    assert "| dead | none | 0 |" in dead
+    (variant,) = (line for line in lines if "model.dropout=0.5" in line)
+    assert "+2.00 (one seed)" in variant
+
+
+def test_epochs_to_an_accuracy():
+    curve = row(curve="30.00 19.00 21.00 14.00")
+    assert [ablation.epochs_to(curve, a) for a in (70, 80, 86, 90)] == [1, 2, 4, None]
+    rows = [curve, row(seed=1, curve="18.00 17.00")]
+    assert "| `gap` | 1.50 ± 0.71 | 4.00 (1 never) | (2 never) |" in report.convergence(rows, (80, 86, 90))
+
+
+def test_figures_are_drawn(tmp_path):
+    rows = [row(head, s, 10 + s, curve="30.00 19.00") for head in ("gap", "fc") for s in range(2)]
+    report.plot_heads(rows, tmp_path / "heads.png", "title")
+    report.plot_curves(rows, tmp_path / "curves.png", "title")
+    first = (tmp_path / "heads.png").read_bytes()
+    report.plot_heads(rows, tmp_path / "heads.png", "title")
+    assert (tmp_path / "heads.png").read_bytes() == first
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+SMALL = ["data=digits", "seed=0", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.progress_bar=false"]
+
+
+def ablate(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "ablate.py"), f"study={tmp_path / 'runs.csv'}", *overrides]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_study_records_its_runs_and_repeats_none(tmp_path):
+    points = [[*SMALL, f"recipe.lr={lr}", "recipe.optimiser=sgd", "eval_curve=true"] for lr in ("0.01", "1e30")]
+    ablation.study(points, tmp_path / "runs.csv", tmp_path / "runs")
+    first = (tmp_path / "runs.csv").read_bytes()
+    good, dead = ablation.read(tmp_path / "runs.csv")
+    assert (good.status, dead.status) == ("ok", "dead")
+    assert 0 < good.test_error < 100 and float(good.test_curve) == pytest.approx(good.test_error, abs=3)
+    assert len(good.commit) == 40 or good.commit == "unknown"
+    folders = {folder: folder.stat().st_mtime_ns for folder in (tmp_path / "runs").iterdir()}
+    ablation.study([point[::-1] for point in points], tmp_path / "runs.csv", tmp_path / "runs")
+    assert (tmp_path / "runs.csv").read_bytes() == first
+    assert {folder: folder.stat().st_mtime_ns for folder in (tmp_path / "runs").iterdir()} == folders
+
+
+def test_a_stopped_run_is_run_again(tmp_path):
+    overrides = sorted([*SMALL, "eval_curve=true"])
+    stopped = Row(" ".join(overrides), "digits", "gap", "modern", 0, 1, "stopped")
+    ablation.append(tmp_path / "runs.csv", stopped)
+    (done,) = ablation.study([overrides], tmp_path / "runs.csv", tmp_path / "runs")
+    assert done.status == "ok"
+
+
+def test_a_typo_is_refused_before_anything_runs(tmp_path):
+    ended = ablate(tmp_path, "head=gap,gpa")
+    assert ended.returncode == 2
+    assert ended.stderr == "error: head=gpa: choose one of fc, fc_dropout, gap, gmp\n"
+    assert not (tmp_path / "runs.csv").exists()
+
+
+def test_the_report_of_a_study(tmp_path):
+    for each in (row("gap", 0, 10.0, curve="30.00 10.00"), row("fc", 0, 11.0, curve="35.00 11.00")):
+        ablation.append(tmp_path / "runs.csv", each)
+    command = [sys.executable, str(ROOT / "scripts" / "report.py"), f"study={tmp_path / 'runs.csv'}"]
+    first, second = (subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second
+    assert "| `fc` | 11.00 |" in first and "epochs to 80 %" in first
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 2

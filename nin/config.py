@@ -7,20 +7,21 @@ a configuration is tried out, on no memory, before any data or weights are touch
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import hydra
 import torch
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,7 +45,7 @@ def of(constructor: Callable, parameter: str) -> Any:
 class ModelConfig:
     """The net, without its head: arguments of `nin.NIN`."""
 
-    blocks: Any = of(NIN, "blocks")  # the plan: "cifar10", "imagenet", or a list of blocks as in `nin.Block`
+    blocks: Any = of(NIN, "blocks")  # the plan: a name, or a list of blocks as in `nin.Block`
     last_pool: str = of(NIN, "last_pool")  # max or average: the authors' two releases differ in it
     dropout: float = of(NIN, "dropout")  # the paper's regulariser, after blocks 1 and 2
     norm: str = of(NIN, "norm")  # none or batch: what has changed most since 2013
@@ -98,7 +99,7 @@ class RecipeConfig:
 class TrainerConfig:
     """Lightning's Trainer."""
 
-    max_epochs: int = 60  # the run's only length, set by the recipe and read by the schedules
+    max_epochs: int = 1  # the run's only length: every recipe sets it, the schedules read it
     accelerator: str = "auto"  # auto takes CUDA, then Apple's MPS, then the CPU
     precision: str = "auto"  # auto takes bf16-mixed where the hardware gains by it, else 32-true
     limit_train_batches: int | float | None = None  # a number of batches or a share of them, to try things out
@@ -108,7 +109,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
-            ("precision", ("auto", "32-true", "bf16-mixed", "16-mixed")),
+            ("precision", ("auto", "32-true", "bf16-mixed")),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
@@ -181,9 +182,8 @@ class Config:
             node = "data"
             self.build_data()
         except (ValueError, TypeError) as error:
-            field_and_reason = str(error).replace("head=", "name=", 1) if str(error).startswith("head=") else str(error)
-            node = "head" if field_and_reason != str(error) else node
-            raise ConfigError(f"{node}.{field_and_reason}") from error
+            of_head = str(error).startswith("head=")
+            raise ConfigError(f"head.name{str(error)[4:]}" if of_head else f"{node}.{error}") from error
 
 
 def _blocks(blocks: Any) -> list[Block]:
@@ -199,7 +199,10 @@ def _blocks(blocks: Any) -> list[Block]:
                 f"blocks={blocks}: block {number} is not a mapping with widths and, where they differ, "
                 f"{', '.join(names[1:])}"
             )
-        made.append(Block(**block))
+        try:
+            made.append(Block(**block))
+        except ValueError as error:
+            raise ConfigError(f"blocks={blocks}: block {number} has {error}") from error
     return made
 
 
@@ -218,21 +221,30 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the sentence can be written here
 
+    began, composed_already = time.time(), False
     failed: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_folder), config_name=config_name)
     def main(composed: DictConfig) -> None:
+        nonlocal composed_already
+        composed_already = True
         folder = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
         try:
-            run(to_config(composed), folder)
+            try:
+                config = to_config(composed)
+            except OmegaConfBaseException as error:
+                raise ConfigError(explain(error, sys.argv[1:])) from error
+            run(config, folder)
         except OUR_ERRORS as error:
             failed.append(error)  # raised through Hydra it would get a line of Hydra's own
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # Hydra makes it before anything can be checked
+            if not any(folder.iterdir()) and folder.stat().st_mtime >= began:
+                folder.rmdir()  # Hydra has made it before anything could be checked
 
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        if composed_already:
+            raise
         failed.append(ConfigError(explain(error, sys.argv[1:])))
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
@@ -244,34 +256,58 @@ def to_config(composed: DictConfig) -> Config:
     """The checked dataclass of a composed configuration. Raises ConfigError."""
     if missing := OmegaConf.missing_keys(composed):
         raise ConfigError(f"{', '.join(sorted(missing))} must be given")
+    for key in _keys(composed):  # Hydra lets +key through
+        if _known(key) != key:
+            raise ConfigError(f"+{key}: there is no such setting; {_choices(key)}")
     return OmegaConf.to_object(composed)
+
+
+def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name in node:
+        yield prefix + str(name)
+        if isinstance(node._get_node(name), DictConfig) and _known(prefix + str(name)) == prefix + str(name):
+            yield from _keys(node[name], f"{prefix}{name}.")
 
 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     """One sentence for what Hydra or OmegaConf refused: the value, and the choices."""
     if isinstance(error, MissingConfigException) and error.options:
-        group, _, value = str(error.missing_cfg_file).rpartition("/")
+        group, _, value = str(error.missing_cfg_file).partition("/")
         return f"{group}={value}: choose one of {', '.join(error.options)}"
     override = re.search(r"Error merging override (\S+)", str(error))
     unknown = re.search(r"Could not override '([\w.]+)'", str(error))
     if unknown:
         given = next((a for a in overrides if a.lstrip("+~").split("=")[0] == unknown[1]), unknown[1])
         return f"{given}: there is no such setting; {_choices(unknown[1])}"
-    cause = error.__cause__ or error
-    return f"{override[1] + ': ' if override else ''}{str(cause).splitlines()[0]}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override} cannot be read: it is NAME=VALUE, with quotes around a value that holds one of , = : ~ ?"
+        )
+    reason = str(error.__cause__ or error).splitlines()[0]
+    given = override[1] if override else " ".join(overrides)
+    return f"{given}: {reason}" if given else reason
+
+
+def _known(key: str) -> str:
+    """As much of a dotted key as the schema has."""
+    node: Any = Config
+    known: list[str] = []
+    for name in key.split("."):
+        hints = get_type_hints(node) if is_dataclass(node) else {}
+        if name not in hints:
+            break
+        known.append(name)
+        node = hints[name]
+    return ".".join(known)
 
 
 def _choices(key: str) -> str:
     """The settings that stand where `key` was looked for."""
+    where = _known(key)
     node: Any = Config
-    *path, _ = key.lstrip("+~").split(".")
-    for name in path:
-        hint = get_type_hints(node).get(name)
-        if not is_dataclass(hint):
-            break
-        node = hint
-    where = ".".join(path)
-    return f"{where or 'the top level'} has {', '.join(f.name for f in fields(node))}"
+    for name in where.split(".") if where else ():
+        node = get_type_hints(node)[name]
+    return f"{where or 'the top level'} has {', '.join(f.name for f in fields(node)) if is_dataclass(node) else 'none'}"
 
 
 def resolved(config: Config) -> str:
@@ -295,4 +331,10 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ConfigError(explain(error, overrides)) from error
-    return [list(point) for batch in BasicSweeper.split_arguments(parsed, None) for point in batch]
+    axes = [
+        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
+        for o in parsed
+    ]
+    return [list(point) for point in itertools.product(*axes)]

@@ -8,6 +8,7 @@ maps as there are classes; a head (`nin.heads`) turns these class maps into one 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nin.heads import HEADS, build_head
 
@@ -40,6 +42,9 @@ class MLPConv(nn.Sequential):
         norm: "none" (the paper's) or "batch": batch normalisation between each convolution and its nonlinearity.
         last_relu: whether the last 1×1 convolution has a nonlinearity too. Without one it has no normalisation
             either: its output are scores.
+
+    Raises:
+        ValueError: another number of widths, or an unknown norm.
     """
 
     def __init__(
@@ -54,6 +59,10 @@ class MLPConv(nn.Sequential):
         last_relu: bool = True,
     ) -> None:
         widths = (widths,) * 3 if isinstance(widths, int) else tuple(widths)
+        if len(widths) != 3:
+            raise ValueError(f"widths={widths}: an mlpconv block takes three widths, or one for all three")
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm}: choose one of {', '.join(NORMS)}")
         padding = kernel_size // 2 if padding is None else padding
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for n, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False), 1):
@@ -225,7 +234,8 @@ class NIN(nn.Module):
             if block.dropout:
                 layers[f"drop{number}"] = nn.Dropout(dropout)
             if min(size) < 1:
-                raise ValueError(f"image_size={image_size}: too small, block {number} leaves nothing of the image")
+                given = "×".join(map(str, (image_size, image_size) if isinstance(image_size, int) else image_size))
+                raise ValueError(f"blocks: block {number} leaves nothing of an image of {given} pixels")
         self.blocks = nn.Sequential(layers)
         self.head = build_head(head, num_maps=channels, num_classes=num_classes, map_size=size)
 
@@ -250,9 +260,7 @@ class NIN(nn.Module):
 def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
     """Multiply-accumulates of one forward pass for one image of this shape, (3, 32, 32) say: convolutions and linear
     layers, counted by torch's own flop counter (a multiply-accumulate is two of its operations)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(net.parameters()).device
+    net = copy.deepcopy(net).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.empty(1, *image_shape, device=device))
+        net(torch.zeros(1, *image_shape, device=next(net.parameters()).device))
     return counter.get_total_flops() // 2

@@ -48,7 +48,9 @@ class Muon(torch.optim.SGD):
                     if weight.grad is None:
                         continue
                     momentum = group["muon_momentum"]
-                    mean = self.state[weight].setdefault("mean_gradient", torch.zeros_like(weight))
+                    if "mean_gradient" not in self.state[weight]:
+                        self.state[weight]["mean_gradient"] = torch.zeros_like(weight)
+                    mean = self.state[weight]["mean_gradient"]
                     mean.lerp_(weight.grad, 1 - momentum)
                     update = weight.grad.lerp(mean, momentum).flatten(1)
                     scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5

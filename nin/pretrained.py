@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nin.data.preprocess import Normalise, Whiten
@@ -107,7 +107,7 @@ def load(checkpoint: str | Path) -> Pretrained:
     try:
         with safe_open(str(file), framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get("nin", "null"))
-            tensors = {name: opened.get_tensor(name) for name in opened.offset_keys()}
+        tensors = load_file(file)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({error})") from error
     if header is None:
@@ -120,7 +120,7 @@ def load(checkpoint: str | Path) -> Pretrained:
             preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], header["preprocess"]["shape"])
         else:
             preprocess = Normalise(tensors["preprocess.mean"], tensors["preprocess.std"])
-        trained = Pretrained(net, preprocess, header["classes"], header["facts"])
+        trained = Pretrained(net, preprocess, header["classes"], dict(header["facts"]))
         trained.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -136,8 +136,11 @@ def copy_weights(trained: Pretrained, net: NIN) -> None:
     Raises:
         CheckpointError: the nets differ in their layers.
     """
-    try:
-        net.load_state_dict(trained.net.state_dict())
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint's net has other layers than the one to be trained: {reason}") from error
+    theirs, ours = ({name: t.shape for name, t in n.state_dict().items()} for n in (trained.net, net))
+    differ = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if differ:
+        raise CheckpointError(
+            f"the checkpoint's net is another one than these settings make ({len(differ)} of {len(theirs)} tensors "
+            f"differ, {differ[0]} is the first); take the model and head settings that it was trained with"
+        )
+    net.load_state_dict(trained.net.state_dict())

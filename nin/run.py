@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import time
@@ -24,27 +25,31 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import matplotlib
 import torch
 import torchvision
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from nin import pretrained
-from nin.config import Config, resolved
-from nin.data import Images
+from nin.config import Config, ConfigError, resolved
+from nin.data.module import SIZES, Images
+from nin.data.preprocess import PREPROCESSINGS
 from nin.task import Classifier
 
 ESTIMATE_FROM = 600  # seconds of training from which an estimate is printed
 QUICK_EPOCHS = 8  # of conf/recipe/quick.yaml, which the estimate recommends
 
 
+RSS_PER_GB = 1e9 if sys.platform == "darwin" else 1e6  # getrusage counts bytes there, kB elsewhere
+
+
 class RunProgress(TQDMProgressBar):
     """Lightning's bar, which counts down an epoch, with the time left until the run's end."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=1 if sys.stderr.isatty() else 20)  # fewer lines in a log file
+        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 20)  # fewer lines in a log file
 
     def on_train_start(self, trainer: L.Trainer, *rest: Any) -> None:
         super().on_train_start(trainer, *rest)
@@ -57,6 +62,24 @@ class RunProgress(TQDMProgressBar):
             seconds = (time.monotonic() - self.started) / done
             shown["left"] = in_words(seconds * (trainer.estimated_stepping_batches - trainer.global_step))
         return shown
+
+
+class Stopwatch(Callback):
+    """Seconds of training: all of them, and those spent on evaluations after an epoch."""
+
+    seconds = evaluating = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.paused = time.monotonic()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.evaluating += time.monotonic() - self.paused
+
+    def on_train_end(self, *_: Any) -> None:
+        self.seconds = time.monotonic() - self.started
 
 
 def in_words(seconds: float) -> str:
@@ -73,16 +96,25 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     eval mode, on unaugmented images.
 
     Raises:
+        nin.config.ConfigError: a folder that holds a run, or settings that do not fit the set or the checkpoint.
         nin.data.DataError: a set that is missing or damaged.
+        nin.pretrained.CheckpointError: a checkpoint that cannot be started from.
         nin.task.DeadNetError: training that died.
     """
     quiet()
+    if (folder / "summary.json").exists():
+        raise ConfigError(f"hydra.run.dir={folder}: the folder holds a run already; name another one or remove it")
     L.seed_everything(config.seed, verbose=False)
     data = config.build_data()
-    data.prepare_data()
     start = pretrained.load(config.checkpoint) if config.checkpoint else None
     if start:
         data.preprocess = start.preprocess
+        if not isinstance(start.preprocess, PREPROCESSINGS[config.data.preprocessing]):
+            raise ConfigError(
+                f"data.preprocessing={config.data.preprocessing}: the checkpoint was trained with another; choose "
+                f"{next(name for name, kind in PREPROCESSINGS.items() if isinstance(start.preprocess, kind))}"
+            )
+    data.prepare_data()
     data.setup()
     net = config.build_net(num_classes=len(data.set.classes), image_size=data.set.train_images.shape[-1])
     if start:
@@ -90,22 +122,23 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     net.to(memory_format=torch.channels_last)
     task = config.build_task(net)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(resolved(config))
-    timer = Timer()
+    watch = Stopwatch()
     loggers = [CSVLogger(folder, name="", version="")]
     if config.logger.name == "tensorboard":
         loggers.append(TensorBoardLogger(folder, name="", version=""))
     trainer = build_trainer(
         config,
         precision(config),
-        [timer, ModelCheckpoint(folder, filename="last", enable_version_counter=False)],
+        [watch, ModelCheckpoint(folder, filename="last", enable_version_counter=False)],
         max_epochs=config.trainer.max_epochs,
         limit_train_batches=config.trainer.limit_train_batches,
         limit_val_batches=config.trainer.limit_test_batches,
         num_sanity_val_steps=0,
         logger=loggers,
     )
+    data.trainer = trainer  # whose device the batches are made on
+    check_limits(config, data)
+
     summary = {
         "data": config.data.name,
         "head": config.head.name,
@@ -118,23 +151,33 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(resolved(config))
     write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
     estimate(task, data, trainer)
     trainer.fit(task, datamodule=data)
 
-    seconds = timer.time_elapsed("train")
     images = trainer.global_step * min(data.batch_size, len(data.train_labels))
     summary |= {
         "test_error": round(evaluate(config, task, data, "test"), 4),
         "train_error": round(evaluate(config, task, data, "train"), 4),
-        "images_per_second": round(images / (seconds - timer.time_elapsed("validate")), 1),
-        "seconds": round(seconds, 1),
+        "images_per_second": round(images / (watch.seconds - watch.evaluating), 1),
+        "seconds": round(watch.seconds, 1),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_PER_GB, 2),
     }
     write_summary(folder, summary)
     trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
     pretrained.save(folder / "model.safetensors", trained)
     plot_curves(folder)
     return summary
+
+
+def check_limits(config: Config, data: Images) -> None:
+    """Raises ConfigError where a share of the batches is less than one batch, before Lightning does after training."""
+    for name, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
+        limit = getattr(config.trainer, f"limit_{name}_batches")
+        if isinstance(limit, float) and limit * len(loader) < 1:
+            raise ConfigError(f"trainer.limit_{name}_batches={limit}: less than one of the {len(loader)} batches")
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -156,8 +199,10 @@ def evaluate_checkpoint(config: Config) -> float:
     """Test error in % of `config.checkpoint`, on the set and with the preprocessing that it was trained with."""
     quiet()
     trained = pretrained.load(config.checkpoint)
-    config.data.name = trained.facts["data"]
-    data = config.build_data()
+    name = trained.facts.get("data")
+    if name not in SIZES:
+        raise pretrained.CheckpointError(f"checkpoint={config.checkpoint}: it does not say on which set it was trained")
+    data = Images(name, config.data.root, download=config.data.download, urls=config.data.urls)
     data.preprocess = trained.preprocess
     data.prepare_data()
     data.setup()
@@ -182,17 +227,17 @@ def precision(config: Config) -> str:
     """The precision that "auto" means here: bf16 where the hardware computes with it, else fp32."""
     if config.trainer.precision != "auto":
         return config.trainer.precision
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if on_gpu:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     on_mps = config.trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available()
-    if on_mps or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "32-true"
-    return "bf16-mixed"
+    return "bf16-mixed" if native and torch.backends.mkldnn.is_available() and not on_mps else "32-true"
 
 
 def estimate(task: Classifier, data: Images, trainer: L.Trainer) -> None:
-    """Prints, where it is long, how long training will take here; measured on two small steps of a copy."""
+    """Prints, where it is long, how long training will take on this CPU: the last of three forward and backward passes
+    of a copy of the net, 32 images each, times all that are to come. Optimiser and evaluations are not in it."""
     if trainer.strategy.root_device.type != "cpu":
         return
     images = torch.randn(32, *data.train_images.shape[1:]).contiguous(memory_format=torch.channels_last)
@@ -231,12 +276,10 @@ the same error again: python scripts/evaluate.py checkpoint={folder}"""
 
 def plot_curves(folder: Path) -> None:
     """Draws curves.png from metrics.csv: loss on the left, error in % on the right, over the epochs."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     with open(folder / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, quantity, label in zip(axes, ("loss", "error"), ("loss", "error (%)"), strict=True):
         for stage, name in (("train", "training, augmented"), ("val", "held out"), ("test_curve", "test")):
             points = [(int(r["epoch"]) + 1, float(r[key])) for r in rows if r.get(key := f"{stage}/{quantity}")]
@@ -247,7 +290,6 @@ def plot_curves(folder: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
     figure.savefig(folder / "curves.png", dpi=150)
-    plt.close(figure)
 
 
 def device_name(device: torch.device) -> str:
@@ -274,9 +316,13 @@ def commit() -> str:
         return os.environ.get("NIN_COMMIT", "unknown")
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
-    return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    try:
+        return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def quiet() -> None:

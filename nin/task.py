@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from nin.data.module import Images, draw_seed
 from nin.optim import Muon
 
 OPTIMISERS = ("sgd", "muon")
@@ -26,10 +27,13 @@ STAGES = ("train/", "val/", "test_curve/", "test/")
 
 
 class ErrorRate(MulticlassAccuracy):
-    """100 − accuracy, in %."""
+    """100 · (1 − accuracy), in %."""
+
+    higher_is_better = False
+    plot_upper_bound = 100.0
 
     def compute(self) -> Tensor:
-        return 100 * (1 - super().compute().double())
+        return 100 * (1 - super().compute())
 
 
 class DeadNetError(RuntimeError):
@@ -39,9 +43,10 @@ class DeadNetError(RuntimeError):
 class Classifier(L.LightningModule):
     """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum or by Muon.
 
-    The defaults are the authors' settings. Logs `train/loss`, `train/error`, `lr` and, for each further set, its
-    `loss` and `error` (100 − micro-averaged accuracy, in %) after each epoch. `train/loss` and `train/error` are
-    running means over the epoch, of augmented images with dropout on.
+    The defaults are the authors' settings. Logs after each epoch, for each set, its `loss` (cross-entropy, without
+    label smoothing) and `error` (100 · (1 − micro-averaged accuracy), in %), and `lr`, the weights' rate in the epoch's
+    first step. `train/loss` and `train/error` are means over the epoch's steps: the net as it was at each of them,
+    augmented images, dropout on.
 
     Args:
         net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`.
@@ -54,8 +59,8 @@ class Classifier(L.LightningModule):
             0.1 in their Caffe release.
         momentum: of SGD and of Muon.
         nesterov: whether SGD's momentum is Nesterov's; Muon's is.
-        weight_decay: on weights; biases and normalisation are not decayed. Under muon each step takes the share
-            `lr · weight_decay` off every weight, the last layer's too.
+        weight_decay: on weights; biases and normalisation are not decayed. Under muon it takes the share
+            `lr · weight_decay` off every weight a step, the last layer's too.
         schedule: "step": divided by 10 at each of `drops`; "linear" or "cosine": down to 0 at the end.
         drops: shares of the run's length at which "step" divides: 200 and 230 of 260 epochs by default.
         warmup: epochs over which the rate rises linearly from 0, at most half of the run.
@@ -117,6 +122,7 @@ class Classifier(L.LightningModule):
         )
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
         self.register_buffer("recent_losses", torch.zeros(WINDOW), persistent=False)
+        self.first_spread = math.inf
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -124,25 +130,36 @@ class Classifier(L.LightningModule):
     # training ---------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        # dropout's draws, like order and augmentation, are a function of seed and epoch
-        seed = getattr(self.trainer.datamodule, "seed", 0)
-        torch.manual_seed(seed * 1_000_003 + self.current_epoch)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])
+        if isinstance(self.trainer.datamodule, Images):
+            # dropout's draws, like order and augmentation, are a function of seed and epoch
+            torch.manual_seed(draw_seed(self.trainer.datamodule.seed, self.current_epoch, "dropout"))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         logits = self.net(images).float()
-        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)  # (N)
-        loss = losses.mean()
-        self._measure("train/", logits, labels, losses)
+        loss = self._measure("train/", logits, labels)
         self.recent_losses[self.global_step % WINDOW] = loss.detach()
+        if self.global_step == 0:
+            self.first_spread = self._spread(images)
         if (self.global_step + 1) % CHECK_EVERY == 0:
             self._check_alive(self.global_step + 1, images)
+        if self.label_smoothing:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return loss
 
     def on_train_epoch_end(self) -> None:
         self._check_alive(self.global_step)
-        self.log("lr", self.optimizers().param_groups[0]["lr"])
         self._log("train/")
+
+    @torch.no_grad()
+    def _spread(self, images: Tensor) -> float:
+        """How much the logits depend on the image: their standard deviation over these images and an empty one, of the
+        class where it is largest; without dropout, whose noise is no sign of life."""
+        self.net.eval()
+        spread = self.net(torch.cat([images, torch.zeros_like(images[:1])])).float().std(dim=0).max().item()
+        self.net.train()
+        return spread
 
     def _check_alive(self, step: int, images: Tensor | None = None) -> None:
         """Raises DeadNetError by name: a loss that is not a number, or the collapse to equal scores for all images."""
@@ -155,11 +172,8 @@ class Classifier(L.LightningModule):
         chance = math.log(self.net.num_classes)
         if images is None or step < COLLAPSE_FROM or abs(recent.mean().item() - chance) > 0.01:
             return
-        with torch.no_grad():  # without dropout, whose noise is no sign of life
-            self.net.eval()
-            spread = self.net(images).float().std(dim=0).max().item()
-            self.net.train()
-        if spread < 1e-4:
+        spread = self._spread(images)
+        if spread < 1e-4 and spread <= 0.1 * self.first_spread:  # it has lost what it had: not merely slow
             raise DeadNetError(
                 f"the net has collapsed by step {step}: the mean loss of the last {WINDOW} steps is ln "
                 f"{self.net.num_classes} = {chance:.4f} and its scores no longer depend on the image; try another "
@@ -175,7 +189,8 @@ class Classifier(L.LightningModule):
         muon = self.optimiser == "muon"
         decay, last_decay = self.weight_decay, self.weight_decay
         if muon and self.last_lr:
-            last_decay = decay / self.last_lr
+            # SGD sends its decay through the momentum, Muon does not
+            last_decay = decay / self.last_lr * (1 - self.momentum)
         groups = [
             {"name": "weights", "params": [], "lr": self.lr, "weight_decay": decay, "orthogonal": muon},
             {"name": "biases", "params": [], "lr": self.lr * self.bias_lr, "weight_decay": 0.0},
@@ -199,8 +214,11 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         optimizer = Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = total / self.trainer.max_epochs
+        self.trainer.fit_loop.setup_data()  # before it the trainer does not know how many batches an epoch has
+        total = self.trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise ValueError("the schedule needs a length: give Lightning's Trainer max_epochs or max_steps")
+        per_epoch = self.trainer.num_training_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -225,12 +243,14 @@ class Classifier(L.LightningModule):
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch
-        logits = self.net(images).float()
-        self._measure(stage, logits, labels, F.cross_entropy(logits, labels, reduction="none"))
+        self._measure(stage, self.net(images).float(), labels)
 
-    def _measure(self, stage: str, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+    def _measure(self, stage: str, logits: Tensor, labels: Tensor) -> Tensor:
+        """Counts a batch into the stage's error and loss; gives its mean cross-entropy."""
+        losses = F.cross_entropy(logits, labels, reduction="none")  # (N)
         self.measures[stage]["error"].update(logits.detach(), labels)
-        self.measures[stage]["loss"].update(losses.detach())  # one an image, since "disable" drops its weights
+        self.measures[stage]["loss"].update(losses.detach())  # one an image: "disable" would drop a batch's weight
+        return losses.mean()
 
     def _log(self, stage: str) -> None:
         self.log_dict(self.measures[stage].compute(), prog_bar=True)

@@ -34,9 +34,10 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         rows = ablation.study(points, file, ROOT / "runs" / "ablation")
-    except KeyboardInterrupt:
-        print(f"stopped; the same command goes on where it was, {file} has the rows so far", file=sys.stderr)
-        return 130
+    except (ablation.StoppedError, KeyboardInterrupt) as error:
+        reason = f"error: {error}; " if str(error) else ""
+        print(f"{reason}stopped: the same command goes on where it was, {file} has the rows so far", file=sys.stderr)
+        return 1 if reason else 130
     print(f"\n{ablation.table(rows)}\n{len(rows)} rows in {file}; the report: python scripts/report.py study={file}")
     return 0
 

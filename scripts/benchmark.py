@@ -19,7 +19,6 @@ def main(settings: config.Config, folder: Path) -> None:
         print(f"  {name:<12}{value:>10,.1f} images/s")
     print(f"\n  lightning is {found['lightning : bare step']:.3f} of the bare step")
     print(f"  lightning is {found['lightning : usual port']:.2f} times the usual port")
-    print(f"  peak memory {found['peak_memory_gb']} GB")
 
 
 if __name__ == "__main__":

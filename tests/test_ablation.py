@@ -1,3 +1,4 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -96,8 +97,8 @@ def test_a_study_records_its_runs_and_repeats_none(tmp_path):
 
 
 def test_a_stopped_run_is_run_again(tmp_path):
-    overrides = sorted([*SMALL, "eval_curve=true"])
-    stopped = Row(" ".join(overrides), "digits", "gap", "modern", 0, 1, "stopped")
+    overrides = sorted([*SMALL, "eval_curve=true", "model.blocks=[{widths: [8, 8, 10]}]"])
+    stopped = Row(shlex.join(overrides), "digits", "gap", "modern", 0, 1, "stopped")
     ablation.append(tmp_path / "runs.csv", stopped)
     (done,) = ablation.study([overrides], tmp_path / "runs.csv", tmp_path / "runs")
     assert done.status == "ok"

@@ -77,7 +77,7 @@ def test_whitening_agrees_with_its_formula():
 
 
 def batches(n=10, size=4, augment=None, seed=0, epoch=0):
-    images = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 8, 8)
+    images = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 8, 8, 3)
     same = Normalise(torch.zeros(3), torch.ones(3))
     return Batches(images, torch.arange(n), size, same, augment=augment, seed=seed, epoch=lambda: epoch)
 
@@ -188,11 +188,14 @@ def archive(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(archive, monkeypatch):
-    """Serves /good, /altered, /short, /missing and /slow."""
+    """Serves /good, /altered, /short, /missing, /nonsense, /slow and /slower."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            if self.path == "/nonsense":
+                self.wfile.write(b"nonsense\r\n")
+                return
             if self.path == "/missing":
                 self.send_error(404)
                 return
@@ -202,13 +205,14 @@ def server(archive, monkeypatch):
             self.end_headers()
             if self.path == "/short":
                 self.wfile.write(body[:100])
-            elif self.path == "/slow":
-                for i in range(200):
+            elif self.path.startswith("/slow"):
+                size = len(body) // (40 if self.path == "/slower" else 30)
+                for i in range(0, len(body), size):
                     try:
-                        self.wfile.write(body[i : i + 1])
+                        self.wfile.write(body[i : i + size])
                     except OSError:
                         return
-                    time.sleep(0.02)
+                    time.sleep(0.03)
             else:
                 self.wfile.write(body)
 
@@ -217,6 +221,7 @@ def server(archive, monkeypatch):
 
     asked = []
     monkeypatch.setattr(sets, "TRIAL", 0.3)
+    monkeypatch.setattr(sets, "SLOW", 1e9)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield lambda path: f"http://127.0.0.1:{httpd.server_port}{path}", asked
@@ -225,7 +230,7 @@ def server(archive, monkeypatch):
 
 def test_bad_addresses_are_given_up_for_the_next(tmp_path, server, capsys):
     url, asked = server
-    paths = ["/missing", "/altered", "/short", "/slow", "/good"]
+    paths = ["/missing", "/nonsense", "/altered", "/short", "/slow", "/good"]
     found = load_cifar10(tmp_path / "root", urls=[url(path) for path in paths])
     assert asked == paths
     assert found.train_images.shape == (100, 3, 32, 32)
@@ -233,13 +238,21 @@ def test_bad_addresses_are_given_up_for_the_next(tmp_path, server, capsys):
     assert all(word in said for word in ("404", "md5", "slow"))
     assert not list((tmp_path / "root").glob("*.part"))
     load_cifar10(tmp_path / "root", urls=[url("/good")])
-    assert len(asked) == 5  # what is whole is not asked for again
+    assert len(asked) == len(paths)  # what is whole is not asked for again
+
+
+def test_a_slow_address_gets_a_second_chance_when_no_other_is_left(tmp_path, server):
+    url, asked = server
+    load_cifar10(tmp_path, urls=[url("/slower"), url("/slow"), url("/missing")])
+    assert asked == ["/slower", "/slow", "/missing", "/slow"]
 
 
 def test_all_unreachable_names_the_folder_and_the_ways_out(tmp_path, server):
     url, _ = server
     with pytest.raises(DataError) as error:
-        load_cifar10(tmp_path / "root", urls=[url("/missing"), "http://127.0.0.1:9/x", "nonsense"])
+        load_cifar10(
+            tmp_path / "root", urls=[url("/missing"), "http://127.0.0.1:9/x", "nonsense", "http://localhost:abc/x"]
+        )
     for word in (str(tmp_path / "root"), "cifar-10-batches-py", "cifar-10-python.tar.gz", "data.urls", "data=digits"):
         assert word in str(error.value)
 
@@ -261,6 +274,21 @@ def test_a_damaged_file_is_named_with_both_checksums_or_mended(tmp_path, archive
         load_cifar10(tmp_path, download=False)
     load_cifar10(tmp_path, urls=[url("/good")])
     assert file.read_bytes() == good
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, server):
+    url, _ = server
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=f"{tmp_path}/file/root"):
+        load_cifar10(tmp_path / "file" / "root", urls=[url("/good")])
+
+
+def test_the_root_is_data_root_or_nin_data_or_data(monkeypatch):
+    monkeypatch.setenv("NIN_DATA", "~/elsewhere")
+    assert Images(root="here").root == "here"
+    assert Images().root.endswith("/elsewhere") and "~" not in Images().root
+    monkeypatch.delenv("NIN_DATA")
+    assert Images().root == "data"
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_fc_heads_say_why_they_refuse_another_size(head):
         ({"blocks": []}, "blocks=\\[\\]: a net has at least one block"),
         ({"blocks": "vgg"}, "blocks=vgg: choose one of cifar10, imagenet"),
         ({"num_classes": 0}, "num_classes=0"),
-        ({"image_size": 1}, "image_size=1: too small"),
+        ({"image_size": 1}, "block 1 leaves nothing of an image of 1×1 pixels"),
         ({"blocks": [Block((8, 8, 12))]}, "12 maps for 10 classes"),
         ({"blocks": [Block((8, 8, 12))], "head": "gmp"}, "12 maps for 10 classes"),
     ],
@@ -135,6 +135,21 @@ def test_impossible_nets_are_refused_by_name(arguments, message):
 def test_impossible_blocks_are_refused(arguments):
     with pytest.raises(ValueError, match="="):
         Block(**arguments)
+
+
+def test_mlpconv_refuses_what_it_cannot_be():
+    with pytest.raises(ValueError, match="three widths"):
+        MLPConv(3, (8, 8), 3)
+    with pytest.raises(ValueError, match="norm=Batch: choose one of none, batch"):
+        MLPConv(3, 8, 3, norm="Batch")
+
+
+def test_counting_leaves_a_net_as_it_was():
+    net = NIN(norm="batch")
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    multiply_accumulates(net, 3, 32, 32)
+    assert net.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
 
 
 def test_fc_reads_any_number_of_maps():

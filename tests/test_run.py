@@ -11,7 +11,7 @@ from conftest import CONF, ROOT
 from safetensors.torch import load_file
 
 from nin import pretrained, run
-from nin.config import compose
+from nin.config import ConfigError, compose
 from nin.task import DeadNetError
 
 SHORT = ["data=digits", "trainer.max_epochs=2", "trainer.limit_train_batches=6", "trainer.progress_bar=false"]
@@ -90,6 +90,30 @@ def test_training_starts_from_a_checkpoint(ended, tmp_path):
     weights = [load_file(f / "model.safetensors")["net.blocks.block1.conv1.weight"] for f in (folder, tmp_path)]
     torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
     assert again["epochs"] == 2
+
+
+def test_a_folder_holds_one_run(ended):
+    folder, _ = ended
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.train(compose(CONF, SHORT), folder)
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_settings_that_contradict_a_checkpoint_are_refused(ended, tmp_path):
+    folder, _ = ended
+    with pytest.raises(ConfigError, match=r"data.preprocessing=whiten: .* choose normalise"):
+        run.train(compose(CONF, [*SHORT, f"checkpoint={folder}", "data.preprocessing=whiten"]), tmp_path)
+    with pytest.raises(pretrained.CheckpointError, match="another one than these settings make"):
+        run.train(compose(CONF, [*SHORT, f"checkpoint={folder}", "model.norm=none"]), tmp_path)
+
+
+def test_memory_and_pace_of_a_whitened_run_on_cifar10(cifar10_root, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), f"hydra.run.dir={tmp_path}", "recipe=paper"]
+    command += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_test_batches=1"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NIN_DATA": cifar10_root})
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["peak_memory_gb"] < 3
 
 
 def test_a_whitened_run_with_an_fc_head(tmp_path):

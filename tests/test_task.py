@@ -8,6 +8,7 @@ from torch import nn
 
 from nin import NIN, Block
 from nin.data import Batches, Normalise
+from nin.optim import Muon
 from nin.task import Classifier, DeadNetError
 
 
@@ -23,7 +24,7 @@ def loader(n=256, size=4, seed=0, noise=False):
     if not noise:
         images = (images // 8 + (labels * 20)[:, None, None, None]).to(torch.uint8)
     normalise = Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0))
-    return Batches(images, labels, size, normalise, augment=lambda x, g: x)
+    return Batches(images.permute(0, 2, 3, 1), labels, size, normalise, augment=lambda x, g: x)
 
 
 def fit(task, train, epochs=1, val=None, **arguments):
@@ -69,8 +70,15 @@ def test_muon_takes_the_weights_but_the_last_and_shrinks_all_alike():
     assert groups["weights"]["orthogonal"]
     assert not any(g.get("orthogonal") for name, g in groups.items() if name != "weights")
     assert all(p.ndim == 4 for p in groups["weights"]["params"])
-    shrink = [groups[name]["lr"] * groups[name]["weight_decay"] for name in ("weights", "last weights")]
-    assert shrink == pytest.approx([0.002, 0.002])
+    watched = [groups[name]["params"][0] for name in ("weights", "last weights", "biases")]
+    norms = [p.norm().item() for p in watched]
+    optimiser = Muon(list(groups.values()), momentum=task.momentum)
+    for _ in range(200):
+        for p in task.net.parameters():
+            p.grad = torch.zeros_like(p)
+        optimiser.step()
+    shrink = [1 - (p.norm().item() / norm) ** (1 / 200) for p, norm in zip(watched, norms, strict=True)]
+    assert shrink == pytest.approx([0.002, 0.002, 0], rel=0.1)
 
 
 def test_the_authors_schedule():
@@ -99,6 +107,47 @@ def test_the_schedule_reads_the_trainers_length():
     assert task.optimizers().param_groups[0]["lr"] < 0.01 * 0.02
 
 
+def test_the_logged_rate_is_the_epochs_own():
+    task = Classifier(small_net(), lr=0.01, drops=[0.5])
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer, task):
+            rates.append(round(trainer.callback_metrics["lr"].item(), 6))
+
+    fit(task, loader(), epochs=2, callbacks=[Watch()])
+    assert rates == [0.01, 0.001]
+
+
+def test_a_length_in_steps_keeps_the_warmup_in_epochs():
+    task = Classifier(small_net(), schedule="linear", warmup=1)
+    trainer = L.Trainer(
+        max_steps=200, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    factors = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, task, *rest):
+            factors.append(task.optimizers().param_groups[0]["lr"] / task.lr)
+
+    trainer.callbacks.append(Watch())
+    trainer.fit(task, loader())
+    assert factors[0] == pytest.approx(1 / 64)
+    assert max(factors) == pytest.approx(1, abs=0.02) and factors.index(max(factors)) in (62, 63, 64)
+
+
+def test_dropout_follows_the_users_seed_without_our_data():
+    def weights(seed):
+        L.seed_everything(1)
+        net, train = small_net(), loader(n=40)
+        L.seed_everything(seed)
+        fit(Classifier(net, lr=0.01), train)
+        return net.blocks.block1.conv1.weight
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
 # metrics -------------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +164,7 @@ def test_error_is_micro_averaged_and_loss_weighs_images():
 
     labels = torch.tensor([0] * 7 + [1, 2, 2])
     same = Normalise(torch.zeros(3), torch.ones(3))
-    test = Batches(torch.zeros(10, 3, 2, 2, dtype=torch.uint8), labels, 4, same)
+    test = Batches(torch.zeros(10, 2, 2, 3, dtype=torch.uint8), labels, 4, same)
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     found = trainer.test(Classifier(Constant()), test, verbose=False)[0]
     assert found["test/error"] == pytest.approx(30)  # macro-averaged it would be 66.7
@@ -150,12 +199,19 @@ def test_the_collapse_is_named_once_it_is_certain():
     with pytest.raises(DeadNetError, match=r"collapsed by step 300.*ln 10"):
         fit(task, loader(n=4 * 400))
     fit(Classifier(collapsed(), lr=0.01), loader(n=4 * 299))  # too early to say
+    with pytest.raises(DeadNetError, match="collapsed by step 300"):
+        fit(Classifier(collapsed(), lr=0.01), loader(n=400, size=1))
 
 
 def test_a_slow_net_is_left_alone():
     net = small_net(last_relu=False)
     with torch.no_grad():
         net.blocks.block2.conv3.weight.mul_(0.01)  # the loss is near ln 10, and yet the images count
+    assert_left_alone(net)
+    assert_left_alone(small_net(init="gaussian"))  # scores that differ by 1e-7 from the start: slow, not collapsed
+
+
+def assert_left_alone(net):
     task = Classifier(net, lr=1e-9)
     trainer = fit(task, loader(n=4 * 400, noise=True))
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(math.log(10), abs=0.01)
@@ -163,7 +219,7 @@ def test_a_slow_net_is_left_alone():
 
 
 def test_a_learning_net_is_left_alone_and_learns():
-    task = Classifier(small_net(norm="batch", dropout=0.1), schedule="linear", lr=0.05)
+    task = Classifier(small_net(norm="batch", dropout=0.1), schedule="linear", lr=0.05, last_lr=1)
     trainer = fit(task, loader(n=4 * 400), epochs=2)
     assert trainer.callback_metrics["train/loss"].item() < 1.8
 

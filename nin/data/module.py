@@ -13,7 +13,12 @@ from nin.data.augment import PAD_MODES, random_crop, random_flip
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import CIFAR10_URLS, ImageSet, fetch_cifar10, load_cifar10, load_digits
 
-SETS = ("cifar10", "digits")
+SIZES = {"cifar10": 50_000, "digits": 1_437}  # training images of each set
+
+
+def draw_seed(seed: int, epoch: int, purpose: str) -> int:
+    """Where the random numbers of an epoch begin: other ones for each seed, epoch and purpose."""
+    return (seed * 1_000_003 + epoch) * 2 + {"batches": 0, "dropout": 1}[purpose]
 
 
 class Batches:
@@ -22,7 +27,7 @@ class Batches:
     Order and augmentation are a function of seed and epoch alone.
 
     Args:
-        images: (N, C, H, W), uint8 or what `preprocess` takes.
+        images: (N, H, W, C), channels last in memory; `preprocess` is given them as (B, C, H, W).
         labels: (N) int64.
         batch_size: B; without `augment` the last batch holds what is left, with it that rest is dropped (another
             rest each epoch) unless it is all there is.
@@ -42,8 +47,7 @@ class Batches:
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
     ) -> None:
-        # rows of pixels with their channels last: what convolutions are fastest with, and a gather copies whole rows
-        self.images = images.permute(0, 2, 3, 1).contiguous()
+        self.images = images
         self.labels = labels
         self.batch_size = batch_size
         self.preprocess = preprocess
@@ -58,7 +62,7 @@ class Batches:
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, n = self.images.device, len(self.labels)
-        draws = torch.Generator(device).manual_seed(self.seed * 1_000_003 + self.epoch())
+        draws = torch.Generator(device).manual_seed(draw_seed(self.seed, self.epoch(), "batches"))
         shuffled = self.augment is not None
         order = torch.randperm(n, generator=draws, device=device) if shuffled else torch.arange(n, device=device)
         for i in range(len(self)):
@@ -110,21 +114,21 @@ class Images(L.LightningDataModule):
     ) -> None:
         super().__init__()
         for field, value, choices in (
-            ("name", name, SETS),
+            ("name", name, SIZES),
             ("preprocessing", preprocessing, PREPROCESSINGS),
             ("pad_mode", pad_mode, PAD_MODES),
         ):
             if value not in choices:
                 raise ValueError(f"{field}={value}: choose one of {', '.join(choices)}")
         for field, value, least, most in (
-            ("val", val, 0, {"cifar10": 49_999, "digits": 1_436}[name]),
-            ("batch_size", batch_size, 1, 50_000),
+            ("val", val, 0, SIZES[name] - 1),
+            ("batch_size", batch_size, 1, SIZES[name]),
             ("pad", pad, 0, 31),
         ):
             if not least <= value <= most:
                 raise ValueError(f"{field}={value}: from {least} to {most}")
         self.name = name
-        self.root = root or os.environ.get("NIN_DATA") or "data"
+        self.root = os.path.expanduser(root or os.environ.get("NIN_DATA") or "data")
         self.download = download
         self.urls = tuple(urls)
         self.val = val
@@ -137,6 +141,7 @@ class Images(L.LightningDataModule):
         self.seed = seed
         self.set: ImageSet | None = None
         self.preprocess: nn.Module | None = None
+        self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
 
     def prepare_data(self) -> None:
         if self.name == "cifar10" and self.set is None:
@@ -146,7 +151,11 @@ class Images(L.LightningDataModule):
         """Loads the set and fits the preprocessing on the images that are trained on, where `set` and `preprocess` are
         not there yet: a trained net brings its own preprocessing."""
         if self.set is None:
-            self.set = load_digits() if self.name == "digits" else load_cifar10(self.root, download=False)
+            self.set = (
+                load_digits()
+                if self.name == "digits"
+                else load_cifar10(self.root, download=self.download, urls=self.urls)
+            )
         kept = len(self.set.train_labels) - self.val
         self.train_images, self.val_images = self.set.train_images[:kept], self.set.train_images[kept:]
         self.train_labels, self.val_labels = self.set.train_labels[:kept], self.set.train_labels[kept:]
@@ -159,35 +168,46 @@ class Images(L.LightningDataModule):
         return ("val/",) * (self.val > 0) + ("test_curve/",) * self.eval_curve
 
     def train_dataloader(self) -> Batches:
-        return self._batches(self.train_images, self.train_labels, augment=self._augment)
+        return self._batches("train", augment=self._augment)
 
     def train_as_test_dataloader(self) -> Batches:
         """The training images as a test set: in order, all of them, unaugmented."""
-        return self._batches(self.train_images, self.train_labels)
+        return self._batches("train")
 
     def val_dataloader(self) -> list[Batches]:
-        held_out = self._batches(self.val_images, self.val_labels)
-        return [held_out if stage == "val/" else self.test_dataloader() for stage in self.val_stages]
+        return [self._batches("val" if stage == "val/" else "test") for stage in self.val_stages]
 
     def test_dataloader(self) -> Batches:
-        return self._batches(self.set.test_images, self.set.test_labels)
+        return self._batches("test")
 
     def _augment(self, images: Tensor, draws: torch.Generator) -> Tensor:
         images = random_crop(images, self.pad, self.pad_mode, draws)
         return random_flip(images, draws) if self.flip and self.set.flip else images
 
-    def _batches(self, images: Tensor, labels: Tensor, augment: Callable | None = None) -> Batches:
+    def _batches(self, part: str, augment: Callable | None = None) -> Batches:
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        images, labels, preprocess = images.to(device), labels.to(device), self.preprocess.to(device)
-        if isinstance(preprocess, Whiten):  # a matrix product that costs 6 % of a CPU step: done once, not every epoch
-            images = torch.cat([preprocess(chunk) for chunk in images.split(1000)])
-            preprocess = nn.Identity()
+        preprocess = self.preprocess.to(device)
+        if part not in self._on_device or self._on_device[part][0].device != device:
+            images, labels = {
+                "train": (self.train_images, self.train_labels),
+                "val": (self.val_images, self.val_labels),
+                "test": (self.set.test_images, self.set.test_labels),
+            }[part]
+            # channels last in memory: what convolutions are fastest with, and a gather copies whole rows of pixels
+            images = images.permute(0, 2, 3, 1).contiguous().to(device)
+            if isinstance(preprocess, Whiten):  # a matrix product of 6 % of a CPU step: done once, not every epoch
+                whitened = torch.empty(images.shape, device=device)
+                for raw, out in zip(images.split(1000), whitened.split(1000), strict=True):
+                    out.copy_(preprocess(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+                images = whitened
+            self._on_device[part] = images, labels.to(device)
+        images, labels = self._on_device[part]
         return Batches(
             images,
             labels,
             self.batch_size if augment else max(self.batch_size, 500),
-            preprocess,
+            nn.Identity() if isinstance(preprocess, Whiten) else preprocess,
             augment=augment,
             seed=self.seed,
             epoch=lambda: trainer.current_epoch if trainer else 0,

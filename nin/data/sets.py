@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ CIFAR10_URLS = (
 )
 
 SILENCE = 20.0  # seconds without a byte after which an address is given up
-TRIAL = 15.0  # seconds after which an address has to have shown its speed, where there is another one to try
+TRIAL = 15.0  # seconds after which an address has to have shown its speed
 SLOW = 300e3  # bytes a second under which it is given up then
 
 
@@ -79,7 +79,7 @@ def load_cifar10(root: str | Path, *, download: bool = True, urls: Sequence[str]
         DataError: it is not there and cannot be had, or a file does not have its md5.
     """
     fetch_cifar10(root, download=download, urls=urls)
-    parts = [CIFAR10(root, train=train) for train in (True, False)]  # verifies every file's md5
+    parts = [CIFAR10(root, train=train) for train in (True, False)]
     images = [torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in parts]
     labels = [torch.tensor(part.targets) for part in parts]
     return ImageSet(images[0], labels[0], images[1], labels[1], tuple(parts[0].classes), flip=True)
@@ -88,20 +88,24 @@ def load_cifar10(root: str | Path, *, download: bool = True, urls: Sequence[str]
 def fetch_cifar10(root: str | Path, *, download: bool = True, urls: Sequence[str] = CIFAR10_URLS) -> None:
     """Brings CIFAR-10 into `root`, verified, or raises DataError; touches nothing where it is whole."""
     root = Path(root)
-    damage = _damage(root)
-    if not damage:
-        return
-    archive = root / CIFAR10.filename
-    if archive.exists() and check_md5(str(archive), CIFAR10.tgz_md5):
+    try:
+        damage = _damage(root)
+        if not damage:
+            return
+        archive = root / CIFAR10.filename
+        if not (archive.is_file() and check_md5(str(archive), CIFAR10.tgz_md5)):
+            if not download:
+                raise DataError(
+                    f"CIFAR-10 is not whole in {root.absolute()} ({damage}) and data.download=false: put the folder "
+                    f"{CIFAR10.base_folder} or the archive {CIFAR10.filename} there, or take data=digits, which needs "
+                    "no file"
+                )
+            _download(root, urls)
         _unpack(archive, root)
-    elif not download:
-        raise DataError(
-            f"CIFAR-10 is not whole in {root.absolute()} ({damage}) and data.download=false: put the folder "
-            f"{CIFAR10.base_folder} or the archive {CIFAR10.filename} there, or take data=digits, which needs no file"
-        )
-    else:
-        _unpack(_download(root, urls), root)
-    if damage := _damage(root):
+        damage = _damage(root)
+    except OSError as error:
+        raise DataError(f"CIFAR-10 cannot be read from or put into {root.absolute()}: {error}") from error
+    if damage:
         raise DataError(f"CIFAR-10 is still not whole in {root.absolute()} after unpacking: {damage}")
 
 
@@ -128,46 +132,55 @@ def _unpack(archive: Path, root: Path) -> None:
             os.replace(file, root / CIFAR10.base_folder / file.name)
 
 
-def _download(root: Path, urls: Sequence[str]) -> Path:
-    """The archive from the first address that has it, verified."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=root, suffix=".part")
-        os.close(handle)
-    except OSError as error:
-        raise DataError(f"CIFAR-10 cannot be put into {root.absolute()} ({error}): choose another data.root") from error
-    failures = []
-    try:
-        for url in urls:
-            try:
-                _read(url, part, give_up_if_slow=url != urls[-1])
-                if (found := calculate_md5(part)) != CIFAR10.tgz_md5:
-                    raise OSError(f"its md5 is {found}, not {CIFAR10.tgz_md5}")
-                os.replace(part, root / CIFAR10.filename)
-                return root / CIFAR10.filename
-            except (OSError, ValueError, urllib.error.URLError) as error:
-                failures.append(f"{url}: {error}")
-                print(f"gave up {failures[-1]}")
-    finally:
-        Path(part).unlink(missing_ok=True)
+class _SlowError(OSError):
+    """An address that works, at `speed` bytes a second."""
+
+    def __init__(self, speed: float) -> None:
+        super().__init__(f"slow, {speed / 1e3:.0f} kB/s")
+        self.speed = speed
+
+
+def _download(root: Path, urls: Sequence[str]) -> None:
+    """The archive into `root`, verified, from the first address that has it. Slow addresses get a second chance, the
+    fastest first and without a limit, when no other is left."""
+    root.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
+    slow: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        part = os.path.join(folder, CIFAR10.filename)
+        for patient in (False, True):
+            for url in sorted(slow, key=lambda u: -slow[u]) if patient else urls:
+                try:
+                    _read(url, part, patient=patient)
+                    if (found := calculate_md5(part)) != CIFAR10.tgz_md5:
+                        raise OSError(f"its md5 is {found}, not {CIFAR10.tgz_md5}")
+                    os.replace(part, root / CIFAR10.filename)
+                    return
+                except _SlowError as error:
+                    slow[url], failures[url] = error.speed, str(error)
+                except (OSError, ValueError, http.client.HTTPException) as error:
+                    failures[url] = str(error) or type(error).__name__
+                print(f"gave up {url}: {failures[url]}")
+    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
     raise DataError(
-        f"CIFAR-10 is not in {root.absolute()} and no address has it ({'; '.join(failures) or 'data.urls is empty'}): "
-        f"put the folder {CIFAR10.base_folder} or the archive {CIFAR10.filename} there, name another address with "
-        "data.urls=[URL], or take data=digits, which needs no network"
+        f"CIFAR-10 is not in {root.absolute()} and no address has it ({reasons or 'data.urls is empty'}): put the "
+        f"folder {CIFAR10.base_folder} or the archive {CIFAR10.filename} there, name another address with "
+        "'data.urls=[\"URL\"]', or take data=digits, which needs no network"
     )
 
 
-def _read(url: str, file: str, *, give_up_if_slow: bool) -> None:
-    """One address into one file, with a progress bar. Raises OSError where it is broken, silent or slow."""
+def _read(url: str, file: str, *, patient: bool) -> None:
+    """One address into one file, with a progress bar. Raises OSError where it is broken or silent, _SlowError where it
+    is slow and we are not patient."""
     with (
         urllib.request.urlopen(url, timeout=SILENCE) as answer,
         open(file, "wb") as out,
         tqdm(desc=url, total=int(answer.headers.get("Content-Length") or 0) or None, unit="B", unit_scale=True) as bar,
     ):
-        start = time.monotonic()
+        start, done = time.monotonic(), 0
         while chunk := answer.read1(1 << 20):
-            out.write(chunk)
+            done += out.write(chunk)
             bar.update(len(chunk))
             seconds = time.monotonic() - start
-            if give_up_if_slow and seconds > TRIAL and bar.n < SLOW * seconds:
-                raise OSError(f"slow, {bar.n / seconds / 1e3:.0f} kB/s")
+            if not patient and seconds > TRIAL and done < SLOW * seconds:
+                raise _SlowError(done / seconds)

@@ -6,8 +6,12 @@ A row holds all that a table or a figure is made of, so that nothing has to be k
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
+import re
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +23,10 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
+
+
+class StoppedError(RuntimeError):
+    """A study that could not go on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Row:
     def variant(self) -> str:
         """What was varied besides head and seed: the overrides but those that name the condition."""
         named = ("head", "seed", "recipe", "data", "eval_curve", "trainer.max_epochs", "trainer.precision", "data.root")
-        return " ".join(o for o in self.overrides.split() if o.split("=")[0] not in named)
+        return " ".join(o for o in shlex.split(self.overrides) if o.split("=")[0] not in named)
 
     @property
     def condition(self) -> tuple[str, str, int, str]:
@@ -85,12 +93,12 @@ def append(file: Path, row: Row) -> None:
         writer.writerow(asdict(row))
 
 
-def row_of(folder: Path, overrides: Sequence[str], exit_code: int) -> Row:
+def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
     """The row of the run that left `folder`."""
     summary = json.loads((folder / "summary.json").read_text())
     described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
     described |= {
-        "overrides": " ".join(overrides),
+        "overrides": overrides,
         "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
         "hardware": summary["device"],
         "torch": summary["versions"]["torch"],
@@ -115,22 +123,24 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path) -> list[Row]:
     is. Gives the rows of all points that ended.
 
     Raises:
-        KeyboardInterrupt: passed on, after the run at hand is recorded as stopped.
+        StoppedError: a run ended otherwise than by its end or its net's death; it is recorded as stopped.
     """
-    wanted = [" ".join(sorted(point)) for point in points]
+    wanted = [shlex.join(sorted(point)) for point in points]
     for number, overrides in enumerate(wanted, 1):
         if any(row.overrides == overrides and row.status in DONE for row in read(file)):
             print(f"[{number}/{len(wanted)}] {overrides}: recorded already", flush=True)
             continue
         print(f"[{number}/{len(wanted)}] {overrides}", flush=True)
-        folder = runs / overrides.replace(" ", ",").replace("/", "_")
-        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides.split(), f"hydra.run.dir='{folder}'"]
+        name = re.sub(r"[^\w.]+", "-", overrides.replace("eval_curve=true", ""))[:80]
+        folder = runs / f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+        script = str(ROOT / "scripts" / "train.py")
+        command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'"]
         exit_code = subprocess.run(command).returncode
-        if not (folder / "summary.json").exists():
-            raise RuntimeError(f"the run {overrides} ended before it began (exit code {exit_code})")
-        append(file, row_of(folder, overrides.split(), exit_code))
+        if (folder / "summary.json").exists():
+            append(file, row_of(folder, overrides, exit_code))
         if exit_code not in (0, 3):
-            raise KeyboardInterrupt
+            raise StoppedError(f"the run {overrides} ended with exit code {exit_code}")
     return [row for row in read(file) if row.overrides in wanted and row.status in DONE]
 
 

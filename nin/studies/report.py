@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from nin.studies.ablation import Row, epochs_to, mean_and_deviation
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 HEADS = ("gap", "fc_dropout", "fc", "gmp")
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
@@ -19,7 +18,8 @@ COLOURS = dict(zip(HEADS, ("#0b6e4f", "#c8553d", "#e9a03b", "#3d5a80"), strict=T
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
     """Every seed's test error as a point, one column a head, the mean as a line; beside it the paper's figure."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
     shown = [head for head in HEADS if any(row.head == head for row in rows)]
     for x, head in enumerate(shown):
         errors = [row.test_error for row in rows if row.head == head and row.status == "ok"]
@@ -37,7 +37,8 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
 
 def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
     """Test error after each epoch: a thin line a seed, a colour a head."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = figure.subplots()
     for head in HEADS:
         label = head
         for row in rows:
@@ -46,18 +47,17 @@ def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
                 axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label=label)
                 label = None
     axis.set(xlabel="epoch", ylabel="test error (%)", title=title, yscale="log")
-    axis.yaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
-    axis.yaxis.set_minor_formatter(matplotlib.ticker.ScalarFormatter())
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter())
     _finish(figure, axis, file)
 
 
-def _finish(figure: plt.Figure, axis: plt.Axes, file: Path) -> None:
+def _finish(figure: Figure, axis: Axes, file: Path) -> None:
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
-    plt.close(figure)
 
 
 def convergence(rows: Sequence[Row], accuracies: Sequence[float] = (80, 85, 90)) -> str:

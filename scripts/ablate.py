@@ -4,8 +4,11 @@ python scripts/ablate.py data=digits head=gap,fc seed=0,1                       
 python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the paper's Table 5, at eight epochs
 python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
 
-Overrides are those of scripts/train.py, with Hydra's sweep syntax. What is recorded is not run again; an interrupted
-study goes on where it stopped. The CSV file is checkpoints/runs.csv, or study=FILE; scripts/report.py makes the table.
+Overrides are those of scripts/train.py, with Hydra's sweep syntax; the test error is recorded after each epoch. What is
+recorded is not run again; an interrupted study goes on where it stopped. Two more settings:
+
+study=FILE    the CSV file, by default checkpoints/runs.csv; scripts/report.py makes the table of it
+jobs=N        N runs side by side, by default 1
 """
 
 import sys
@@ -18,13 +21,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str]) -> int:
-    file = ROOT / "checkpoints" / "runs.csv"
+    own = {"study": str(ROOT / "checkpoints" / "runs.csv"), "jobs": "1"}
     overrides = []
     for argument in arguments:
-        if argument.startswith("study="):
-            file = Path(argument.removeprefix("study="))
+        name, _, value = argument.partition("=")
+        if name in own:
+            own[name] = value
         else:
             overrides.append(argument)
+    file = Path(own["study"])
+    if not own["jobs"].isdigit() or own["jobs"] == "0":
+        print(f"error: jobs={own['jobs']}: a number of runs from 1 up", file=sys.stderr)
+        return 2
     try:
         points = [[*point, "eval_curve=true"] for point in sweep(overrides)]
         for point in points:
@@ -33,7 +41,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        rows = ablation.study(points, file, ROOT / "runs" / "ablation")
+        rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(own["jobs"]))
     except (ablation.StoppedError, KeyboardInterrupt) as error:
         reason = f"error: {error}; " if str(error) else ""
         print(f"{reason}stopped: the same command goes on where it was, {file} has the rows so far", file=sys.stderr)

@@ -84,9 +84,9 @@ def ablate(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess:
 
 def test_a_study_records_its_runs_and_repeats_none(tmp_path):
     points = [[*SMALL, f"recipe.lr={lr}", "recipe.optimiser=sgd", "eval_curve=true"] for lr in ("0.01", "1e30")]
-    ablation.study(points, tmp_path / "runs.csv", tmp_path / "runs")
+    ablation.study(points, tmp_path / "runs.csv", tmp_path / "runs", jobs=2)
     first = (tmp_path / "runs.csv").read_bytes()
-    good, dead = ablation.read(tmp_path / "runs.csv")
+    good, dead = sorted(ablation.read(tmp_path / "runs.csv"), key=lambda row: row.status, reverse=True)
     assert (good.status, dead.status) == ("ok", "dead")
     assert 0 < good.test_error < 100 and float(good.test_curve) == pytest.approx(good.test_error, abs=3)
     assert len(good.commit) == 40 or good.commit == "unknown"

@@ -9,12 +9,14 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -116,32 +118,67 @@ def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
     return Row(**described)
 
 
-def study(points: Sequence[Sequence[str]], file: Path, runs: Path) -> list[Row]:
-    """Runs every point (its overrides) that `file` has no row of yet, one after the other, and adds its row.
+def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1) -> list[Row]:
+    """Runs every point (its overrides) that `file` has no row of yet and adds its row; gives the rows of all points.
 
     A point that is recorded as ok or dead is not run again, whatever the order of its overrides; one that was stopped
-    is. Gives the rows of all points that ended.
+    is. With several `jobs` as many runs go on side by side, each with its share of the cores and a log in its folder.
 
     Raises:
-        StoppedError: a run ended otherwise than by its end or its net's death; it is recorded as stopped.
+        StoppedError: a run ended otherwise than by its end or its net's death. The others at work are ended too.
     """
     wanted = [shlex.join(sorted(point)) for point in points]
-    for number, overrides in enumerate(wanted, 1):
-        if any(row.overrides == overrides and row.status in DONE for row in read(file)):
-            print(f"[{number}/{len(wanted)}] {overrides}: recorded already", flush=True)
-            continue
-        print(f"[{number}/{len(wanted)}] {overrides}", flush=True)
-        name = re.sub(r"[^\w.]+", "-", overrides.replace("eval_curve=true", ""))[:80]
-        folder = runs / f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-        script = str(ROOT / "scripts" / "train.py")
-        command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'"]
-        exit_code = subprocess.run(command).returncode
-        if (folder / "summary.json").exists():
-            append(file, row_of(folder, overrides, exit_code))
-        if exit_code not in (0, 3):
-            raise StoppedError(f"the run {overrides} ended with exit code {exit_code}")
+    ended = {row.overrides for row in read(file) if row.status in DONE}
+    todo = [overrides for overrides in dict.fromkeys(wanted) if overrides not in ended]
+    print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them recorded already in {file}", flush=True)
+    running: dict[subprocess.Popen, tuple[str, Path]] = {}
+    try:
+        while todo or running:
+            while todo and len(running) < jobs:
+                overrides = todo.pop(0)
+                folder = runs / _folder_name(overrides)
+                running[_start(overrides, folder, jobs)] = overrides, folder
+            process = _first_to_end(list(running))
+            overrides, folder = running.pop(process)
+            if (folder / "summary.json").exists():
+                row = row_of(folder, overrides, process.returncode)
+                append(file, row)
+                error = f"test error {row.test_error:.2f} %" if row.status == "ok" else row.status
+                print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
+            if process.returncode not in (0, 3):
+                raise StoppedError(f"the run {overrides} ended with exit code {process.returncode}")
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
     return [row for row in read(file) if row.overrides in wanted and row.status in DONE]
+
+
+def _folder_name(overrides: str) -> str:
+    readable = re.sub(r"[^\w.]+", "-", overrides.replace("eval_curve=true", ""))[:80]
+    return f"{readable}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
+
+
+def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
+    """Starts one run; alone it shows its progress, beside others it writes it to log.txt."""
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
+    folder.mkdir(parents=True)
+    script = str(ROOT / "scripts" / "train.py")
+    command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'"]
+    if jobs == 1:
+        print(f"\n{overrides}", flush=True)
+        return subprocess.Popen(command)
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    with open(folder / "log.txt", "w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
+
+
+def _first_to_end(processes: Sequence[subprocess.Popen]) -> subprocess.Popen:
+    while True:
+        for process in processes:
+            if process.poll() is not None:
+                return process
+        time.sleep(0.2)
 
 
 # what the rows say ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,14 @@
-"""Trained nets as files: weights as safetensors, with everything in the header that is needed to use them."""
+"""Trained nets as files: the ones of runs, and the published ones, which have names.
+
+Weights are safetensors, and the header of a file holds all that is needed to use them: nothing is ever unpickled. A
+published net is a weights file whose name carries the beginning of its sha256, and a card, NAME.json, which states the
+whole sha256 and the facts: how it was trained, what its error is, and the logits of a fixed input. Nets on whitened
+images share one file with the whitening.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nin.data.preprocess import Normalise, Whiten
-from nin.model import NIN, Block
+from nin.model import NIN, Block, multiply_accumulates
+
+INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
+CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
 
 
 class CheckpointError(RuntimeError):
@@ -64,70 +74,111 @@ class Pretrained(nn.Module):
         return self.preprocess(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
-def save(file: str | Path, trained: Pretrained) -> None:
-    """Writes one .safetensors file from which `load` makes the same net again."""
-    preprocess = {"name": type(trained.preprocess).__name__.lower()}
+# files ----------------------------------------------------------------------------------------------------------------
+
+
+def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -> None:
+    """Writes one .safetensors file from which `load` makes the same net again.
+
+    Args:
+        file: to be written.
+        trained: the net.
+        whitening: a file beside it that holds the whitening, which is then left out of `file`.
+    """
+    preprocess: dict[str, Any] = {"name": type(trained.preprocess).__name__.lower()}
     if isinstance(trained.preprocess, Whiten):
         preprocess["shape"] = list(trained.preprocess.shape)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
+    if whitening:
+        preprocess |= {"file": whitening.name, "sha256": _sha256(whitening)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("preprocess.")}
     header = {
         "net": trained.net.arguments,
         "preprocess": preprocess,
         "classes": list(trained.classes),
         "facts": trained.facts,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
     save_file(tensors, str(file), metadata={"nin": json.dumps(header)})
 
 
-def find(checkpoint: str | Path) -> Path:
-    """The weights file that `checkpoint` names: a .safetensors file, or the folder of a run, which holds one.
+def load(checkpoint: str | Path) -> Pretrained:
+    """A trained net, on the CPU, in eval mode, with its preprocessing and class names.
+
+    Args:
+        checkpoint: a published name (see `available`), the folder of a run, or a weights file.
 
     Raises:
-        CheckpointError: there is none, or a folder with several.
+        CheckpointError: it is not there, not a safetensors file of this project, not the file that its card speaks of,
+            or its weights and its description disagree.
     """
+    if str(checkpoint) in available():
+        card = read_card(str(checkpoint))
+        return _open(CHECKPOINTS / card["file"], str(checkpoint), card)
     path = Path(checkpoint)
     if not path.exists():
-        raise CheckpointError(f"checkpoint={checkpoint}: there is no such file or folder")
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
-        raise CheckpointError(f"checkpoint={checkpoint}: the folder holds {len(found)} .safetensors files, not one")
-    return found[0]
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: there is no such file or folder, and the published names are "
+            f"{', '.join(available()) or 'none yet'}"
+        )
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(f"checkpoint={checkpoint}: the folder holds {len(found)} .safetensors files, not one")
+        path = found[0]
+    return _open(path, str(checkpoint))
 
 
-def load(checkpoint: str | Path) -> Pretrained:
-    """The trained net of a run's folder or of a weights file, on the CPU, in eval mode. Nothing is unpickled.
-
-    Raises:
-        CheckpointError: it is not there, not a safetensors file of this project, or its weights and its description
-            disagree.
-    """
-    file = find(checkpoint)
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            header = json.loads((opened.metadata() or {}).get("nin", "null"))
-        tensors = load_file(file)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({error})") from error
+def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pretrained:
+    if card:
+        _verify(file, card["sha256"], checkpoint)
+    header, tensors = _read(file, checkpoint)
     if header is None:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has no description of a net in its header")
     try:
         arguments = dict(header["net"], blocks=[Block(**block) for block in header["net"]["blocks"]])
         with torch.device("meta"):
             net = NIN(**arguments)
-        if header["preprocess"]["name"] == "whiten":
-            preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], header["preprocess"]["shape"])
+        described = header["preprocess"]
+        if "file" in described:
+            whitening = file.parent / Path(described["file"]).name
+            _verify(whitening, described["sha256"], checkpoint)
+            found = _read(whitening, checkpoint)[1]
+            tensors |= {name: tensor.float() for name, tensor in found.items()}
+        if described["name"] == "whiten":
+            preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
         else:
             preprocess = Normalise(tensors["preprocess.mean"], tensors["preprocess.std"])
-        trained = Pretrained(net, preprocess, header["classes"], dict(header["facts"]))
+        trained = Pretrained(net, preprocess, header["classes"], card or dict(header["facts"]))
         trained.load_state_dict(tensors, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         reason = str(error).splitlines()[0]
         raise CheckpointError(
             f"checkpoint={checkpoint}: {file.name} does not describe its weights ({reason})"
         ) from error
     return trained
+
+
+def _read(file: Path, checkpoint: str) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("nin", "null"))
+        return header, load_file(file)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({error})") from error
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _verify(file: Path, sha256: str, checkpoint: str) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"checkpoint={checkpoint}: its file {file.name} is not in {file.parent}")
+    if (found := _sha256(file)) != sha256:
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, its card says {sha256}")
 
 
 def copy_weights(trained: Pretrained, net: NIN) -> None:
@@ -144,3 +195,69 @@ def copy_weights(trained: Pretrained, net: NIN) -> None:
             f"differ, {differ[0]} is the first); take the model and head settings that it was trained with"
         )
     net.load_state_dict(trained.net.state_dict())
+
+
+# published nets -------------------------------------------------------------------------------------------------------
+
+
+def available() -> list[str]:
+    """The names of the published nets."""
+    return sorted(card.stem for card in CHECKPOINTS.glob("*.json"))
+
+
+def read_card(name: str) -> dict[str, Any]:
+    """The card of a published net. Raises CheckpointError where it is damaged."""
+    try:
+        card = json.loads((CHECKPOINTS / f"{name}.json").read_text())
+        if Path(card["file"]).name != card["file"] or not isinstance(card["sha256"], str):
+            raise ValueError("its file or sha256 is none")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({error})") from error
+    return card
+
+
+def golden_images(size: Sequence[int] = (32, 32)) -> Tensor:
+    """Two fixed images, (2, 3, H, W) uint8: soft stripes, the same on every machine."""
+    n = torch.arange(2 * 3 * size[0] * size[1]).reshape(2, 3, *size)
+    return ((n * 37) % 251 // 2 + (n // 96) % 128).to(torch.uint8)
+
+
+def publish(trained: Pretrained, name: str, folder: Path = CHECKPOINTS, whitening: Path | None = None) -> Path:
+    """Writes a net's weights and card into `folder`; gives the card.
+
+    Args:
+        trained: the net of a run, with the run's summary as its facts.
+        name: the name it gets.
+        folder: where it goes.
+        whitening: the shared file of its whitening, from `publish_whitening`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = trained.facts
+    draft = folder / f"{name}.draft"
+    save(draft, Pretrained(trained.net, trained.preprocess, trained.classes, {"data": facts["data"]}), whitening)
+    sha256 = _sha256(draft)
+    file = draft.rename(folder / f"{name}-{sha256[:8]}.safetensors")
+    logits = _open(file, name)(golden_images()).detach()
+    card = {
+        "file": file.name,
+        "sha256": sha256,
+        "bytes": file.stat().st_size,
+        "net": trained.net.arguments,
+        "classes": list(trained.classes),
+        "preprocessing": type(trained.preprocess).__name__.lower(),
+        "multiply_accumulates": multiply_accumulates(trained.net, 3, 32, 32),
+        **facts,
+        "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
+        "licence": "weights: Apache-2.0; trained on CIFAR-10 (Krizhevsky, 2009), whose images are not part of this",
+    }
+    (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    return folder / f"{name}.json"
+
+
+def publish_whitening(whiten: Whiten, folder: Path = CHECKPOINTS) -> Path:
+    """Writes a whitening that several nets share, its matrix in fp16, which changes a whitened pixel by less than
+    0.01; gives the file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / "whitening.draft"
+    save_file({"preprocess.mean": whiten.mean, "preprocess.matrix": whiten.matrix.half()}, str(draft))
+    return draft.rename(folder / f"whitening-{_sha256(draft)[:8]}.safetensors")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import pickle
 
@@ -7,16 +8,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from nin import NIN, Block
+import nin
+from nin import NIN, Block, pretrained
 from nin.data import Normalise, Whiten
-from nin.pretrained import CheckpointError, Pretrained, copy_weights, load, save
+from nin.pretrained import CheckpointError, Pretrained, copy_weights, golden_images, load, save
 
 
-def trained(preprocess=None, **arguments) -> Pretrained:
+def trained(preprocess=None, size=8, **arguments) -> Pretrained:
     torch.manual_seed(0)
-    net = NIN([Block(8), Block((8, 8, None))], init="kaiming", image_size=8, norm="batch", **arguments)
+    net = NIN([Block(8), Block((8, 8, None))], init="kaiming", image_size=size, norm="batch", **arguments)
     preprocess = preprocess or Normalise(torch.tensor([120.0, 110, 100]), torch.tensor([60.0, 61, 62]))
-    return Pretrained(net, preprocess, [f"class {k}" for k in range(10)], {"test_error": 12.34})
+    return Pretrained(net, preprocess, [f"class {k}" for k in range(10)], {"data": "digits", "test_error": 12.34})
 
 
 @pytest.fixture
@@ -126,3 +128,109 @@ def test_weights_for_another_run():
     assert torch.equal(other.blocks.block1.conv1.weight, trained().net.blocks.block1.conv1.weight)
     with pytest.raises(CheckpointError, match="another one than these settings make"):
         copy_weights(trained(), NIN())
+
+
+# published nets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder of published nets with one in it, "small"."""
+    monkeypatch.setattr(pretrained, "CHECKPOINTS", tmp_path)
+    pretrained.publish(trained(size=32), "small", tmp_path)
+    return tmp_path
+
+
+def weights_file(shelf):
+    (file,) = shelf.glob("small-*.safetensors")
+    return file
+
+
+def test_a_published_net_has_a_name_a_card_and_a_hash(shelf):
+    assert nin.available() == ["small"]
+    net = nin.load("small")
+    card = json.loads((shelf / "small.json").read_text())
+    assert net.facts == card
+    assert not net.training and net.classes == tuple(card["classes"])
+    file = weights_file(shelf)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
+    assert file.name == f"small-{card['sha256'][:8]}.safetensors"
+    assert card["bytes"] == file.stat().st_size
+    torch.testing.assert_close(net(golden_images()), torch.tensor(card["golden_logits"]), atol=1e-4, rtol=0)
+    assert torch.equal(net(golden_images()), trained(size=32)(golden_images()))
+    assert card["test_error"] == 12.34
+    assert torch.equal(load(file)(golden_images()), net(golden_images()))  # a weights file serves alone, too
+
+
+def test_golden_images_are_images():
+    images = golden_images()
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8
+    assert len(images.unique()) > 100 and not torch.equal(images[0], images[1])
+
+
+def test_whitened_nets_share_one_file(shelf):
+    images = torch.randint(0, 256, (4000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whiten = Whiten.fit(images[:, :, :8, :8])
+    nets = [trained(whiten), trained(whiten, head="fc")]
+    whitening = pretrained.publish_whitening(whiten, shelf)
+    small = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    small[0, 0, 2:5] = 200
+    for net, name in zip(nets, ("one", "two"), strict=True):
+        # the fixed images of a card are 32×32, these nets read 8×8
+        save(shelf / f"{name}.safetensors", net, whitening)
+        back = load(shelf / f"{name}.safetensors")
+        torch.testing.assert_close(back(small), net(small), atol=0.05, rtol=0.01)
+        assert (shelf / f"{name}.safetensors").stat().st_size < 30_000
+    whitening.write_bytes(whitening.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"whitening-.* has sha256 .* its card says"):
+        load(shelf / "one.safetensors")
+
+
+def test_a_changed_byte_is_refused_with_both_hashes(shelf):
+    file = weights_file(shelf)
+    content = bytearray(file.read_bytes())
+    expected = hashlib.sha256(content).hexdigest()
+    content[-5] ^= 1
+    file.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    with pytest.raises(CheckpointError, match=f"has sha256 {found}, its card says {expected}"):
+        nin.load("small")
+
+
+def test_a_pickle_under_a_published_name_does_not_run(shelf):
+    file, marker = weights_file(shelf), shelf / "marker"
+    file.write_bytes(pickle.dumps(Payload(str(marker))))
+    with pytest.raises(CheckpointError, match="its card says"):
+        nin.load("small")
+    card = json.loads((shelf / "small.json").read_text())
+    card["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (shelf / "small.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        nin.load("small")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("card", ["", "{", "[]", "{}", '{"file": "../small.safetensors", "sha256": "0"}'])
+def test_a_damaged_card_is_refused(shelf, card):
+    (shelf / "small.json").write_text(card)
+    with pytest.raises(CheckpointError, match=r"its card small\.json is damaged"):
+        nin.load("small")
+
+
+def test_an_unknown_name_is_refused_with_the_names(shelf):
+    with pytest.raises(CheckpointError, match="the published names are small"):
+        nin.load("smal")
+    weights_file(shelf).unlink()
+    with pytest.raises(CheckpointError, match=r"its file small-.* is not in"):
+        nin.load("small")
+
+
+@pytest.mark.parametrize("name", pretrained.available())
+def test_the_cards_of_the_published_nets(name):
+    card = pretrained.read_card(name)
+    net = nin.load(name)
+    assert sum(p.numel() for p in net.net.parameters()) == card["parameters"]
+    assert nin.multiply_accumulates(net.net, 3, 32, 32) == card["multiply_accumulates"]
+    assert net.net.arguments == card["net"]
+    assert (pretrained.CHECKPOINTS / card["file"]).stat().st_size == card["bytes"]
+    torch.testing.assert_close(net(golden_images()), torch.tensor(card["golden_logits"]), atol=1e-4, rtol=0)

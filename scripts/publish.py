@@ -1,0 +1,31 @@
+"""Publishes the net of a run: weights and card into checkpoints/, under a name for nin.load and checkpoint=NAME.
+
+python scripts/publish.py runs/2026-11-21_18-00-00_cifar10_gap_0 cifar10-gap
+"""
+
+import sys
+
+from nin import pretrained
+from nin.data import Whiten
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        print("error: give the folder of a run and the name for its net", file=sys.stderr)
+        return 2
+    run, name = arguments
+    try:
+        trained = pretrained.load(run)
+    except pretrained.CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    whitening = None
+    if isinstance(trained.preprocess, Whiten):
+        whitening = pretrained.publish_whitening(trained.preprocess)
+    card = pretrained.publish(trained, name, whitening=whitening)
+    print(f"{name}: {card}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,10 +3,10 @@
 
 from typing import Any
 
-from nin.heads import FC, GAP, GMP, HEADS
+from nin.heads import FC, GAP, GMP, HEADS, DepthPool
 from nin.model import BLOCKS, NIN, Block, MLPConv, multiply_accumulates
 
-__all__ = ["BLOCKS", "FC", "GAP", "GMP", "HEADS", "NIN", "Block", "MLPConv"]
+__all__ = ["BLOCKS", "FC", "GAP", "GMP", "HEADS", "NIN", "Block", "DepthPool", "MLPConv"]
 __all__ += ["available", "load", "multiply_accumulates"]
 
 

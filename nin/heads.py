@@ -32,6 +32,28 @@ class GMP(nn.Module):
         return maps.amax(dim=(2, 3))
 
 
+class DepthPool(nn.Module):
+    """Global depth pooling: the mean or the maximum over the channels at every position, one map of all of them.
+
+    (N, C, h, w) ─► (N, 1, h, w). Where GAP asks how much of a class there is, this asks where there is anything.
+
+    Args:
+        kind: "average" or "max".
+
+    Raises:
+        ValueError: another kind.
+    """
+
+    def __init__(self, kind: str) -> None:
+        if kind not in ("average", "max"):
+            raise ValueError(f"kind={kind}: choose one of average, max")
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(1, keepdim=True) if self.kind == "average" else maps.amax(1, keepdim=True)
+
+
 class FC(nn.Module):
     """The fully connected head of the paper's Table 5: the flattened maps, then one linear layer.
 

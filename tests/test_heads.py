@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from nin import FC, GAP, GMP
+from nin import FC, GAP, GMP, DepthPool
 
 
 def test_gap_is_the_mean_and_gmp_the_maximum_of_each_map():
@@ -10,6 +11,18 @@ def test_gap_is_the_mean_and_gmp_the_maximum_of_each_map():
             values = [maps[n, k, i, j].item() for i in range(4) for j in range(5)]
             assert abs(GAP()(maps)[n, k].item() - sum(values) / 20) < 1e-6
             assert GMP()(maps)[n, k].item() == max(values)
+
+
+def test_depth_pooling_is_the_mean_or_maximum_over_channels():
+    maps = torch.randn(2, 3, 4, 5)
+    for i in range(4):
+        for j in range(5):
+            channels = [maps[1, k, i, j].item() for k in range(3)]
+            assert abs(DepthPool("average")(maps)[1, 0, i, j].item() - sum(channels) / 3) < 1e-6
+            assert DepthPool("max")(maps)[1, 0, i, j].item() == max(channels)
+    assert DepthPool("max")(maps).shape == (2, 1, 4, 5)
+    with pytest.raises(ValueError, match="kind=sum: choose one of average, max"):
+        DepthPool("sum")
 
 
 def test_fc_is_a_linear_layer_on_the_flattened_maps():

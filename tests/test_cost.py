@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from torch import nn
+
+from nin import NIN
+from nin.studies import cost
+
+
+def of(name: str, head: str) -> list[cost.Layer]:
+    build, shape = cost.NETS[name]
+    return cost.layers(lambda: build(head), *shape)
+
+
+def total(found: list[cost.Layer]) -> int:
+    return sum(layer.parameters for layer in found)
+
+
+def test_the_articles_network_to_the_digit():
+    fc, gap = of("vgg_regressor", "fc"), of("vgg_regressor", "gap")
+    heads = [[layer.parameters for layer in found if layer.kind == "Linear"] for found in (fc, gap)]
+    assert heads == [[583_699_000, 361_019_000], [9_747_000]]
+    assert (total(fc), total(gap)) == (954_012_400, 19_041_400)
+    assert [layer.parameters for layer in fc[-3:]] == [640, 36_928, 36_928]
+    assert fc[-1].output == (64, 200, 95)
+
+
+def test_the_cifar10_net():
+    found = of("cifar10", "gap")
+    assert total(found) == 966_986
+    assert sum(layer.multiply_accumulates for layer in found) == 222_486_528
+    assert [layer.output for layer in found if "Pool" in layer.kind] == [(96, 16, 16), (192, 8, 8)]
+    assert total(of("cifar10", "fc")) == 966_986 + 6_410
+
+
+def test_every_parameter_of_a_net_is_in_a_row():
+    for net in (NIN(norm="batch", head="fc"), *(cost._torchvision("alexnet", head) for head in ("fc", "gap"))):
+        size = 32 if isinstance(net, NIN) else 224
+        assert total(cost.layers(lambda net=net: net.to("meta"), 3, size, size)) == sum(
+            p.numel() for p in net.parameters()
+        )
+
+
+def test_formulas_give_the_parameters():
+    for head in ("fc", "gap"):
+        for name in cost.NETS:
+            for layer in of(name, head):
+                assert eval(layer.formula.replace("·", "*") or "0") == layer.parameters
+
+
+def test_torchvisions_own_counts():
+    assert total(of("alexnet", "fc")) == 61_100_840
+    assert total(of("vgg19", "fc")) == 143_667_240
+    assert total(of("vgg19", "gap")) == 20_024_384 + 512 * 1000 + 1000
+    assert of("vgg19", "gap")[-1].output == (1000,)
+
+
+def test_memory_is_of_float32():
+    layer = cost._layer("x", nn.Linear(1024, 1024, bias=False), (1024,))
+    assert (layer.parameter_mb, layer.output_mb) == (4.0, 1024 * 4 / 2**20)
+
+
+def test_the_command():
+    def cost_of(*arguments):
+        command = [sys.executable, str(ROOT / "scripts" / "cost.py"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    said = cost_of("model=vgg_regressor").stdout
+    assert all(number in said for number in ("583,699,000", "361,019,000", "9,747,000", "954,012,400", "19,041,400"))
+    wrong = cost_of("model=resnet")
+    assert wrong.returncode == 2
+    assert "model=resnet: give model= and one of cifar10, imagenet, vgg_regressor" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", cost.NETS)
+def test_the_heads_differ_and_what_comes_before_them_does_not(name):
+    text = cost.compare(name)
+    assert text.count("-- head fc") == text.count("-- head gap") == 1
+    before = text.index("-- head fc")
+    assert "conv" in text[:before] or "features" in text[:before]

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nin.data import DataError, Images
 from nin.model import NIN, Block
 from nin.pretrained import CheckpointError
+from nin.recovery import InterruptedRunError, RunError
 from nin.task import Classifier, DeadNetError
 
 
@@ -147,11 +148,14 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0  # of weights, order, augmentation and dropout
     eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing reads it
+    resume: str | None = None  # auto: go on with the run in hydra.run.dir, if there is one
     checkpoint: str | None = None  # a run's folder or a weights file: what training starts from, evaluation looks at
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed={self.seed}: from 0 to {2**32 - 1}")
+        if self.resume not in (None, "auto"):
+            raise ConfigError(f"resume={self.resume}: auto, which goes on with the run in hydra.run.dir, or null")
         self.check()
 
     def build_net(self, num_classes: int = 10, image_size: int = 32) -> NIN:
@@ -210,14 +214,14 @@ def _blocks(blocks: Any) -> list[Block]:
 
 ConfigStore.instance().store("schema", Config)
 
-OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError)
+OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError, RunError, InterruptedRunError)
 
 
 def command(config_folder: Path, run: Callable[[Config, Path], None], config_name: str = "config") -> None:
     """Runs a script: composes its configuration, checks it and calls `run(config, folder)`.
 
-    Exit code 0; 2 for a configuration that cannot be, 1 for missing or damaged files, 3 for a net that died: each
-    with one sentence on stderr. A traceback is a bug.
+    Exit code 0; 2 for a configuration that cannot be, 1 for missing or damaged files, 3 for a net that died, 130 after
+    Ctrl-C, 143 after SIGTERM: each with one sentence on stderr. A traceback is a bug.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the sentence can be written here
 
@@ -249,7 +253,8 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     if failed:
-        sys.exit({ConfigError: 2, DeadNetError: 3}.get(type(failed[-1]), 1))
+        codes = {ConfigError: 2, DeadNetError: 3}
+        sys.exit(getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1)))
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -14,6 +14,7 @@ import copy
 import csv
 import json
 import os
+import pickle
 import platform
 import resource
 import subprocess
@@ -27,8 +28,9 @@ from typing import Any
 import lightning as L
 import torch
 import torchvision
+import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -36,6 +38,7 @@ from nin import pretrained
 from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS
+from nin.recovery import AtomicCheckpointIO, MetricsFile, RunError, difference, replace, stoppable
 from nin.task import Classifier
 
 ESTIMATE_FROM = 600  # seconds of training from which an estimate is printed
@@ -70,7 +73,7 @@ class Stopwatch(Callback):
     seconds = evaluating = 0.0
 
     def on_train_start(self, *_: Any) -> None:
-        self.started = time.monotonic()
+        self.started = time.monotonic() - self.seconds
 
     def on_validation_start(self, *_: Any) -> None:
         self.paused = time.monotonic()
@@ -78,8 +81,14 @@ class Stopwatch(Callback):
     def on_validation_end(self, *_: Any) -> None:
         self.evaluating += time.monotonic() - self.paused
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, *_: Any) -> None:
         self.seconds = time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "evaluating": self.evaluating}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds, self.evaluating = state_dict["seconds"], state_dict["evaluating"]
 
 
 def in_words(seconds: float) -> str:
@@ -95,15 +104,20 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     The test set is evaluated after the last epoch, in fp32, and so is the training error, in the run's precision: in
     eval mode, on unaugmented images.
 
+    With `resume=auto` a run that is in `folder` already goes on after its last whole epoch, bit by bit as if it had not
+    been interrupted (on the same machine, with the same number of threads); a finished one is left as it is.
+
     Raises:
-        nin.config.ConfigError: a folder that holds a run, or settings that do not fit the set or the checkpoint.
+        nin.config.ConfigError: a folder that holds another run, or settings that do not fit the set or the checkpoint.
+        nin.recovery.RunError: a checkpoint that cannot be written or gone on from.
+        nin.recovery.InterruptedRunError: Ctrl-C or SIGTERM.
         nin.data.DataError: a set that is missing or damaged.
         nin.pretrained.CheckpointError: a checkpoint that cannot be started from.
         nin.task.DeadNetError: training that died.
     """
     quiet()
-    if (folder / "summary.json").exists():
-        raise ConfigError(f"hydra.run.dir={folder}: the folder holds a run already; name another one or remove it")
+    if (finished := look_at_folder(config, folder)) is not None:
+        return finished
     L.seed_everything(config.seed, verbose=False)
     data = config.build_data()
     start = pretrained.load(config.checkpoint) if config.checkpoint else None
@@ -123,18 +137,18 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     task = config.build_task(net)
 
     watch = Stopwatch()
-    loggers = [CSVLogger(folder, name="", version="")]
-    if config.logger.name == "tensorboard":
-        loggers.append(TensorBoardLogger(folder, name="", version=""))
+    metrics = MetricsFile(folder / "metrics.csv")
+    saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     trainer = build_trainer(
         config,
         precision(config),
-        [watch, ModelCheckpoint(folder, filename="last", enable_version_counter=False)],
+        [watch, metrics, saving],
         max_epochs=config.trainer.max_epochs,
         limit_train_batches=config.trainer.limit_train_batches,
         limit_val_batches=config.trainer.limit_test_batches,
         num_sanity_val_steps=0,
-        logger=loggers,
+        logger=TensorBoardLogger(folder, name="", version="") if config.logger.name == "tensorboard" else False,
+        plugins=[AtomicCheckpointIO()],
     )
     data.trainer = trainer  # whose device the batches are made on
     check_limits(config, data)
@@ -151,11 +165,15 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(resolved(config))
-    write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
-    estimate(task, data, trainer)
-    trainer.fit(task, datamodule=data)
+    last = folder / "last.ckpt"
+    if not last.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / "config.yaml", resolved(config))
+        write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
+        estimate(task, data, trainer)
+    go_on = f"the same command with resume=auto hydra.run.dir={folder} goes on after the last whole epoch"
+    with stoppable(go_on):
+        fit(trainer, task, data, last if last.exists() else None)
 
     images = trainer.global_step * min(data.batch_size, len(data.train_labels))
     summary |= {
@@ -172,6 +190,47 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
+def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
+    """The summary where `folder` holds the finished run of this configuration and it may be resumed, else None.
+
+    Raises:
+        ConfigError: it holds a run, and resume is not asked for or the configuration is another.
+    """
+    if not (folder / "config.yaml").exists():
+        return None
+    if config.resume is None:
+        raise ConfigError(
+            f"hydra.run.dir={folder}: the folder holds a run already; take another folder, or resume=auto to go on"
+        )
+    there, here = yaml.safe_load((folder / "config.yaml").read_text()), yaml.safe_load(resolved(config))
+    for each in (there, here):
+        del each["resume"], each["trainer"]["progress_bar"]
+    if differing := difference(there, here):
+        raise ConfigError(f"resume={config.resume}: {folder} holds a run of another configuration: {differing}")
+    file = folder / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    if "test_error" not in summary or not (folder / "curves.png").exists():
+        return None
+    print(f"{folder} holds this run, finished")
+    return summary
+
+
+def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None) -> None:
+    """Trains from the start or from a run's own checkpoint, of which nothing but plain values is unpickled.
+
+    Raises:
+        RunError: the checkpoint is damaged, or holds more than plain values.
+    """
+    if checkpoint:
+        try:
+            found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            print(f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(f"{checkpoint} is damaged or not a checkpoint of a run ({reason})") from error
+    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+
+
 def check_limits(config: Config, data: Images) -> None:
     """Raises ConfigError where a share of the batches is less than one batch, before Lightning does after training."""
     for name, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
@@ -182,7 +241,7 @@ def check_limits(config: Config, data: Images) -> None:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json."""
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    replace(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def evaluate(config: Config, task: Classifier, data: Images, split: str) -> float:

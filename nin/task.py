@@ -121,8 +121,8 @@ class Classifier(L.LightningModule):
             compute_groups=False,
         )
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
-        self.register_buffer("recent_losses", torch.zeros(WINDOW), persistent=False)
-        self.first_spread = math.inf
+        self.register_buffer("recent_losses", torch.zeros(WINDOW))
+        self.register_buffer("first_spread", torch.tensor(math.inf))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -141,7 +141,7 @@ class Classifier(L.LightningModule):
         loss = self._measure("train/", logits, labels)
         self.recent_losses[self.global_step % WINDOW] = loss.detach()
         if self.global_step == 0:
-            self.first_spread = self._spread(images)
+            self.first_spread.fill_(self._spread(images))
         if (self.global_step + 1) % CHECK_EVERY == 0:
             self._check_alive(self.global_step + 1, images)
         if self.label_smoothing:

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import statistics
 import subprocess
 import sys
@@ -160,16 +159,15 @@ def _folder_name(overrides: str) -> str:
 
 
 def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
-    """Starts one run; alone it shows its progress, beside others it writes it to log.txt."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    folder.mkdir(parents=True)
+    """Starts one run, or goes on with it; alone it shows its progress, beside others it writes it to log.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
     script = str(ROOT / "scripts" / "train.py")
-    command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'"]
+    command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'", "resume=auto"]
     if jobs == 1:
         print(f"\n{overrides}", flush=True)
         return subprocess.Popen(command)
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    with open(folder / "log.txt", "w") as log:
+    with open(folder / "log.txt", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
 
 

@@ -1,0 +1,115 @@
+"""What lets a run be interrupted at any moment and go on as if nothing had happened.
+
+An epoch's start is all that has to be remembered: order, augmentation and dropout are functions of seed and epoch. So
+the checkpoint of the last whole epoch, which holds the rows of metrics.csv too, is enough, and at most one epoch is
+done again. It is replaced as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class RunError(RuntimeError):
+    """A run that cannot begin, go on or be written; the message says why."""
+
+
+class InterruptedRunError(RuntimeError):
+    """A run that was told to stop; `exit_code` is 130 after Ctrl-C and 143 after SIGTERM."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def replace(file: Path, content: str) -> None:
+    """Writes a file as a whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(content)
+    os.replace(part, file)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the checkpoint and then moves: a kill or a full disk leaves the one before."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        part = f"{path}.part"
+        try:
+            super().save_checkpoint(checkpoint, part, storage_options)
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:
+            Path(part).unlink(missing_ok=True)
+            raise RunError(f"the checkpoint {path} cannot be written ({error}); the one before is as it was") from error
+
+
+class MetricsFile(Checkpoint):
+    """Writes metrics.csv, one row an epoch, and keeps the rows in the checkpoint.
+
+    A `Checkpoint` because Lightning calls those after the task has logged, in the order given: before the one that
+    saves.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        measured = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **measured})
+        text = io.StringIO()
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+        replace(self.file, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+@contextmanager
+def stoppable(how_to_go_on: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what runs inside within a step, as InterruptedRunError."""
+    received: list[int] = []
+
+    def stop(number: int, _: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the first into the second
+        if isinstance(error, SystemExit) and error.code != 1:
+            raise
+        code = 143 if received else 130
+        raise InterruptedRunError(f"stopped; {how_to_go_on}", code) from error
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+
+
+def difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> str:
+    """The first field in which two configurations differ, with both values; empty where there is none."""
+    for name in {**one, **other}:
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := difference(a, b, f"{prefix}{name}."):
+                return found
+        elif a != b:
+            return f"{prefix}{name} is {a} there and {b} here"
+    return ""

@@ -1,0 +1,145 @@
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONF, ROOT
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from nin import run
+from nin.config import ConfigError, compose
+from nin.recovery import AtomicCheckpointIO, RunError, difference
+
+SHORT = ["data=digits", "trainer.max_epochs=25", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
+SHORT += ["model.dropout=0.5", "data.batch_size=16", "eval_curve=true", "resume=auto"]
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SHORT, f"hydra.run.dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
+
+
+def results(folder: Path) -> tuple[bytes, bytes]:
+    """What must not depend on interruptions. The header of the weights file holds times, so its tensors alone count."""
+    weights = (folder / "model.safetensors").read_bytes()
+    header = int.from_bytes(weights[:8], "little")
+    return weights[8 + header :], (folder / "metrics.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = start(folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return folder
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(uninterrupted, tmp_path):
+    folder, moments = tmp_path / "run", random.Random(7)
+    kills, resumed = 0, 0
+    while kills < 10:
+        process = start(folder)
+        # somewhere between Python's start and a few epochs
+        try:
+            process.wait(moments.uniform(2, 9))
+            break  # it came to its end before its kill
+        except subprocess.TimeoutExpired:
+            process.kill()
+            resumed += "resumed at epoch" in process.communicate()[0]
+            kills += 1
+    process = start(folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert kills >= 5 and resumed >= 1
+    assert results(folder) == results(uninterrupted)
+    again = start(folder)
+    said, _ = again.communicate()
+    assert again.returncode == 0 and "holds this run, finished" in said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_with_its_code_and_a_way_to_go_on(uninterrupted, tmp_path, number, code):
+    folder = tmp_path / "run"
+    process = start(folder)
+    while not (folder / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    told = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - told < 15
+    assert process.returncode == code
+    assert (
+        errors.strip().splitlines()[-1].startswith("error: stopped; the same command with resume=auto hydra.run.dir=")
+    )
+    assert "Traceback" not in errors
+    process = start(folder)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "resumed at epoch" in said
+    assert results(folder) == results(uninterrupted)
+
+
+def test_another_configuration_is_refused_by_its_field(uninterrupted):
+    settings = compose(CONF, [*SHORT, "recipe.lr=0.5"])
+    with pytest.raises(ConfigError, match=r"another configuration: recipe\.lr is 0\.04 there and 0\.5 here"):
+        run.train(settings, uninterrupted)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.train(compose(CONF, SHORT[:-1]), uninterrupted)
+
+
+def test_the_first_difference_is_found():
+    assert difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 2}}) == ""
+    assert difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}) == "b.c is 2 there and 3 here"
+    assert difference({"a": 1}, {"a": 1, "d": 0}) == "d is None there and 0 here"
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (self.marker, "w"))
+
+
+@pytest.mark.parametrize("content", ["pickle", "torch", "cut", "empty", "text"])
+def test_a_bad_checkpoint_is_refused_and_runs_nothing(tmp_path, content):
+    folder, marker = tmp_path / "run", tmp_path / "marker"
+    settings = compose(CONF, [*SHORT, "trainer.max_epochs=1"])
+    run.train(settings, folder)
+    (folder / "summary.json").unlink()
+    file = folder / "last.ckpt"
+    good = file.read_bytes()
+    if content == "torch":
+        torch.save({"epoch": 0, "global_step": 1, "state_dict": Payload(str(marker))}, file)
+    else:
+        bad = {"pickle": pickle.dumps(Payload(str(marker))), "cut": good[: len(good) // 2], "empty": b"", "text": b"hi"}
+        file.write_bytes(bad[content])
+    with pytest.raises(RunError, match=r"last\.ckpt is damaged or not a checkpoint of a run"):
+        run.train(settings, folder)
+    assert not marker.exists()
+    file.write_bytes(good)
+    run.train(settings, folder)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    file = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, file)
+
+    def full(self, checkpoint, path, storage_options=None):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", full)
+    with pytest.raises(RunError, match=r"cannot be written .*No space left.* the one before is as it was"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, file)
+    assert torch.load(file, weights_only=True) == {"epoch": 1}
+    assert os.listdir(tmp_path) == ["last.ckpt"]

@@ -1,0 +1,97 @@
+"""What a trained net sees in pictures, and where.
+
+python scripts/predict.py checkpoint=runs/… IMAGE_OR_FOLDER …     top classes, and a picture of their class maps
+python scripts/predict.py checkpoint=runs/… size=native IMAGE     at the picture's own size instead of the training size
+python scripts/predict.py checkpoint=runs/… figure=paper          the paper's figure: test images and all class maps
+python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
+
+Pictures go to out=FOLDER, by default maps/. The test images of the last two come from data.root=FOLDER or NIN_DATA.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nin import pretrained
+from nin.data import DataError, Images
+from nin.studies import maps
+
+FIGURES = ("paper", "blanking")
+
+
+def main(arguments: list[str]) -> int:
+    settings = {"checkpoint": "", "size": "training", "figure": "", "out": "maps", "data.root": ""}
+    paths = []
+    for argument in arguments:
+        name, given, value = argument.partition("=")
+        if given and name in settings:
+            settings[name] = value
+        else:
+            paths.append(argument)
+    if wrong := complain(settings, paths):
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    out = Path(settings["out"])
+    try:
+        trained = pretrained.load(settings["checkpoint"])
+        if settings["figure"]:
+            test_figure(trained, settings["figure"], settings["data.root"] or None, out)
+        else:
+            predict(trained, maps.find_pictures(paths), settings["size"], out)
+    except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def complain(settings: dict[str, str], paths: list[str]) -> str:
+    """What is wrong with the command line, in words; empty where nothing is."""
+    if not settings["checkpoint"]:
+        return "checkpoint= must be given: a run's folder, a weights file or a published name"
+    if settings["size"] != "native" and settings["size"] != "training" and not settings["size"].isdigit():
+        return f"size={settings['size']}: choose training, native or a number of pixels"
+    if settings["figure"] and settings["figure"] not in FIGURES:
+        return f"figure={settings['figure']}: choose one of {', '.join(FIGURES)}"
+    if not paths and not settings["figure"]:
+        return "give a picture or a folder of pictures"
+    return ""
+
+
+def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    training_size = trained.net.arguments["image_size"]
+    failures = []
+    for file in tqdm(files, disable=len(files) < 5):
+        try:
+            picture, shown_as = maps.read_picture(file), None
+            if size != "native":
+                shown_as = maps.resize(picture, 256)
+                picture = maps.resize(picture, training_size if size == "training" else int(size))
+            probabilities, _, _ = maps.look(trained, picture)
+            maps.draw(trained, picture, shown_as).savefig(out / f"{file.stem}.png", dpi=150)
+        except maps.PictureError as error:
+            failures.append(error)
+            continue
+        best = probabilities.topk(3)
+        said = ", ".join(f"{trained.classes[k]} {100 * p:.1f} %" for p, k in zip(*map(list, best), strict=True))
+        print(f"{file}: {said}  ({out / file.stem}.png)")
+    if failures:
+        raise maps.PictureError("; ".join(map(str, failures)))
+
+
+def test_figure(trained: pretrained.Pretrained, figure: str, root: str | None, out: Path) -> None:
+    data = Images(trained.facts["data"], root)
+    data.preprocess = trained.preprocess
+    data.prepare_data()
+    data.setup()
+    if figure == "blanking":
+        print(maps.blanking(trained, data.set))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(out / "paper.png", dpi=150)
+    print(out / "paper.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,177 @@
+import io
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from torch import nn
+
+from nin import NIN, Block, pretrained
+from nin.data import ImageSet, Normalise
+from nin.pretrained import Pretrained
+from nin.studies import maps
+
+
+@pytest.fixture(scope="module")
+def trained() -> Pretrained:
+    torch.manual_seed(0)
+    net = NIN([Block(8), Block((8, 8, None))], init="kaiming", norm="batch", last_relu=False)
+    normalise = Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0))
+    return Pretrained(net, normalise, [f"class {k}" for k in range(10)], {"data": "digits"})
+
+
+def gradient(width=40, height=30, mode="RGB") -> Image.Image:
+    x = np.linspace(0, 255, width)[None, :, None] * np.linspace(0.2, 1, height)[:, None, None]
+    return Image.fromarray(np.broadcast_to(x, (height, width, 3)).astype(np.uint8)).convert(mode)
+
+
+def test_pictures_as_people_have_them_are_read(tmp_path):
+    reference = np.asarray(gradient()).astype(int)
+    forms = {
+        "a.png": "RGB",
+        "b.jpg": "RGB",
+        "c.webp": "RGB",
+        "d.png": "L",
+        "e.png": "P",
+        "f.jpg": "CMYK",
+        "g.png": "LA",
+    }
+    for name, mode in forms.items():
+        gradient(mode=mode).save(tmp_path / name)
+        found = maps.read_picture(tmp_path / name)
+        assert (found.mode, found.size) == ("RGB", (40, 30))
+        assert abs(np.asarray(found).astype(int) - reference).mean() < 20, name
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    values = (np.asarray(gradient(mode="L")).astype(np.uint16)) * 257
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert np.array_equal(np.asarray(maps.read_picture(tmp_path / "deep.png"))[..., 0], values // 257)
+
+
+def test_transparency_is_white_and_exif_turns(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(maps.read_picture(tmp_path / "clear.png")).min() == 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gradient(40, 30).save(tmp_path / "turned.jpg", exif=exif)
+    assert maps.read_picture(tmp_path / "turned.jpg").size == (30, 40)
+
+
+def bad_files():
+    good = io.BytesIO()
+    gradient(400, 300).save(good, "PNG")
+    yield "empty.png", b""
+    yield "text.png", b"I am text"
+    yield "cut.png", good.getvalue()[: len(good.getvalue()) // 2]
+    yield "noise.jpg", bytes(range(256)) * 9
+    claim = bytearray(good.getvalue())
+    claim[16:24] = (60_000).to_bytes(4, "big") * 2  # says that it has 60,000 × 60,000 pixels
+    yield "bomb.png", bytes(claim)
+
+
+@pytest.mark.parametrize(("name", "content"), bad_files(), ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_no_picture_is_one_sentence(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(maps.PictureError, match=name):
+        maps.read_picture(tmp_path / name)
+
+
+def test_folders_and_files_are_found(tmp_path):
+    for name in ("b.png", "a.JPG", "c.txt"):
+        gradient().save(tmp_path / name, "PNG")
+    assert [file.name for file in maps.find_pictures([str(tmp_path)])] == ["a.JPG", "b.png"]
+    (tmp_path / "none").mkdir()
+    for missing in ("none", "nothing.png"):
+        with pytest.raises(maps.PictureError, match=missing):
+            maps.find_pictures([str(tmp_path / missing)])
+
+
+def test_the_mean_of_a_map_is_the_score(trained):
+    probabilities, logits, found = maps.look(trained, gradient())
+    torch.testing.assert_close(found.mean((1, 2)), logits)
+    assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
+    maps.look(trained, gradient(10_000, 20))
+    titles = [axis.get_title() for axis in maps.draw(trained, gradient()).axes]
+    best = probabilities.argmax().item()
+    assert titles[1] == f"class {best}  {100 * probabilities[best]:.1f} %"
+
+
+class Bright(nn.Module):
+    """Its maps are the brightness of the image, 8×8."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward_maps(self, images):
+        lit = images.mean(1, keepdim=True).unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))
+        return lit.expand(-1, 10, -1, -1)
+
+    def head(self, found):
+        return found.mean((2, 3))
+
+    def forward(self, images):
+        return self.head(self.forward_maps(images))
+
+
+def as_set(images):
+    labels = torch.zeros(len(images)).long()
+    return ImageSet(images, labels, images, labels, tuple("0123456789"), True)
+
+
+def test_a_net_that_looks_at_bright_pixels_loses_by_their_blanking():
+    looking = Pretrained(Bright(), Normalise(torch.zeros(3), torch.ones(3)), list("0123456789"), {})
+    images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
+    places = torch.randint(0, 24, (200, 2), generator=torch.Generator().manual_seed(0))
+    for image, (top, left) in zip(images, places, strict=True):
+        image[:, top : top + 8, left : left + 8] = 255
+    said = maps.blanking(looking, as_set(images), 200)
+    more, low, high = map(float, re.search(r"([\d.-]+) more \(95 % interval ([\d.-]+) to ([\d.-]+)\)", said).groups())
+    assert 0 < low < more < high
+    grey = torch.full_like(images, 90)
+    assert "0.00 more" in maps.blanking(looking, as_set(grey), 100)
+
+
+def test_the_papers_figure(trained):
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
+    figure = maps.draw_paper_figure(trained, images, torch.arange(40) % 10, rows=5)
+    assert len(figure.axes) == 5 * 11
+    assert [axis.get_title() for axis in figure.axes[1:11]] == list(trained.classes)
+
+
+def predict(tmp_path, *arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "predict.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+
+def test_the_command(trained, tmp_path):
+    pretrained.save(tmp_path / "net.safetensors", trained)
+    gradient().save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("text")
+    ended = predict(tmp_path, "checkpoint=net.safetensors", "good.png", "bad.png", "size=native")
+    assert ended.returncode == 1
+    assert ended.stderr == "error: bad.png: not a picture of a known format\n"
+    assert ended.stdout.startswith("good.png: class ")
+    assert (tmp_path / "maps" / "good.png").stat().st_size > 10_000
+    said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking").stdout
+    assert re.search(r"blanking a quarter of 360 test images lowers", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["good.png"], "checkpoint= must be given"),
+        (["checkpoint=net"], "give a picture"),
+        (["checkpoint=net", "size=big", "good.png"], "size=big: choose training, native"),
+        (["checkpoint=net", "figure=maps"], "figure=maps: choose one of paper, blanking"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(tmp_path, arguments, words):
+    refused = predict(tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert words in refused.stderr and len(refused.stderr.splitlines()) == 1

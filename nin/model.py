@@ -194,6 +194,11 @@ class NIN(nn.Module):
             blocks = BLOCKS[blocks]
         if not blocks:
             raise ValueError("blocks=[]: a net has at least one block")
+        sides = [image_size] if isinstance(image_size, int) else list(image_size)
+        if len(sides) not in (1, 2) or any(isinstance(s, bool) or not isinstance(s, int) for s in sides):
+            raise ValueError(f"image_size={image_size}: a number of pixels, or height and width")
+        if not all(1 <= s <= 10_000 for s in sides):
+            raise ValueError(f"image_size={image_size}: from 1 to 10000 pixels")
         super().__init__()
         self.num_classes = num_classes
         self.arguments = {  # plain values from which the same net is built again, stored beside its weights
@@ -209,7 +214,7 @@ class NIN(nn.Module):
             "init": init,
         }
 
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        size = tuple(sides * 2 if len(sides) == 1 else sides)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels
         for number, block in enumerate(blocks, 1):
@@ -234,7 +239,7 @@ class NIN(nn.Module):
             if block.dropout:
                 layers[f"drop{number}"] = nn.Dropout(dropout)
             if min(size) < 1:
-                given = "×".join(map(str, (image_size, image_size) if isinstance(image_size, int) else image_size))
+                given = "×".join(map(str, sides * 2 if len(sides) == 1 else sides))
                 raise ValueError(f"blocks: block {number} leaves nothing of an image of {given} pixels")
         self.blocks = nn.Sequential(layers)
         self.head = build_head(head, num_maps=channels, num_classes=num_classes, map_size=size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,13 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
             preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
         else:
             preprocess = Normalise(tensors["preprocess.mean"], tensors["preprocess.std"])
+        if len(header["classes"]) != net.num_classes or not all(isinstance(name, str) for name in header["classes"]):
+            raise ValueError(f"{len(header['classes'])} class names for {net.num_classes} classes")
+        if preprocess.mean.numel() not in (arguments["in_channels"], len(tensors.get("preprocess.matrix", ()))):
+            raise ValueError("its preprocessing is for other images than its net")
         trained = Pretrained(net, preprocess, header["classes"], card or dict(header["facts"]))
         trained.load_state_dict(tensors, assign=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
         reason = str(error).splitlines()[0]
@@ -165,7 +170,7 @@ def _read(file: Path, checkpoint: str) -> tuple[dict[str, Any] | None, dict[str,
         with safe_open(str(file), framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get("nin", "null"))
         return header, load_file(file)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({error})") from error
 
 
@@ -230,7 +235,14 @@ def publish(trained: Pretrained, name: str, folder: Path = CHECKPOINTS, whitenin
         name: the name it gets.
         folder: where it goes.
         whitening: the shared file of its whitening, from `publish_whitening`.
+
+    Raises:
+        CheckpointError: a name that is taken, or that is none.
     """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise CheckpointError(f"name={name}: small letters, digits and hyphens")
+    if (folder / f"{name}.json").exists():
+        raise CheckpointError(f"name={name}: {folder} has this name already; remove its card and weights first")
     folder.mkdir(parents=True, exist_ok=True)
     facts = trained.facts
     draft = folder / f"{name}.draft"
@@ -239,6 +251,7 @@ def publish(trained: Pretrained, name: str, folder: Path = CHECKPOINTS, whitenin
     file = draft.rename(folder / f"{name}-{sha256[:8]}.safetensors")
     logits = _open(file, name)(golden_images()).detach()
     card = {
+        **facts,
         "file": file.name,
         "sha256": sha256,
         "bytes": file.stat().st_size,
@@ -246,9 +259,8 @@ def publish(trained: Pretrained, name: str, folder: Path = CHECKPOINTS, whitenin
         "classes": list(trained.classes),
         "preprocessing": type(trained.preprocess).__name__.lower(),
         "multiply_accumulates": multiply_accumulates(trained.net, 3, 32, 32),
-        **facts,
         "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
-        "licence": "weights: Apache-2.0; trained on CIFAR-10 (Krizhevsky, 2009), whose images are not part of this",
+        "licence": f"weights: Apache-2.0; trained on {facts['data']}, whose images are not part of this",
     }
     (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
     return folder / f"{name}.json"

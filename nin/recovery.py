@@ -11,7 +11,7 @@ import csv
 import io
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,13 @@ class InterruptedRunError(RuntimeError):
         self.exit_code = exit_code
 
 
-def replace(file: Path, content: str) -> None:
-    """Writes a file as a whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(content)
+def replace(file: Path, content: str | Callable[[Path], None]) -> None:
+    """Writes a file as a whole or not at all; `content` is its text, or what writes it to a given path."""
+    part = file.with_name("part." + file.name)
+    if isinstance(content, str):
+        part.write_text(content)
+    else:
+        content(part)
     os.replace(part, file)
 
 
@@ -94,7 +97,7 @@ def stoppable(how_to_go_on: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the first into the second
-        if isinstance(error, SystemExit) and error.code != 1:
+        if isinstance(error, SystemExit) and error.code != 1 and not received:
             raise
         code = 143 if received else 130
         raise InterruptedRunError(f"stopped; {how_to_go_on}", code) from error

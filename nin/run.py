@@ -118,6 +118,12 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     quiet()
     if (finished := look_at_folder(config, folder)) is not None:
         return finished
+    go_on = f"the same command with resume=auto hydra.run.dir={folder} goes on after the last whole epoch"
+    with stoppable(go_on):
+        return _train(config, folder)
+
+
+def _train(config: Config, folder: Path) -> dict[str, Any]:
     L.seed_everything(config.seed, verbose=False)
     data = config.build_data()
     start = pretrained.load(config.checkpoint) if config.checkpoint else None
@@ -171,9 +177,15 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         replace(folder / "config.yaml", resolved(config))
         write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
         estimate(task, data, trainer)
-    go_on = f"the same command with resume=auto hydra.run.dir={folder} goes on after the last whole epoch"
-    with stoppable(go_on):
-        fit(trainer, task, data, last if last.exists() else None)
+    else:
+        before = json.loads((folder / "summary.json").read_text())
+        if before["precision"] != summary["precision"]:
+            raise RunError(
+                f"{folder} was trained in {before['precision']} so far, this would be {summary['precision']}"
+            )
+        if before["commit"] != summary["commit"]:
+            summary["commit"] = summary["commit"].removesuffix("+changes") + "+changes"  # not this commit's alone
+    fit(trainer, task, data, last if last.exists() else None)
 
     images = trainer.global_step * min(data.batch_size, len(data.train_labels))
     summary |= {
@@ -183,10 +195,10 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
         "seconds": round(watch.seconds, 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_PER_GB, 2),
     }
-    write_summary(folder, summary)
     trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
-    pretrained.save(folder / "model.safetensors", trained)
-    plot_curves(folder)
+    replace(folder / "model.safetensors", lambda file: pretrained.save(file, trained))
+    replace(folder / "curves.png", lambda file: plot_curves(folder / "metrics.csv", file))
+    write_summary(folder, summary)  # last: with a test error in it the run is finished
     return summary
 
 
@@ -196,20 +208,26 @@ def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: it holds a run, and resume is not asked for or the configuration is another.
     """
-    if not (folder / "config.yaml").exists():
+    if not any((folder / name).exists() for name in ("config.yaml", "last.ckpt")):
         return None
     if config.resume is None:
         raise ConfigError(
             f"hydra.run.dir={folder}: the folder holds a run already; take another folder, or resume=auto to go on"
         )
-    there, here = yaml.safe_load((folder / "config.yaml").read_text()), yaml.safe_load(resolved(config))
-    for each in (there, here):
-        del each["resume"], each["trainer"]["progress_bar"]
+    here = yaml.safe_load(resolved(config))
+    try:
+        there = yaml.safe_load((folder / "config.yaml").read_text())
+        summary = json.loads((folder / "summary.json").read_text())
+        for each in (there, here):
+            each.pop("resume", None)
+            each["trainer"].pop("progress_bar", None)
+    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        if (folder / "last.ckpt").exists():
+            raise RunError(f"{folder} holds a checkpoint, and its config.yaml or summary.json is damaged") from error
+        return None  # it ended before its first epoch did
     if differing := difference(there, here):
         raise ConfigError(f"resume={config.resume}: {folder} holds a run of another configuration: {differing}")
-    file = folder / "summary.json"
-    summary = json.loads(file.read_text()) if file.exists() else {}
-    if "test_error" not in summary or not (folder / "curves.png").exists():
+    if "test_error" not in summary or not (folder / "model.safetensors").exists():
         return None
     print(f"{folder} holds this run, finished")
     return summary
@@ -224,8 +242,18 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
     if checkpoint:
         try:
             found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            needed = {
+                "state_dict",
+                "optimizer_states",
+                "lr_schedulers",
+                "loops",
+                "callbacks",
+                "pytorch-lightning_version",
+            }
+            if not isinstance(found, dict) or not needed <= set(found):
+                raise ValueError("not all parts of a checkpoint are in it")
             print(f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"{checkpoint} is damaged or not a checkpoint of a run ({reason})") from error
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -259,7 +287,7 @@ def evaluate_checkpoint(config: Config) -> float:
     quiet()
     trained = pretrained.load(config.checkpoint)
     name = trained.facts.get("data")
-    if name not in SIZES:
+    if not isinstance(name, str) or name not in SIZES:
         raise pretrained.CheckpointError(f"checkpoint={config.checkpoint}: it does not say on which set it was trained")
     data = Images(name, config.data.root, download=config.data.download, urls=config.data.urls)
     data.preprocess = trained.preprocess
@@ -333,10 +361,10 @@ in {folder}: curves.png, model.safetensors, summary.json, metrics.csv
 the same error again: python scripts/evaluate.py checkpoint={folder}"""
 
 
-def plot_curves(folder: Path) -> None:
-    """Draws curves.png from metrics.csv: loss on the left, error in % on the right, over the epochs."""
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+def plot_curves(metrics: Path, file: Path) -> None:
+    """Draws the rows of metrics.csv: loss on the left, error in % on the right, over the epochs."""
+    with open(metrics, newline="") as opened:
+        rows = list(csv.DictReader(opened))
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, quantity, label in zip(axes, ("loss", "error"), ("loss", "error (%)"), strict=True):
@@ -348,7 +376,7 @@ def plot_curves(folder: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
-    figure.savefig(folder / "curves.png", dpi=150)
+    figure.savefig(file, dpi=150)
 
 
 def device_name(device: torch.device) -> str:

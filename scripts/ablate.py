@@ -11,6 +11,7 @@ study=FILE    the CSV file, by default checkpoints/runs.csv; scripts/report.py m
 jobs=N        N runs side by side, by default 1
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
     own = {"study": str(ROOT / "checkpoints" / "runs.csv"), "jobs": "1"}
     overrides = []
     for argument in arguments:
@@ -30,7 +34,7 @@ def main(arguments: list[str]) -> int:
         else:
             overrides.append(argument)
     file = Path(own["study"])
-    if not own["jobs"].isdigit() or own["jobs"] == "0":
+    if not own["jobs"].isdecimal() or int(own["jobs"]) == 0:
         print(f"error: jobs={own['jobs']}: a number of runs from 1 up", file=sys.stderr)
         return 2
     try:
@@ -40,8 +44,12 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # as Ctrl-C does, end the runs too
     try:
         rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(own["jobs"]))
+    except ablation.RowsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ablation.StoppedError, KeyboardInterrupt) as error:
         reason = f"error: {error}; " if str(error) else ""
         print(f"{reason}stopped: the same command goes on where it was, {file} has the rows so far", file=sys.stderr)

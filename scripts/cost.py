@@ -10,6 +10,9 @@ from nin.studies import cost
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
     name = arguments[0].removeprefix("model=") if arguments else "cifar10"
     if len(arguments) > 1 or name not in cost.NETS:
         print(f"error: {' '.join(arguments)}: give model= and one of {', '.join(cost.NETS)}", file=sys.stderr)

@@ -21,6 +21,9 @@ FIGURES = ("paper", "blanking")
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
     settings = {"checkpoint": "", "size": "training", "figure": "", "out": "maps", "data.root": ""}
     paths = []
     for argument in arguments:
@@ -39,7 +42,7 @@ def main(arguments: list[str]) -> int:
             test_figure(trained, settings["figure"], settings["data.root"] or None, out)
         else:
             predict(trained, maps.find_pictures(paths), settings["size"], out)
-    except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError) as error:
+    except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -49,10 +52,16 @@ def complain(settings: dict[str, str], paths: list[str]) -> str:
     """What is wrong with the command line, in words; empty where nothing is."""
     if not settings["checkpoint"]:
         return "checkpoint= must be given: a run's folder, a weights file or a published name"
-    if settings["size"] != "native" and settings["size"] != "training" and not settings["size"].isdigit():
+    if (
+        settings["size"] != "native"
+        and settings["size"] != "training"
+        and not (settings["size"].isdecimal() and 0 < int(settings["size"]) <= 4096)
+    ):
         return f"size={settings['size']}: choose training, native or a number of pixels"
     if settings["figure"] and settings["figure"] not in FIGURES:
         return f"figure={settings['figure']}: choose one of {', '.join(FIGURES)}"
+    if paths and settings["figure"]:
+        return f"figure={settings['figure']} is drawn of test images and takes no {paths[0]}"
     if not paths and not settings["figure"]:
         return "give a picture or a folder of pictures"
     return ""
@@ -61,7 +70,8 @@ def complain(settings: dict[str, str], paths: list[str]) -> str:
 def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     training_size = trained.net.arguments["image_size"]
-    failures = []
+    failures: list[maps.PictureError] = []
+    written: list[Path] = []
     for file in tqdm(files, disable=len(files) < 5):
         try:
             picture, shown_as = maps.read_picture(file), None
@@ -69,19 +79,24 @@ def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: P
                 shown_as = maps.resize(picture, 256)
                 picture = maps.resize(picture, training_size if size == "training" else int(size))
             probabilities, _, _ = maps.look(trained, picture)
-            maps.draw(trained, picture, shown_as).savefig(out / f"{file.stem}.png", dpi=150)
+            target = out / f"{file.stem}_maps.png"
+            number = 2
+            while target in written:
+                target, number = out / f"{file.stem}_maps_{number}.png", number + 1
+            written.append(target)
+            maps.draw(trained, picture, shown_as).savefig(target, dpi=150)
         except maps.PictureError as error:
             failures.append(error)
             continue
-        best = probabilities.topk(3)
+        best = probabilities.topk(min(3, len(trained.classes)))
         said = ", ".join(f"{trained.classes[k]} {100 * p:.1f} %" for p, k in zip(*map(list, best), strict=True))
-        print(f"{file}: {said}  ({out / file.stem}.png)")
+        print(f"{file}: {said}  ({target})")
     if failures:
         raise maps.PictureError("; ".join(map(str, failures)))
 
 
 def test_figure(trained: pretrained.Pretrained, figure: str, root: str | None, out: Path) -> None:
-    data = Images(trained.facts["data"], root)
+    data = Images(trained.facts.get("data", "unknown"), root)
     data.preprocess = trained.preprocess
     data.prepare_data()
     data.setup()

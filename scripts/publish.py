@@ -10,19 +10,22 @@ from nin.data import Whiten
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
     if len(arguments) != 2:
         print("error: give the folder of a run and the name for its net", file=sys.stderr)
         return 2
     run, name = arguments
     try:
         trained = pretrained.load(run)
+        whitening = None
+        if isinstance(trained.preprocess, Whiten):
+            whitening = pretrained.publish_whitening(trained.preprocess)
+        card = pretrained.publish(trained, name, whitening=whitening)
     except pretrained.CheckpointError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    whitening = None
-    if isinstance(trained.preprocess, Whiten):
-        whitening = pretrained.publish_whitening(trained.preprocess)
-    card = pretrained.publish(trained, name, whitening=whitening)
     print(f"{name}: {card}")
     return 0
 

@@ -15,21 +15,28 @@ PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
 
 def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
     unknown = [a for a in arguments if not a.startswith("study=")]
     file = Path(arguments[0].removeprefix("study=")) if arguments and not unknown else PUBLISHED
     if unknown or not file.exists():
         print(f"error: {unknown[0] if unknown else file}: give study=FILE, the CSV of a study", file=sys.stderr)
         return 2
-    rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
+    try:
+        rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
+    except ablation.RowsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     parts = []
     for condition in sorted({row.condition for row in rows}):
         chosen = [row for row in rows if row.condition == condition]
         heads = [row for row in chosen if not row.variant]
-        data, recipe, epochs, _ = condition
+        data, recipe, epochs, precision = condition
         parts.append(ablation.table(chosen))
         if len({row.head for row in heads}) > 1:
-            title = f"{data}, recipe {recipe}, {epochs} epochs"
-            name = f"{data}-{recipe}-{epochs}"
+            title = f"{data}, recipe {recipe}, {epochs} epochs, {precision}"
+            name = f"{data}-{recipe}-{epochs}-{precision}"
             report.plot_heads(heads, file.parent / "figures" / f"{name}-heads.png", title)
             report.plot_curves(heads, file.parent / "figures" / f"{name}-curves.png", title)
             parts.append(report.convergence(heads) + "\n")
@@ -39,7 +46,11 @@ def main(arguments: list[str]) -> int:
         readme = ROOT / "README.md"
         block = f"<!-- report -->\n{text}<!-- end of report -->"
         marked = re.compile(r"<!-- report -->.*<!-- end of report -->", re.S)
-        readme.write_text(marked.sub(lambda _: block, readme.read_text()))
+        before = readme.read_text()
+        if not marked.search(before):
+            print("error: README.md has no place marked <!-- report --> for the tables", file=sys.stderr)
+            return 1
+        readme.write_text(marked.sub(lambda _: block, before))
     return 0
 
 

@@ -35,6 +35,18 @@ def test_rows_survive_the_file(tmp_path):
     assert ablation.read(tmp_path / "runs.csv") == rows
 
 
+def test_a_file_that_holds_no_rows_is_named(tmp_path):
+    file = tmp_path / "runs.csv"
+    file.write_text("")
+    ablation.append(file, row())
+    assert ablation.read(file) == [row()]
+    file.write_text(file.read_text()[:-30])
+    with pytest.raises(ablation.RowsError, match=r"runs\.csv: row 1 is not a row"):
+        ablation.read(file)
+    with pytest.raises(ablation.RowsError):
+        ablation.read(tmp_path)
+
+
 def test_the_interval_is_the_t_interval():
     low, high = ablation.interval([1.0, 2.0, 3.0, 6.0])  # mean 3, s.d. 2.160, t(0.975, 3) = 3.182
     assert (low, high) == pytest.approx((3 - 3.18245 * 2.16025 / 2, 3 + 3.18245 * 2.16025 / 2), abs=1e-3)

@@ -157,7 +157,7 @@ def test_the_command(trained, tmp_path):
     assert ended.returncode == 1
     assert ended.stderr == "error: bad.png: not a picture of a known format\n"
     assert ended.stdout.startswith("good.png: class ")
-    assert (tmp_path / "maps" / "good.png").stat().st_size > 10_000
+    assert (tmp_path / "maps" / "good_maps.png").stat().st_size > 10_000
     said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking").stdout
     assert re.search(r"blanking a quarter of 360 test images lowers", said)
 

@@ -109,6 +109,10 @@ def rewrite(file, header=None, tensors=None):
     [
         {"header": {"net": {"blocks": [{"widths": [8, 8, 8]}]}}},
         {"header": {"net": {}}},
+        {"header": {"classes": ["one"]}},
+        {"header": {"facts": [1]}},
+        {"header": {"net": {"blocks": [{"widths": [8, 8, None]}], "image_size": 10**400}}},
+        {"tensors": {"preprocess.mean": torch.zeros(1, 5, 1, 1)}},
         {"header": {"preprocess": {"name": "whiten", "shape": [3, 8, 8]}}},
         {"tensors": {"net.blocks.block1.conv1.weight": torch.zeros(8, 3, 5, 5)}},
         {"tensors": {"something.else": torch.zeros(1)}},
@@ -160,6 +164,15 @@ def test_a_published_net_has_a_name_a_card_and_a_hash(shelf):
     assert torch.equal(net(golden_images()), trained(size=32)(golden_images()))
     assert card["test_error"] == 12.34
     assert torch.equal(load(file)(golden_images()), net(golden_images()))  # a weights file serves alone, too
+
+
+def test_a_name_is_given_once_and_stays_on_the_shelf(shelf):
+    for name, words in (("small", "has this name already"), ("../esc", "small letters"), ("a/b", "small letters")):
+        with pytest.raises(CheckpointError, match=words):
+            pretrained.publish(trained(size=32), name, shelf)
+    pretrained.publish(nin.load("small"), "again", shelf)
+    assert json.loads((shelf / "again.json").read_text())["file"].startswith("again-")
+    torch.testing.assert_close(nin.load("again")(golden_images()), nin.load("small")(golden_images()))
 
 
 def test_golden_images_are_images():

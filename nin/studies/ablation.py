@@ -26,6 +26,10 @@ ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
 
 
+class RowsError(RuntimeError):
+    """A file that does not hold the rows of a study."""
+
+
 class StoppedError(RuntimeError):
     """A study that could not go on."""
 
@@ -65,11 +69,17 @@ class Row:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a study; none where the file is not there."""
+    """The rows of a study; none where the file is not there. Raises RowsError."""
     if not file.exists():
         return []
-    with open(file, newline="") as opened:
-        return [_typed(row) for row in csv.DictReader(opened)]
+    rows = []
+    try:
+        with open(file, newline="") as opened:
+            for row in csv.DictReader(opened):
+                rows.append(_typed(row))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study") from error
+    return rows
 
 
 def _typed(row: dict[str, str]) -> Row:
@@ -85,7 +95,7 @@ def _typed(row: dict[str, str]) -> Row:
 
 def append(file: Path, row: Row) -> None:
     """Adds a row, and the header where the file is new."""
-    new = not file.exists()
+    new = not file.exists() or file.stat().st_size == 0
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a", newline="") as opened:
         writer = csv.DictWriter(opened, [f.name for f in fields(Row)], lineterminator="\n")
@@ -100,13 +110,13 @@ def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
     described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
     described |= {
         "overrides": overrides,
-        "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
+        "status": "ok" if "test_error" in summary else "dead" if exit_code == 3 else "stopped",
         "hardware": summary["device"],
         "torch": summary["versions"]["torch"],
         "commit": summary["commit"].removesuffix("+changes"),
         "clean": not summary["commit"].endswith("+changes"),
     }
-    if exit_code == 0:
+    if "test_error" in summary:
         for name in ("test_error", "train_error", "seconds", "images_per_second"):
             described[name] = summary[name]
     metrics = folder / "metrics.csv"
@@ -144,11 +154,12 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                 append(file, row)
                 error = f"test error {row.test_error:.2f} %" if row.status == "ok" else row.status
                 print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
-            if process.returncode not in (0, 3):
+            if process.returncode not in (0, 3) or row_of(folder, overrides, process.returncode).status == "stopped":
                 raise StoppedError(f"the run {overrides} ended with exit code {process.returncode}")
     finally:
         for process in running:
             process.terminate()
+        for process in running:
             process.wait()
     return [row for row in read(file) if row.overrides in wanted and row.status in DONE]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def read_picture(file: Path) -> Image.Image:
         raise PictureError(f"{file}: too many pixels to be read ({error})") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{file}: not a picture of a known format") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error) as error:
         raise PictureError(f"{file}: damaged ({error})") from error
 
 

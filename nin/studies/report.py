@@ -26,9 +26,10 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
         axis.scatter([x] * len(errors), errors, color=COLOURS[head], alpha=0.8, zorder=3)
         if errors:
             axis.hlines(sum(errors) / len(errors), x - 0.2, x + 0.2, color=COLOURS[head], linewidth=2)
-        if head in PAPER:
+        if head in PAPER and rows[0].data == "cifar10":
             axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color="#888888", zorder=2)
-    axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5")
+    if rows[0].data == "cifar10":
+        axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5")
     axis.scatter([], [], color="#555555", label="one seed")
     axis.set(xticks=range(len(shown)), ylabel="test error (%)", title=title)
     axis.set_xticklabels(shown)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
@@ -84,26 +84,36 @@ class MetricsFile(Checkpoint):
         self.rows = list(state_dict["rows"])
 
 
+_received: list[int] = []  # signals, since `stoppable` began
+
+
+class HeedSignals(Callback):
+    """Stops before the next step where a signal's exception was lost, as Python loses those raised in a destructor."""
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if _received:
+            raise KeyboardInterrupt
+
+
 @contextmanager
 def stoppable(how_to_go_on: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM end what runs inside within a step, as InterruptedRunError."""
-    received: list[int] = []
 
     def stop(number: int, _: Any) -> None:
-        received.append(number)
+        _received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, stop)
+    _received.clear()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the first into the second
-        if isinstance(error, SystemExit) and error.code != 1 and not received:
+        if not _received:
             raise
-        code = 143 if received else 130
-        raise InterruptedRunError(f"stopped; {how_to_go_on}", code) from error
+        raise InterruptedRunError(f"stopped; {how_to_go_on}", 128 + _received[0]) from error
     finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> str:

@@ -38,14 +38,11 @@ from nin import pretrained
 from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS
-from nin.recovery import AtomicCheckpointIO, MetricsFile, RunError, difference, replace, stoppable
+from nin.recovery import AtomicCheckpointIO, HeedSignals, MetricsFile, RunError, difference, replace, stoppable
 from nin.task import Classifier
 
 ESTIMATE_FROM = 600  # seconds of training from which an estimate is printed
 QUICK_EPOCHS = 8  # of conf/recipe/quick.yaml, which the estimate recommends
-
-
-RSS_PER_GB = 1e9 if sys.platform == "darwin" else 1e6  # getrusage counts bytes there, kB elsewhere
 
 
 class RunProgress(TQDMProgressBar):
@@ -148,7 +145,7 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
     trainer = build_trainer(
         config,
         precision(config),
-        [watch, metrics, saving],
+        [watch, HeedSignals(), metrics, saving],
         max_epochs=config.trainer.max_epochs,
         limit_train_batches=config.trainer.limit_train_batches,
         limit_val_batches=config.trainer.limit_test_batches,
@@ -193,7 +190,7 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
         "train_error": round(evaluate(config, task, data, "train"), 4),
         "images_per_second": round(images / (watch.seconds - watch.evaluating), 1),
         "seconds": round(watch.seconds, 1),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / RSS_PER_GB, 2),
+        "peak_memory_gb": peak_memory_gb(),
     }
     trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
     replace(folder / "model.safetensors", lambda file: pretrained.save(file, trained))
@@ -388,6 +385,16 @@ def device_name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     return f"{device.type}: {name}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held, in GB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent process held when it started this one
+        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(kilobytes) / 1e6, 2)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
 
 
 def versions() -> dict[str, str]:

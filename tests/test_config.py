@@ -102,7 +102,7 @@ def test_impossible_values_are_refused_by_name(override, message):
         (["data.urls=[https://a.b/~c]"], 2, ["data.urls", "quotes"]),
         (["model.blocks=[]"], 2, ["model.blocks=[]", "at least one block"]),
         (["trainer.max_epochs=-3"], 2, ["trainer.max_epochs=-3", "at least 1"]),
-        (["trainer.limit_test_batches=0.5", "data=digits"], 2, ["trainer.limit_test_batches=0.5"]),
+        (["trainer.limit_test_batches=0.3", "data=digits"], 2, ["trainer.limit_test_batches=0.3"]),
         (["seed=abc"], 2, ["seed=abc", "Integer"]),
         (["recipe.lr=-1"], 2, ["recipe.lr=-1", "greater than 0"]),
         (["data.root=/nonexistent", "data.download=false"], 1, ["/nonexistent", "data=digits"]),

@@ -1,23 +1,10 @@
-"""One training run and its folder: estimate, fit, evaluate, and what is left behind for people and for programs.
-
-config.yaml          the whole configuration
-metrics.csv          loss, error and learning rate after each epoch
-last.ckpt            Lightning's checkpoint of the last epoch
-model.safetensors    the trained net, for `nin.pretrained.load`
-curves.png           loss and error over the epochs
-summary.json         the run in figures
-"""
+"""One training run: estimate, fit, evaluate, and fill the run's folder (`nin.folder`)."""
 
 from __future__ import annotations
 
 import copy
-import csv
 import json
-import os
 import pickle
-import platform
-import resource
-import subprocess
 import sys
 import time
 import warnings
@@ -27,18 +14,17 @@ from typing import Any
 
 import lightning as L
 import torch
-import torchvision
-import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from nin import pretrained
 from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS
-from nin.recovery import AtomicCheckpointIO, HeedSignals, MetricsFile, RunError, difference, replace, stoppable
+from nin.folder import in_words, look_at_folder, plot_curves, write_summary
+from nin.provenance import commit, device_name, peak_memory_gb, versions
+from nin.recovery import AtomicCheckpointIO, HeedSignals, MetricsFile, RunError, replace, stoppable
 from nin.task import Classifier
 
 ESTIMATE_FROM = 600  # seconds of training from which an estimate is printed
@@ -86,13 +72,6 @@ class Stopwatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.seconds, self.evaluating = state_dict["seconds"], state_dict["evaluating"]
-
-
-def in_words(seconds: float) -> str:
-    """4000 ─► "67 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def train(config: Config, folder: Path) -> dict[str, Any]:
@@ -199,37 +178,6 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
     return summary
 
 
-def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
-    """The summary where `folder` holds the finished run of this configuration and it may be resumed, else None.
-
-    Raises:
-        ConfigError: it holds a run, and resume is not asked for or the configuration is another.
-    """
-    if not any((folder / name).exists() for name in ("config.yaml", "last.ckpt")):
-        return None
-    if config.resume is None:
-        raise ConfigError(
-            f"hydra.run.dir={folder}: the folder holds a run already; take another folder, or resume=auto to go on"
-        )
-    here = yaml.safe_load(resolved(config))
-    try:
-        there = yaml.safe_load((folder / "config.yaml").read_text())
-        summary = json.loads((folder / "summary.json").read_text())
-        for each in (there, here):
-            each.pop("resume", None)
-            each["trainer"].pop("progress_bar", None)
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        if (folder / "last.ckpt").exists():
-            raise RunError(f"{folder} holds a checkpoint, and its config.yaml or summary.json is damaged") from error
-        return None  # it ended before its first epoch did
-    if differing := difference(there, here):
-        raise ConfigError(f"resume={config.resume}: {folder} holds a run of another configuration: {differing}")
-    if "test_error" not in summary or not (folder / "model.safetensors").exists():
-        return None
-    print(f"{folder} holds this run, finished")
-    return summary
-
-
 def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None) -> None:
     """Trains from the start or from a run's own checkpoint, of which nothing but plain values is unpickled.
 
@@ -262,11 +210,6 @@ def check_limits(config: Config, data: Images) -> None:
         limit = getattr(config.trainer, f"limit_{name}_batches")
         if isinstance(limit, float) and limit * len(loader) < 1:
             raise ConfigError(f"trainer.limit_{name}_batches={limit}: less than one of the {len(loader)} batches")
-
-
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Writes summary.json."""
-    replace(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 
 def evaluate(config: Config, task: Classifier, data: Images, split: str) -> float:
@@ -342,81 +285,6 @@ def estimate(task: Classifier, data: Images, trainer: L.Trainer) -> None:
         long = share == 1 and trainer.max_epochs > QUICK_EPOCHS
         advice = f"; recipe=quick takes about {in_words(whole * QUICK_EPOCHS)}" if long else ""
         print(f"training takes about {in_words(seconds)} on this CPU{advice}")
-
-
-def for_people(summary: dict[str, Any], folder: Path) -> str:
-    """The summary in a few lines."""
-    s = summary
-    return f"""
-{s["head"]} on {s["data"]}, recipe {s["recipe"]}, seed {s["seed"]}: {s["parameters"]:,} parameters
-{s["epochs"]} epochs in {in_words(s["seconds"])}, {s["images_per_second"]:.0f} images/s, {s["precision"]}, {s["device"]}
-
-  training error {s["train_error"]:6.2f} %
-  test error     {s["test_error"]:6.2f} %
-
-in {folder}: curves.png, model.safetensors, summary.json, metrics.csv
-the same error again: python scripts/evaluate.py checkpoint={folder}"""
-
-
-def plot_curves(metrics: Path, file: Path) -> None:
-    """Draws the rows of metrics.csv: loss on the left, error in % on the right, over the epochs."""
-    with open(metrics, newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, quantity, label in zip(axes, ("loss", "error"), ("loss", "error (%)"), strict=True):
-        for stage, name in (("train", "training, augmented"), ("val", "held out"), ("test_curve", "test")):
-            points = [(int(r["epoch"]) + 1, float(r[key])) for r in rows if r.get(key := f"{stage}/{quantity}")]
-            if points:
-                axis.plot(*zip(*points, strict=True), marker=".", label=name)
-        axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-
-
-def device_name(device: torch.device) -> str:
-    """The device as people call it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{device.type}: {name}, {torch.get_num_threads()} threads"
-
-
-def peak_memory_gb() -> float:
-    """The most memory that this process has held, in GB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent process held when it started this one
-        kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(kilobytes) / 1e6, 2)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
-
-
-def versions() -> dict[str, str]:
-    """Of what a result can depend on."""
-    modules = {module.__name__: str(module.__version__) for module in (torch, torchvision, L)}
-    return {"python": platform.python_version(), **modules}
-
-
-def commit() -> str:
-    """The project's commit, with "+changes" where files differ from it; NIN_COMMIT where there is no git."""
-    root = Path(__file__).parents[1]
-    if not (root / ".git").exists():
-        return os.environ.get("NIN_COMMIT", "unknown")
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def quiet() -> None:

@@ -6,14 +6,14 @@ python scripts/benchmark.py model.norm=none model.dropout=0.5            without
 
 from pathlib import Path
 
-from nin import config, run
+from nin import config, provenance, run
 from nin.studies import speed
 
 
 def main(settings: config.Config, folder: Path) -> None:
     settings.trainer.progress_bar = False
     found = speed.benchmark(settings)
-    print(f"\n{found['device']}, torch {run.versions()['torch']}")
+    print(f"\n{found['device']}, torch {provenance.versions()['torch']}")
     print(f"batch {settings.data.batch_size}, {run.precision(settings)}, norm {settings.model.norm}\n")
     for name, value in found["images_per_second"].items():
         print(f"  {name:<12}{value:>10,.1f} images/s")

@@ -10,11 +10,12 @@ python scripts/train.py --help                                     all settings
 from pathlib import Path
 
 from nin import config, run
+from nin.folder import for_people
 
 
 def main(settings: config.Config, folder: Path) -> None:
     summary = run.train(settings, folder)
-    print(run.for_people(summary, folder))
+    print(for_people(summary, folder))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from nin import pretrained, run
 from nin.config import ConfigError, compose
+from nin.folder import for_people
 from nin.task import DeadNetError
 
 SHORT = ["data=digits", "trainer.max_epochs=2", "trainer.limit_train_batches=6", "trainer.progress_bar=false"]
@@ -42,7 +43,7 @@ def test_the_folder_of_a_run(ended):
         rows = list(csv.DictReader(file))
     for name in ("train/error", "train/loss", "val/error", "test_curve/error", "lr"):
         assert sum(bool(row[name]) for row in rows) == 2, name
-    assert run.for_people(summary, folder).count("%") == 2
+    assert for_people(summary, folder).count("%") == 2
 
 
 def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):

@@ -28,7 +28,8 @@ from tqdm import tqdm
 from nin.config import Config
 from nin.data import Images, ImageSet
 from nin.optim import Muon
-from nin.run import build_trainer, device_name, precision, quiet
+from nin.provenance import device_name
+from nin.run import build_trainer, precision, quiet
 
 WARMUP = 3  # steps before the clock starts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import os
 import re
 import sys
@@ -101,6 +102,7 @@ class TrainerConfig:
     """Lightning's Trainer."""
 
     max_epochs: int = 1  # the run's only length: every recipe sets it, the schedules read it
+    gradient_clip_val: float | None = None  # the norm that a step's gradient is scaled down to; null: as it is
     accelerator: str = "auto"  # auto takes CUDA, then Apple's MPS, then the CPU
     precision: str = "auto"  # auto takes bf16-mixed where the hardware gains by it, else 32-true
     limit_train_batches: int | float | None = None  # a number of batches or a share of them, to try things out
@@ -116,6 +118,8 @@ class TrainerConfig:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
         if self.max_epochs < 1:
             raise ConfigError(f"trainer.max_epochs={self.max_epochs}: at least 1")
+        if self.gradient_clip_val is not None and not 0 < self.gradient_clip_val < math.inf:
+            raise ConfigError(f"trainer.gradient_clip_val={self.gradient_clip_val}: a norm greater than 0, or null")
         for name in ("limit_train_batches", "limit_test_batches"):
             limit = getattr(self, name)
             if limit is not None and not (limit > 0 and (isinstance(limit, int) or limit <= 1)):

@@ -126,6 +126,7 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
         precision(config),
         [watch, HeedSignals(), metrics, saving],
         max_epochs=config.trainer.max_epochs,
+        gradient_clip_val=config.trainer.gradient_clip_val,
         limit_train_batches=config.trainer.limit_train_batches,
         limit_val_batches=config.trainer.limit_test_batches,
         num_sanity_val_steps=0,
@@ -222,8 +223,9 @@ def evaluate(config: Config, task: Classifier, data: Images, split: str) -> floa
     return trainer.test(task, loader, verbose=False)[0]["test/error"]
 
 
-def evaluate_checkpoint(config: Config) -> float:
-    """Test error in % of `config.checkpoint`, on the set and with the preprocessing that it was trained with."""
+def evaluate_checkpoint(config: Config) -> tuple[float, torch.Tensor, tuple[str, ...]]:
+    """Test error in % of `config.checkpoint`, its confusion matrix (K, K) with the true class by row, and the names of
+    the classes; on the set and with the preprocessing that it was trained with."""
     quiet()
     trained = pretrained.load(config.checkpoint)
     name = trained.facts.get("data")
@@ -233,7 +235,8 @@ def evaluate_checkpoint(config: Config) -> float:
     data.preprocess = trained.preprocess
     data.prepare_data()
     data.setup()
-    return evaluate(config, Classifier(trained.net.to(memory_format=torch.channels_last)), data, "test")
+    task = Classifier(trained.net.to(memory_format=torch.channels_last))
+    return evaluate(config, task, data, "test"), task.confusion.compute().cpu(), trained.classes
 
 
 def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] = (), **arguments: Any) -> L.Trainer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from nin.data.module import Images, draw_seed
 from nin.optim import Muon
@@ -121,6 +121,7 @@ class Classifier(L.LightningModule):
             compute_groups=False,
         )
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
+        self.confusion = MulticlassConfusionMatrix(net.num_classes, validate_args=False)  # of the last test
         self.register_buffer("recent_losses", torch.zeros(WINDOW))
         self.register_buffer("first_spread", torch.tensor(math.inf))
 
@@ -231,8 +232,11 @@ class Classifier(L.LightningModule):
         for name in self._val_stages:
             self._log(name)
 
+    def on_test_epoch_start(self) -> None:
+        self.confusion.reset()
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test/", batch)
+        self.confusion.update(self._evaluate("test/", batch), batch[1])
 
     def on_test_epoch_end(self) -> None:
         self._log("test/")
@@ -241,9 +245,11 @@ class Classifier(L.LightningModule):
     def _val_stages(self) -> tuple[str, ...]:
         return getattr(self.trainer.datamodule, "val_stages", ("val/",))
 
-    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        self._measure(stage, self.net(images).float(), labels)
+        logits = self.net(images).float()
+        self._measure(stage, logits, labels)
+        return logits
 
     def _measure(self, stage: str, logits: Tensor, labels: Tensor) -> Tensor:
         """Counts a batch into the stage's error and loss; gives its mean cross-entropy."""

@@ -1,18 +1,25 @@
-"""Evaluates a trained net on its test set, in fp32.
+"""Evaluates a trained net on its test set, in fp32: error, the worst confusions, and a picture of all of them.
 
 python scripts/evaluate.py checkpoint=runs/2026-11-21_18-00-00_digits_gap_0        a run's folder
 python scripts/evaluate.py checkpoint=weights.safetensors data.root=FOLDER         a weights file
+python scripts/evaluate.py checkpoint=cifar10-gap                                  a published net
 """
 
 from pathlib import Path
 
 from nin import config, run
+from nin.studies import confusion
 
 
 def main(settings: config.Config, folder: Path) -> None:
     if settings.checkpoint is None:
-        raise config.ConfigError("checkpoint= must be given: a run's folder or a weights file")
-    print(f"test error {run.evaluate_checkpoint(settings):.2f} %")
+        raise config.ConfigError("checkpoint= must be given: a run's folder, a weights file or a published name")
+    error, matrix, classes = run.evaluate_checkpoint(settings)
+    name = Path(settings.checkpoint).name
+    picture = Path(settings.checkpoint) if Path(settings.checkpoint).is_dir() else folder
+    picture /= f"confusion_{name}.png"
+    confusion.draw(matrix, classes, f"{name}: test error {error:.2f} %").savefig(picture, dpi=150)
+    print(f"\n{confusion.worst_pairs(matrix, classes)}\nall of them: {picture}\n\ntest error {error:.2f} %")
 
 
 if __name__ == "__main__":

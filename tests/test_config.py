@@ -77,6 +77,7 @@ def test_blocks_from_the_command_line():
         ("model.blocks=[{widths: [8, 8, 3]}]", "head.name=gap .*3 maps for 10 classes"),
         ("head.name=gpa", "head.name=gpa: choose one of gap, gmp, fc, fc_dropout"),
         ("trainer.max_epochs=-3", "trainer.max_epochs=-3: at least 1"),
+        ("trainer.gradient_clip_val=0", "trainer.gradient_clip_val=0.0: a norm greater than 0"),
         ("trainer.precision=fp8", "trainer.precision=fp8: choose one of auto, 32-true"),
         ("trainer.accelerator=tpu", "trainer.accelerator=tpu: choose one of auto, cpu"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),

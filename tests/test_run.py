@@ -1,10 +1,12 @@
 import csv
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 
+import lightning
 import pytest
 import torch
 from conftest import CONF, ROOT
@@ -12,7 +14,9 @@ from safetensors.torch import load_file
 
 from nin import pretrained, run
 from nin.config import ConfigError, compose
+from nin.data import load_digits
 from nin.folder import for_people
+from nin.studies import confusion
 from nin.task import DeadNetError
 
 SHORT = ["data=digits", "trainer.max_epochs=2", "trainer.limit_train_batches=6", "trainer.progress_bar=false"]
@@ -49,8 +53,6 @@ def test_the_folder_of_a_run(ended):
 def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):
     folder, summary = ended
     net = pretrained.load(folder)
-    from nin.data import load_digits
-
     digits = load_digits()
     with torch.no_grad():
         wrong = (net(digits.test_images).argmax(1) != digits.test_labels).double().mean().item()
@@ -64,6 +66,16 @@ def test_evaluate_prints_the_summarys_error(ended):
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), f"checkpoint={folder}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-1] == f"test error {summary['test_error']:.2f} %"
+    assert (folder / f"confusion_{folder.name}.png").stat().st_size > 0
+    error, matrix, classes = run.evaluate_checkpoint(compose(CONF, [f"checkpoint={folder}"]))
+    assert (matrix.shape, matrix.sum()) == ((10, 10), 360)
+    assert 100 - 100 * matrix.trace() / 360 == pytest.approx(error, abs=1e-3)
+    assert matrix.sum(1).tolist() == load_digits().test_labels.bincount().tolist()  # the true class is the row's
+    wrong = matrix - matrix.diag().diag()
+    true, taken_for = divmod(int(wrong.argmax()), 10)
+    line = f"{classes[true]} taken for {classes[taken_for]}"
+    assert line in confusion.worst_pairs(matrix, classes).splitlines()[0]
+    assert confusion.worst_pairs(matrix.diag().diag(), classes) == "no image is confused"
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(tmp_path):
@@ -122,7 +134,7 @@ def test_a_whitened_run_with_an_fc_head(tmp_path):
     settings.trainer.max_epochs = 1
     summary = run.train(settings, tmp_path)
     assert summary["parameters"] == 966_986 + 6410
-    assert run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path}"])) == pytest.approx(summary["test_error"])
+    assert run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path}"]))[0] == pytest.approx(summary["test_error"])
 
 
 def test_a_net_that_dies_ends_with_exit_code_three(tmp_path):
@@ -154,4 +166,21 @@ def test_the_readmes_plain_python(tmp_path):
 def test_a_run_on_the_gpu(tmp_path):
     summary = run.train(compose(CONF, [*SHORT, "trainer=gpu"]), tmp_path)
     assert summary["precision"] == "bf16-mixed"
-    assert run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path}", "trainer=gpu"])) == summary["test_error"]
+    assert run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path}", "trainer=gpu"]))[0] == summary["test_error"]
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_that_is_set(tmp_path):
+    """A step of plain SGD at rate 1 is as long as its gradient."""
+    one_step = [*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "recipe.optimiser=sgd", "recipe.lr=1"]
+    one_step += ["recipe.nesterov=false", "recipe.momentum=0", "recipe.weight_decay=0", "recipe.warmup=0"]
+    one_step += ["recipe.bias_lr=1", "recipe.last_lr=1", "recipe.last_bias_lr=1", "recipe.schedule=step"]
+    lengths = {}
+    for clip in ("null", "0.01"):
+        config = compose(CONF, [*one_step, f"trainer.gradient_clip_val={clip}"])
+        run.train(config, tmp_path / clip)
+        lightning.seed_everything(config.seed, verbose=False)
+        start = config.build_net().parameters()
+        ended = pretrained.load(tmp_path / clip).net.parameters()
+        lengths[clip] = math.dist(*(torch.cat([p.detach().flatten() for p in net]).tolist() for net in (start, ended)))
+    assert lengths["0.01"] == pytest.approx(0.01, rel=1e-3)
+    assert lengths["null"] > 0.02

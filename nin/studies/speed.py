@@ -106,6 +106,7 @@ def _lightning(config: Config, data: Images, steps: int) -> float:
         precision(config),
         [clock],
         max_epochs=1,
+        gradient_clip_val=config.trainer.gradient_clip_val,
         limit_train_batches=steps + WARMUP,
         limit_val_batches=0,
         logger=False,

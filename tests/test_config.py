@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from itertools import product
 
 import pytest
@@ -29,8 +30,8 @@ def test_every_other_choice_composes(group):
         compose(CONF, [f"{group}={choice}"])
 
 
-def test_the_paper_recipe_is_the_authors():
-    config = compose(CONF, ["recipe=paper"])
+def test_the_literal_paper_recipe_is_the_authors():
+    config = compose(CONF, ["recipe=paper_literal"])
     net = config.build_net()
     assert sum(p.numel() for p in net.parameters()) == 966_986
     assert config.data.preprocessing == "whiten"
@@ -41,6 +42,19 @@ def test_the_paper_recipe_is_the_authors():
     assert config.trainer.max_epochs == 260
     assert [share * 260 for share in recipe.drops] == pytest.approx([200, 230])
     assert (config.model.last_pool, config.model.last_relu, config.model.dropout) == ("max", True, 0.5)
+    assert (config.model.init, config.model.norm, config.trainer.gradient_clip_val) == ("gaussian", "none", None)
+
+
+def test_the_paper_recipe_deviates_in_what_it_says_and_in_nothing_else():
+    literal, paper = (asdict(compose(CONF, [f"recipe={name}"])) for name in ("paper_literal", "paper"))
+    mend = {"recipe.name=paper", "model.init=kaiming", "model.last_relu=False", "trainer.gradient_clip_val=1.0"}
+    differing = {
+        f"{group}.{name}={value}"
+        for group in ("model", "head", "data", "recipe", "trainer")
+        for name, value in paper[group].items()
+        if literal[group][name] != value
+    }
+    assert differing == mend
     caffe = compose(CONF, ["recipe=paper_caffe"])
     assert caffe.model.last_pool == "average"
     assert caffe.trainer.max_epochs == 307

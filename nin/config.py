@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any, get_type_hints
 
 import hydra
 import torch
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -324,6 +326,14 @@ def resolved(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
 
 
+def load_config(file: Path) -> Config:
+    """The configuration that a run has left in its folder. Raises ConfigError."""
+    try:
+        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
+    except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from error
+
+
 def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The checked configuration of these overrides, without a command line. Raises ConfigError."""
     try:
@@ -331,6 +341,29 @@ def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
             return to_config(hydra.compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(explain(error, overrides)) from error
+
+
+def overrides_of(config: Config, config_folder: Path) -> list[str]:
+    """Overrides that compose to this configuration again: set, head, recipe and seed, then each setting that differs
+    from what these bring. What the trained net does not depend on is left out."""
+    stated = [f"{group}={getattr(config, group).name}" for group in ("data", "head", "recipe")]
+    stated = [each for each in stated if (config_folder / f"{each.replace('=', '/')}.yaml").exists()]
+    stated.append(f"seed={config.seed}")
+    brought = _settings(compose(config_folder, stated))
+    for name, value in _settings(config).items():
+        if value != brought[name]:
+            grammar = re.sub(r'"(\w+)": ', r"\1: ", json.dumps(value))  # JSON is Hydra's, but for quotes around keys
+            stated.append(f"{name}={grammar}")
+    return stated
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        settings |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    for name in ("resume", "trainer.progress_bar", "data.root"):
+        del settings[name]
+    return settings
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -227,18 +227,19 @@ def golden_images(size: Sequence[int] = (32, 32)) -> Tensor:
     return ((n * 37) % 251 // 2 + (n // 96) % 128).to(torch.uint8)
 
 
-def publish(trained: Pretrained, name: str, folder: Path = CHECKPOINTS, whitening: Path | None = None) -> Path:
+def publish(trained: Pretrained, name: str, folder: Path | None = None, whitening: Path | None = None) -> Path:
     """Writes a net's weights and card into `folder`; gives the card.
 
     Args:
         trained: the net of a run, with the run's summary as its facts.
         name: the name it gets.
-        folder: where it goes.
+        folder: where it goes, by default among the published nets.
         whitening: the shared file of its whitening, from `publish_whitening`.
 
     Raises:
         CheckpointError: a name that is taken, or that is none.
     """
+    folder = folder or CHECKPOINTS
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise CheckpointError(f"name={name}: small letters, digits and hyphens")
     if (folder / f"{name}.json").exists():
@@ -266,9 +267,10 @@ def publish(trained: Pretrained, name: str, folder: Path = CHECKPOINTS, whitenin
     return folder / f"{name}.json"
 
 
-def publish_whitening(whiten: Whiten, folder: Path = CHECKPOINTS) -> Path:
+def publish_whitening(whiten: Whiten, folder: Path | None = None) -> Path:
     """Writes a whitening that several nets share, its matrix in fp16, which changes a whitened pixel by less than
     0.01; gives the file."""
+    folder = folder or CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / "whitening.draft"
     save_file({"preprocess.mean": whiten.mean, "preprocess.matrix": whiten.matrix.half()}, str(draft))

@@ -7,11 +7,19 @@ python scripts/evaluate.py checkpoint=cifar10-gap                               
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
+
 from nin import config, run
 from nin.studies import confusion
 
+SETTINGS = ("checkpoint", "data.root", "data.download", "data.urls", "trainer")  # the others are the checkpoint's own
+
 
 def main(settings: config.Config, folder: Path) -> None:
+    for override in HydraConfig.get().overrides.task:
+        name = override.lstrip("+").split("=")[0]
+        if name not in SETTINGS and not name.startswith("trainer."):
+            raise config.ConfigError(f"{override}: the checkpoint brings its own; to be set are {', '.join(SETTINGS)}")
     if settings.checkpoint is None:
         raise config.ConfigError("checkpoint= must be given: a run's folder, a weights file or a published name")
     error, matrix, classes = run.evaluate_checkpoint(settings)

@@ -3,10 +3,15 @@
 python scripts/publish.py runs/2026-11-21_18-00-00_cifar10_gap_0 cifar10-gap
 """
 
+import shlex
 import sys
+from pathlib import Path
 
 from nin import pretrained
+from nin.config import ConfigError, load_config, overrides_of
 from nin.data import Whiten
+
+ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str]) -> int:
@@ -19,11 +24,13 @@ def main(arguments: list[str]) -> int:
     run, name = arguments
     try:
         trained = pretrained.load(run)
+        overrides = overrides_of(load_config(Path(run) / "config.yaml"), ROOT / "conf")
+        trained.facts["command"] = shlex.join(["python", "scripts/train.py", *overrides])
         whitening = None
         if isinstance(trained.preprocess, Whiten):
             whitening = pretrained.publish_whitening(trained.preprocess)
         card = pretrained.publish(trained, name, whitening=whitening)
-    except pretrained.CheckpointError as error:
+    except (pretrained.CheckpointError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{name}: {card}")

@@ -4,6 +4,7 @@ python scripts/report.py                      checkpoints/runs.csv: tables print
 python scripts/report.py study=FILE           another study: tables printed, figures saved beside the file
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -36,15 +37,16 @@ def main(arguments: list[str]) -> int:
         parts.append(ablation.table(chosen))
         if len({row.head for row in heads}) > 1:
             title = f"{data}, recipe {recipe}, {epochs} epochs, {precision}"
-            name = f"{data}-{recipe}-{epochs}-{precision}"
-            report.plot_heads(heads, file.parent / "figures" / f"{name}-heads.png", title)
-            report.plot_curves(heads, file.parent / "figures" / f"{name}-curves.png", title)
-            parts.append(report.convergence(heads) + "\n")
+            for kind, plot in (("heads", report.plot_heads), ("curves", report.plot_curves)):
+                figure = file.parent / "figures" / f"{data}-{recipe}-{epochs}-{precision}-{kind}.png"
+                plot(heads, figure, title)
+                parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
+            parts.append(f"\n{report.convergence(heads)}\n")
     text = "\n".join(parts)
     print(text)
     if file == PUBLISHED:
         readme = ROOT / "README.md"
-        block = f"<!-- report -->\n{text}<!-- end of report -->"
+        block = f"<!-- report -->\n{text}\n<!-- end of report -->"
         marked = re.compile(r"<!-- report -->.*<!-- end of report -->", re.S)
         before = readme.read_text()
         if not marked.search(before):

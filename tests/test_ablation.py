@@ -1,3 +1,4 @@
+import os
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from conftest import ROOT
 from nin.config import ConfigError, sweep
 from nin.studies import ablation, report
 from nin.studies.ablation import Row
+
+CAPTURED = {"capture_output": True, "text": True, "check": True}
 
 
 def row(head="gap", seed=0, error=10.0, status="ok", overrides="", curve=""):
@@ -131,3 +134,28 @@ def test_the_report_of_a_study(tmp_path):
     assert first == second
     assert "| `fc` | 11.00 |" in first and "epochs to 80 %" in first
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2
+
+
+PUBLISHED = ROOT / "checkpoints" / "runs.csv"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="no rows are published")
+def test_readme_has_the_tables_of_the_published_rows():
+    said = subprocess.run([sys.executable, str(ROOT / "scripts" / "report.py"), f"study={PUBLISHED}"], **CAPTURED)
+    assert said.stdout.strip() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.skipif(not (PUBLISHED.exists() and (ROOT / ".git").exists()), reason="no rows, or no history")
+def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
+    compose = "import sys; from pathlib import Path; from nin.config import compose\n"
+    compose += "import shlex; [compose(Path('conf').resolve(), shlex.split(line)) for line in sys.stdin]"
+    rows = ablation.read(PUBLISHED)
+    for commit in {row.commit for row in rows}:
+        folder = tmp_path / commit
+        folder.mkdir()
+        tree = subprocess.run(["git", "-C", str(ROOT), "archive", commit, "nin", "conf"], capture_output=True)
+        assert tree.returncode == 0, f"{commit} is not in the history: {tree.stderr}"
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=tree.stdout, check=True)
+        overrides = "\n".join(row.overrides for row in rows if row.commit == commit)
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        subprocess.run([sys.executable, "-c", compose], input=overrides, cwd=folder, env=environment, **CAPTURED)

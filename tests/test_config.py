@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from conftest import CONF, ROOT
 
-from nin.config import ConfigError, compose
+from nin.config import ConfigError, compose, overrides_of
 from nin.run import QUICK_EPOCHS
 
 
@@ -147,3 +147,24 @@ def test_a_refusal_leaves_the_users_folder_alone(tmp_path):
         ]
         assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 1
         assert tmp_path.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([], "data=cifar10 head=gap recipe=modern seed=0"),
+        (["recipe=quick", "seed=3", "head=fc", "resume=auto"], "data=cifar10 head=fc recipe=quick seed=3"),
+        (["data=digits", "model.norm=none"], 'data=digits head=gap recipe=modern seed=0 model.norm="none"'),
+        (["recipe=paper", "recipe.drops=[]", "eval_curve=true"], None),
+        (["model=equal", "data.urls=['http://a,b=c/d']", "trainer.limit_train_batches=0.5"], None),
+        (["recipe.name=mine", "checkpoint='a b'", "trainer.gradient_clip_val=1e-3"], None),
+    ],
+)
+def test_the_overrides_of_a_configuration_compose_to_it_again(given, found):
+    config = compose(CONF, given)
+    overrides = overrides_of(config, CONF)
+    if found:
+        assert " ".join(overrides) == found
+    again = compose(CONF, overrides)
+    again.resume = config.resume
+    assert again == config

@@ -78,6 +78,12 @@ def test_evaluate_prints_the_summarys_error(ended):
     assert confusion.worst_pairs(matrix.diag().diag(), classes) == "no image is confused"
 
 
+def test_evaluate_refuses_what_the_checkpoint_brings_itself(ended):
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), f"checkpoint={ended[0]}", "head=fc"]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 2 and said.stderr.startswith("error: head=fc: the checkpoint brings its own")
+
+
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(tmp_path):
     found = []
     for seed in (5, 5, 6):

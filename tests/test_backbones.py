@@ -1,0 +1,85 @@
+import pytest
+import torch
+from torch import nn
+
+from nin.backbones import ARTICLE_HEADS, BACKBONES, SMALLEST, Backbone, WeightsError
+from nin.heads import GAP, HEADS
+
+
+@pytest.fixture(scope="module")
+def vgg():
+    torch.manual_seed(0)
+    return Backbone("vgg19", 17, "gap", image_size=64, weights="none").eval()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("head", (*HEADS, *ARTICLE_HEADS))
+def test_every_head_fits_every_backbone(backbone, head):
+    with torch.device("meta"):
+        net = Backbone(backbone, 17, head, image_size=SMALLEST[backbone])
+        logits = net.eval()(torch.zeros(2, 3, SMALLEST[backbone], SMALLEST[backbone]))
+    assert logits.shape == (2, 17)
+
+
+def test_gap_of_class_maps_is_a_linear_layer_on_pooled_features(vgg):
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        features = vgg.features(images)["maps"]
+        linear = nn.Linear(512, 17)
+        linear.weight, linear.bias = nn.Parameter(vgg.classes.weight[:, :, 0, 0]), vgg.classes.bias
+        torch.testing.assert_close(vgg(images), linear(GAP()(features)), atol=1e-5, rtol=1e-4)
+        assert vgg(torch.randn(1, 3, 96, 128)).shape == (1, 17)
+
+
+def test_the_features_are_torchvisions(vgg):
+    from torchvision.models import vgg19
+
+    whole = vgg19().eval()
+    whole.features.load_state_dict({n.removeprefix("features."): t for n, t in vgg.features.state_dict().items()})
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(vgg.features(images)["maps"], whole.features(images))
+
+
+def test_parameters_of_the_article_heads():
+    """VGG19 at 224 pixels: 512 feature maps of 7×7; its convolutions have 20,024,384 parameters."""
+    with torch.device("meta"):
+        counted = {h: sum(p.numel() for p in Backbone("vgg19", 17, h).parameters()) - 20_024_384 for h in ARTICLE_HEADS}
+    assert counted == {"fc_article": 25088 * 512 + 512 + 512 * 17 + 17, "gap_article": 8721, "gmp_article": 8721}
+
+
+def test_weights_come_from_a_file_or_a_sentence_says_why_not(tmp_path, vgg, monkeypatch):
+    from torchvision.models import vgg19
+
+    torch.manual_seed(1)
+    whole = vgg19()
+    torch.save(whole.state_dict(), tmp_path / "vgg19.pth")
+    net = Backbone("vgg19", 17, image_size=32, weights=str(tmp_path / "vgg19.pth"))
+    assert all(torch.equal(t, whole.state_dict()[n]) for n, t in net.features.state_dict().items())
+    (tmp_path / "damaged.pth").write_bytes(b"no weights")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for name in ("missing.pth", "damaged.pth", "damaged.safetensors", "other.pth"):
+        with pytest.raises(WeightsError, match=r"give a file of torchvision's weights, or model\.weights=none"):
+            Backbone("vgg19", 17, image_size=32, weights=str(tmp_path / name))
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(WeightsError, match=r"model\.weights=imagenet: .* cannot be had \(no route to host\)"):
+        Backbone("vgg19", 17, image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"backbone": "vgg20"}, "backbone=vgg20: choose one of vgg19, inception_v3"),
+        ({"head": "gpa"}, "head=gpa: choose one of gap, gmp"),
+        ({"image_size": 20}, "image_size=20: vgg19 takes from 32 pixels"),
+        ({"num_classes": 0}, "num_classes=0: at least 1"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Backbone(**{"weights": "none", **arguments})

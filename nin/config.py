@@ -30,7 +30,7 @@ from nin.data import DataError, Images
 from nin.model import NIN, Block
 from nin.pretrained import CheckpointError
 from nin.processes import rank, start, started
-from nin.recovery import InterruptedRunError, RunError
+from nin.recovery import STARTER, InterruptedRunError, RunError
 from nin.task import Classifier, DeadNetError
 
 
@@ -298,8 +298,8 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     for error in failed:
         if rank() == 0 or isinstance(error, DataError | CheckpointError):  # the others are process 0's, too
             print(f"error: {error}", file=sys.stderr)
-    if failed and rank():
-        time.sleep(1)  # torchrun ends all when the first ends: process 0 is the one to speak
+    if failed and rank() and STARTER not in os.environ:
+        time.sleep(1)  # torchrun ends all when the first ends, and process 0 is the one to speak
     if failed:
         codes = {ConfigError: 2, DeadNetError: 3}
         code = getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1))

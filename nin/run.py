@@ -133,6 +133,8 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
     with first(trainer):
         start = pretrained.load(config.checkpoint) if config.checkpoint else None
         data.prepare_data()
+        for left in folder.glob("hpc_ckpt_*.ckpt"):  # Lightning's on SLURM, of the middle of an epoch: it would go on
+            left.unlink()  # from there, and not bit by bit
     if start:
         data.preprocess = start.preprocess
         if not isinstance(start.preprocess, PREPROCESSINGS[config.data.preprocessing]):

@@ -33,8 +33,8 @@ class Batches:
     Args:
         images: (N, H, W, C), channels last in memory; `preprocess` is given them as (B, C, H, W).
         labels: (N) int64.
-        batch_size: B, of all processes together; without `augment` the last batch holds what is left, with it that rest is dropped (another
-            rest each epoch) unless it is all there is.
+        batch_size: B, of all processes together; without `augment` the last batch holds what is left, with it that
+            rest is dropped (another rest each epoch) unless it is all there is.
         preprocess: what turns images into the net's input, a batch at a time.
         augment: what changes the preprocessed images in training, given a generator; None keeps images and order.
         seed, epoch: of the draws; `epoch` is asked for when an epoch begins.

@@ -131,6 +131,8 @@ class TrainerConfig:
         if self.devices < 1:
             raise ConfigError(f"trainer.devices={self.devices}: at least 1")
         if self.accelerator != "cpu":
+            if self.strategy == "ddp" and torch.backends.mps.is_available():
+                raise ConfigError("trainer.strategy=ddp: Apple's MPS is for one process; take trainer.accelerator=cpu")
             gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
             if 0 < gpus < self.devices:
                 raise ConfigError(
@@ -303,7 +305,8 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     if failed:
         codes = {ConfigError: 2, DeadNetError: 3}
         code = getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1))
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 def to_config(composed: DictConfig) -> Config:

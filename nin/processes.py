@@ -2,7 +2,12 @@
 
 Every process has the whole set in memory and takes its share of each batch (`nin.data.Batches`), gradients are averaged
 (DistributedDataParallel), process 0 alone prints and writes. All of them are on one machine. torchrun and SLURM's srun
-start the processes themselves.
+start the processes themselves, and need hydra.run.dir=FOLDER; a torchrun whose processes fail ends with its own exit
+code and report.
+
+On SLURM a job that is announced its end (`--signal=SIGUSR1@90`) is put into the queue again by Lightning. It goes on
+where it was if its command has resume=auto and hydra.run.dir=FOLDER: from last.ckpt, after the last whole epoch.
+Lightning's own hpc_ckpt_N.ckpt, of the middle of an epoch, is not used and is removed.
 
 Batch normalisation takes its moments over the whole batch on GPUs (SyncBatchNorm), so that a run is the same whatever
 the number of processes. There is no such thing for the CPU: there each process normalises its own share, and the

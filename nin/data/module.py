@@ -19,7 +19,7 @@ SIZES = {"cifar10": 50_000, "digits": 1_437}  # training images of each set
 
 def draw_seed(seed: int, epoch: int, purpose: str, rank: int = 0) -> int:
     """Where the random numbers of an epoch begin: other ones for each seed, epoch, purpose and process."""
-    seed += rank * 1_000_000_007  # as far away as no one's next seed is
+    seed += rank * 1_000_000_007  # far from the seeds that people give
     return (seed * 1_000_003 + epoch) * 2 + {"batches": 0, "dropout": 1}[purpose]
 
 

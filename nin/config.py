@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -31,7 +32,8 @@ from omegaconf.errors import OmegaConfBaseException
 from nin.data import DataError, Images
 from nin.model import NIN, Block
 from nin.pretrained import CheckpointError
-from nin.recovery import InterruptedRunError, RunError
+from nin.processes import rank, start, started
+from nin.recovery import STARTER, InterruptedRunError, RunError
 from nin.task import Classifier, DeadNetError
 
 
@@ -106,6 +108,8 @@ class TrainerConfig:
     max_epochs: int = 1  # the run's only length: every recipe sets it, the schedules read it
     gradient_clip_val: float | None = None  # the norm that a step's gradient is scaled down to; null: as it is
     accelerator: str = "auto"  # auto takes CUDA, then Apple's MPS, then the CPU
+    devices: int = 1  # processes, each on its own GPU or all on the CPU; data.batch_size is shared among them
+    strategy: str = "auto"  # auto takes ddp for more than one device; ddp: each has the net, gradients are averaged
     precision: str = "auto"  # auto takes bf16-mixed where the hardware gains by it, else 32-true
     limit_train_batches: int | float | None = None  # a number of batches or a share of them, to try things out
     limit_test_batches: int | float | None = None
@@ -115,6 +119,7 @@ class TrainerConfig:
         for name, choices in (
             ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
             ("precision", ("auto", "32-true", "bf16-mixed")),
+            ("strategy", ("auto", "ddp")),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
@@ -129,6 +134,17 @@ class TrainerConfig:
         missing = {"gpu": torch.cuda, "cuda": torch.cuda, "mps": torch.backends.mps}.get(self.accelerator)
         if missing is not None and not missing.is_available():
             raise ConfigError(f"trainer.accelerator={self.accelerator}: this machine has none; choose auto or cpu")
+        if self.devices < 1:
+            raise ConfigError(f"trainer.devices={self.devices}: at least 1")
+        if self.accelerator != "cpu":
+            if self.strategy == "ddp" and torch.backends.mps.is_available():
+                raise ConfigError("trainer.strategy=ddp: Apple's MPS is for one process; take trainer.accelerator=cpu")
+            gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+            if 0 < gpus < self.devices:
+                raise ConfigError(
+                    f"trainer.devices={self.devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}; take as many, or "
+                    "trainer.accelerator=cpu"
+                )
 
 
 @dataclass
@@ -162,6 +178,11 @@ class Config:
             raise ConfigError(f"seed={self.seed}: from 0 to {2**32 - 1}")
         if self.resume not in (None, "auto"):
             raise ConfigError(f"resume={self.resume}: auto, which goes on with the run in hydra.run.dir, or null")
+        if self.data.batch_size % self.trainer.devices:
+            raise ConfigError(
+                f"data.batch_size={self.data.batch_size}: trainer.devices={self.trainer.devices} have no equal shares "
+                "of it; take a multiple"
+            )
         self.check()
 
     def build_net(self, num_classes: int = 10, image_size: int = 32) -> NIN:
@@ -218,7 +239,20 @@ def _blocks(blocks: Any) -> list[Block]:
 
 # from the command line to a Config -----------------------------------------------------------------------------------
 
+
+def unused(name: str) -> str:
+    """Makes a folder of this name, or of the first of name_2, name_3, … that is not there yet, and gives its name."""
+    for number in itertools.count(1):
+        folder = name if number == 1 else f"{name}_{number}"
+        try:
+            os.makedirs(folder)
+        except FileExistsError:
+            continue
+        return folder
+
+
 ConfigStore.instance().store("schema", Config)
+OmegaConf.register_new_resolver("unused", unused, use_cache=True)  # for hydra.run.dir
 
 OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError, RunError, InterruptedRunError)
 
@@ -228,27 +262,40 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
 
     Exit code 0; 2 for a configuration that cannot be, 1 for missing or damaged files, 3 for a net that died, 130 after
     Ctrl-C, 143 after SIGTERM: each with one sentence on stderr. A traceback is a bug.
+
+    With several devices it runs the same command in as many processes, where torchrun or srun has not done so already.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the sentence can be written here
 
-    began, composed_already = time.time(), False
+    if rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    began, composed_already, code = time.time(), False, 0
     failed: list[Exception] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_folder), config_name=config_name)
     def main(composed: DictConfig) -> None:
-        nonlocal composed_already
+        nonlocal composed_already, code
         composed_already = True
-        folder = Path(hydra.core.hydra_config.HydraConfig.get().runtime.output_dir)
+        settings = hydra.core.hydra_config.HydraConfig.get()
+        folder = Path(settings.runtime.output_dir)
         try:
             try:
                 config = to_config(composed)
             except OmegaConfBaseException as error:
                 raise ConfigError(explain(error, sys.argv[1:])) from error
-            run(config, folder)
+            if config.trainer.devices > 1 and started() == 1:
+                again = [sys.executable, *sys.orig_argv[1:], f"hydra.run.dir='{folder}'"]
+                code = start(config.trainer.devices, again)
+            elif started() > 1 and not any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra):
+                raise ConfigError("hydra.run.dir=FOLDER must be given, which the processes share")
+            else:
+                run(config, folder)
         except OUR_ERRORS as error:
             failed.append(error)  # raised through Hydra it would get a line of Hydra's own
-            if not any(folder.iterdir()) and folder.stat().st_mtime >= began:
-                folder.rmdir()  # Hydra has made it before anything could be checked
+        if failed or code:
+            with suppress(FileNotFoundError):
+                if not any(folder.iterdir()) and folder.stat().st_mtime >= began:
+                    folder.rmdir()  # Hydra has made it before anything could be checked
 
     try:
         main()
@@ -257,10 +304,15 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
             raise
         failed.append(ConfigError(explain(error, sys.argv[1:])))
     for error in failed:
-        print(f"error: {error}", file=sys.stderr)
+        if rank() == 0 or isinstance(error, DataError | CheckpointError):  # the others are process 0's, too
+            print(f"error: {error}", file=sys.stderr)
+    if failed and rank() and STARTER not in os.environ:
+        time.sleep(1)  # torchrun ends all when the first ends, and process 0 is the one to speak
     if failed:
         codes = {ConfigError: 2, DeadNetError: 3}
-        sys.exit(getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1)))
+        code = getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1))
+    if code:
+        sys.exit(code)
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -6,14 +6,23 @@ last.ckpt            Lightning's checkpoint of the last epoch
 model.safetensors    the trained net, for `nin.pretrained.load`
 curves.png           loss and error over the epochs
 summary.json         the run in figures
+.lock                who trains in it, while it does
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import yaml
 from matplotlib.figure import Figure
@@ -51,6 +60,33 @@ def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     print(f"{folder} holds this run, finished")
     return summary
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of `folder`, which is made where it is not there, until the end of this one, however it
+    ends: the lock is the operating system's. Where there is none, on Windows, nothing is kept out.
+
+    Raises:
+        RunError: another process trains in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise RunError(f"hydra.run.dir={folder}: process {lock.read()} is training there") from error
+        except OSError:  # a file system without locks
+            pass
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        try:
+            yield
+        finally:
+            (folder / ".lock").unlink(missing_ok=True)
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -25,6 +25,10 @@ class RunError(RuntimeError):
     """A run that cannot begin, go on or be written; the message says why."""
 
 
+class LeftAloneError(RunError):
+    """A process whose run's other processes have ended."""
+
+
 class InterruptedRunError(RuntimeError):
     """A run that was told to stop; `exit_code` is 130 after Ctrl-C and 143 after SIGTERM."""
 
@@ -57,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class MetricsFile(Checkpoint):
-    """Writes metrics.csv, one row an epoch, and keeps the rows in the checkpoint.
+    """Writes metrics.csv, one row an epoch, and keeps the rows in the checkpoint; process 0 does.
 
     A `Checkpoint` because Lightning calls those after the task has logged, in the order given: before the one that
     saves.
@@ -70,6 +74,8 @@ class MetricsFile(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         measured = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **measured})
+        if not trainer.is_global_zero:
+            return
         text = io.StringIO()
         names = dict.fromkeys(name for row in self.rows for name in row)
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -84,13 +90,30 @@ class MetricsFile(Checkpoint):
         self.rows = list(state_dict["rows"])
 
 
+STARTER = "NIN_STARTER"  # environment variable: the process that started this one as one of several
 _received: list[int] = []  # signals, since `stoppable` began
 
 
 class HeedSignals(Callback):
-    """Stops before the next step where a signal's exception was lost, as Python loses those raised in a destructor."""
+    """Stops before the next step where a signal's exception was lost, as Python loses those raised in a destructor.
+
+    Puts `stoppable`'s handler of SIGTERM back, too: Lightning's talks to the other processes in the middle of whatever
+    they are doing, and they wait for each other for ever. Its handler of SIGUSR1, with which SLURM announces that it
+    will take the machine away, stays: it puts the job into the queue again.
+    """
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self.handler)
+
+    def on_test_start(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self.handler)
 
     def on_train_batch_start(self, *_: Any) -> None:
+        if os.environ.get(STARTER, str(os.getppid())) != str(os.getppid()):  # it was killed and could not tell
+            _received.append(signal.SIGTERM)
         if _received:
             raise KeyboardInterrupt
 
@@ -107,7 +130,7 @@ def stoppable(how_to_go_on: str) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the first into the second
+    except (KeyboardInterrupt, SystemExit, LeftAloneError) as error:  # Lightning makes the first into the second
         if not _received:
             raise
         raise InterruptedRunError(f"stopped; {how_to_go_on}", 128 + _received[0]) from error

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from nin import pretrained
 from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS
-from nin.folder import in_words, look_at_folder, plot_curves, write_summary
+from nin.folder import alone_in, in_words, look_at_folder, plot_curves, write_summary
+from nin.processes import ending_together, first, join, started
 from nin.provenance import commit, device_name, peak_memory_gb, versions
 from nin.recovery import AtomicCheckpointIO, HeedSignals, MetricsFile, RunError, replace, stoppable
 from nin.task import Classifier
@@ -83,26 +85,57 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     With `resume=auto` a run that is in `folder` already goes on after its last whole epoch, bit by bit as if it had not
     been interrupted (on the same machine, with the same number of threads); a finished one is left as it is.
 
+    With several devices each of as many processes calls this (`nin.processes`), and all get the summary.
+
     Raises:
-        nin.config.ConfigError: a folder that holds another run, or settings that do not fit the set or the checkpoint.
-        nin.recovery.RunError: a checkpoint that cannot be written or gone on from.
+        nin.config.ConfigError: a folder that holds another run, settings that do not fit the set or the checkpoint, or
+            another number of processes than `config.trainer.devices`.
+        nin.recovery.RunError: a checkpoint that cannot be written or gone on from, a folder in which another process
+            trains, or the end of another process of this run.
         nin.recovery.InterruptedRunError: Ctrl-C or SIGTERM.
         nin.data.DataError: a set that is missing or damaged.
         nin.pretrained.CheckpointError: a checkpoint that cannot be started from.
         nin.task.DeadNetError: training that died.
     """
     quiet()
-    if (finished := look_at_folder(config, folder)) is not None:
-        return finished
+    if config.trainer.devices > 1 and started() != config.trainer.devices:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: there is another number of processes; scripts/train.py or "
+            "torchrun starts them"
+        )
     go_on = f"the same command with resume=auto hydra.run.dir={folder} goes on after the last whole epoch"
-    with stoppable(go_on):
-        return _train(config, folder)
+    with stoppable(go_on), ending_together():
+        watch = Stopwatch()
+        saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+        trainer = build_trainer(
+            config,
+            precision(config),
+            [watch, HeedSignals(), MetricsFile(folder / "metrics.csv"), saving],
+            default_root_dir=folder,
+            max_epochs=config.trainer.max_epochs,
+            gradient_clip_val=config.trainer.gradient_clip_val,
+            limit_train_batches=config.trainer.limit_train_batches,
+            limit_val_batches=config.trainer.limit_test_batches,
+            num_sanity_val_steps=0,
+            logger=TensorBoardLogger(folder, name="", version="") if config.logger.name == "tensorboard" else False,
+            plugins=[AtomicCheckpointIO()],
+        )
+        join(trainer)
+        finished = look_at_folder(config, folder) if trainer.is_global_zero else None
+        if (finished := trainer.strategy.broadcast(finished)) is not None:
+            return finished
+        with alone_in(folder) if trainer.is_global_zero else nullcontext():
+            return _train(config, folder, trainer, watch)
 
 
-def _train(config: Config, folder: Path) -> dict[str, Any]:
+def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -> dict[str, Any]:
     L.seed_everything(config.seed, verbose=False)
     data = config.build_data()
-    start = pretrained.load(config.checkpoint) if config.checkpoint else None
+    with first(trainer):
+        start = pretrained.load(config.checkpoint) if config.checkpoint else None
+        data.prepare_data()
+        for left in folder.glob("hpc_ckpt_*.ckpt"):  # Lightning's on SLURM, of the middle of an epoch: it would go on
+            left.unlink()  # from there, and not bit by bit
     if start:
         data.preprocess = start.preprocess
         if not isinstance(start.preprocess, PREPROCESSINGS[config.data.preprocessing]):
@@ -110,7 +143,6 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
                 f"data.preprocessing={config.data.preprocessing}: the checkpoint was trained with another; choose "
                 f"{next(name for name, kind in PREPROCESSINGS.items() if isinstance(start.preprocess, kind))}"
             )
-    data.prepare_data()
     data.setup()
     net = config.build_net(num_classes=len(data.set.classes), image_size=data.set.train_images.shape[-1])
     if start:
@@ -118,21 +150,6 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
     net.to(memory_format=torch.channels_last)
     task = config.build_task(net)
 
-    watch = Stopwatch()
-    metrics = MetricsFile(folder / "metrics.csv")
-    saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-    trainer = build_trainer(
-        config,
-        precision(config),
-        [watch, HeedSignals(), metrics, saving],
-        max_epochs=config.trainer.max_epochs,
-        gradient_clip_val=config.trainer.gradient_clip_val,
-        limit_train_batches=config.trainer.limit_train_batches,
-        limit_val_batches=config.trainer.limit_test_batches,
-        num_sanity_val_steps=0,
-        logger=TensorBoardLogger(folder, name="", version="") if config.logger.name == "tensorboard" else False,
-        plugins=[AtomicCheckpointIO()],
-    )
     data.trainer = trainer  # whose device the batches are made on
     check_limits(config, data)
 
@@ -144,16 +161,16 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
         "seed": config.seed,
         "parameters": sum(p.numel() for p in net.parameters()),
         "precision": precision(config),
-        "device": device_name(trainer.strategy.root_device),
+        "device": f"{trainer.world_size} × " * (trainer.world_size > 1) + device_name(trainer.strategy.root_device),
         "versions": versions(),
         "commit": commit(),
     }
     last = folder / "last.ckpt"
     if not last.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / "config.yaml", resolved(config))
-        write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
-        estimate(task, data, trainer)
+        if trainer.is_global_zero:
+            replace(folder / "config.yaml", resolved(config))
+            write_summary(folder, summary)  # what is known before the first step, so that a run that dies leaves it too
+            estimate(task, data, trainer)
     else:
         before = json.loads((folder / "summary.json").read_text())
         if before["precision"] != summary["precision"]:
@@ -172,10 +189,11 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
         "seconds": round(watch.seconds, 1),
         "peak_memory_gb": peak_memory_gb(),
     }
-    trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
-    replace(folder / "model.safetensors", lambda file: pretrained.save(file, trained))
-    replace(folder / "curves.png", lambda file: plot_curves(folder / "metrics.csv", file))
-    write_summary(folder, summary)  # last: with a test error in it the run is finished
+    if trainer.is_global_zero:
+        trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
+        replace(folder / "model.safetensors", lambda file: pretrained.save(file, trained))
+        replace(folder / "curves.png", lambda file: plot_curves(folder / "metrics.csv", file))
+        write_summary(folder, summary)  # last: with a test error in it the run is finished
     return summary
 
 
@@ -216,7 +234,11 @@ def check_limits(config: Config, data: Images) -> None:
 def evaluate(config: Config, task: Classifier, data: Images, split: str) -> float:
     """Error in % on the "test" set, in fp32, or on the "train" set, in the run's precision."""
     trainer = build_trainer(
-        config, "32-true" if split == "test" else precision(config), logger=False, enable_checkpointing=False
+        config,
+        "32-true" if split == "test" else precision(config),
+        [HeedSignals()],
+        logger=False,
+        enable_checkpointing=False,
     )
     data.trainer = trainer  # whose device the batches are made on
     loader = data.test_dataloader() if split == "test" else data.train_as_test_dataloader()
@@ -243,7 +265,9 @@ def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] 
     """Lightning's Trainer, as far as training and evaluation share it."""
     return L.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=config.trainer.devices,
+        strategy=config.trainer.strategy,
+        sync_batchnorm=config.trainer.devices > 1 and config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
         precision=precision,
         limit_test_batches=config.trainer.limit_test_batches,
         callbacks=[*callbacks, *[RunProgress()] * config.trainer.progress_bar],
@@ -283,7 +307,7 @@ def estimate(task: Classifier, data: Images, trainer: L.Trainer) -> None:
     whole = len(data.train_labels) * per_image
     limit = trainer.limit_train_batches
     share = limit if isinstance(limit, float) else min(1.0, limit * data.batch_size / len(data.train_labels))
-    seconds = whole * share * trainer.max_epochs
+    seconds = whole * share * trainer.max_epochs / trainer.world_size
     if seconds > ESTIMATE_FROM:
         long = share == 1 and trainer.max_epochs > QUICK_EPOCHS
         advice = f"; recipe=quick takes about {in_words(whole * QUICK_EPOCHS)}" if long else ""
@@ -294,5 +318,6 @@ def quiet() -> None:
     """Keeps advice to Lightning's developers away from the run's reader; errors and our own lines stay."""
     import logging
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

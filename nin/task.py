@@ -133,8 +133,9 @@ class Classifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.log("lr", self.optimizers().param_groups[0]["lr"])
         if isinstance(self.trainer.datamodule, Images):
-            # dropout's draws, like order and augmentation, are a function of seed and epoch
-            torch.manual_seed(draw_seed(self.trainer.datamodule.seed, self.current_epoch, "dropout"))
+            # dropout's draws, like order and augmentation, are a function of seed, epoch and process
+            seed = self.trainer.datamodule.seed
+            torch.manual_seed(draw_seed(seed, self.current_epoch, "dropout", self.global_rank))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -158,13 +159,15 @@ class Classifier(L.LightningModule):
         """How much the logits depend on the image: their standard deviation over these images and an empty one, of the
         class where it is largest; without dropout, whose noise is no sign of life."""
         self.net.eval()
-        spread = self.net(torch.cat([images, torch.zeros_like(images[:1])])).float().std(dim=0).max().item()
+        spread = self.net(torch.cat([images, torch.zeros_like(images[:1])])).float().std(dim=0).max()
         self.net.train()
-        return spread
+        return self.trainer.strategy.reduce(spread).item()
 
     def _check_alive(self, step: int, images: Tensor | None = None) -> None:
-        """Raises DeadNetError by name: a loss that is not a number, or the collapse to equal scores for all images."""
-        recent = self.recent_losses[: min(step, WINDOW)]
+        """Raises DeadNetError by name: a loss that is not a number, or the collapse to equal scores for all images.
+
+        What it looks at is the same in all processes, so that they die together."""
+        recent = self.trainer.strategy.reduce(self.recent_losses[: min(step, WINDOW)].clone())
         if not recent.isfinite().all():
             raise DeadNetError(
                 f"the loss is not a finite number any more (steps {max(step - WINDOW, 0)} to {step}): training has "

@@ -17,24 +17,28 @@ EVALUATION_BATCH = 250  # images; more gain no speed on a CPU and take memory
 SIZES = {"cifar10": 50_000, "digits": 1_437}  # training images of each set
 
 
-def draw_seed(seed: int, epoch: int, purpose: str) -> int:
-    """Where the random numbers of an epoch begin: other ones for each seed, epoch and purpose."""
+def draw_seed(seed: int, epoch: int, purpose: str, rank: int = 0) -> int:
+    """Where the random numbers of an epoch begin: other ones for each seed, epoch, purpose and process."""
+    seed += rank * 1_000_000_007  # far from the seeds that people give
     return (seed * 1_000_003 + epoch) * 2 + {"batches": 0, "dropout": 1}[purpose]
 
 
 class Batches:
     """All images of a set once, a batch at a time: (images (B, C, H, W) float32, labels (B) int64), on the device.
 
-    Order and augmentation are a function of seed and epoch alone.
+    Order and augmentation are a function of seed and epoch alone. Of several processes each takes every
+    `processes`-th image of a batch, from the `rank`-th on: together they have one process's batches in one process's
+    order, and each augments by draws of its own.
 
     Args:
         images: (N, H, W, C), channels last in memory; `preprocess` is given them as (B, C, H, W).
         labels: (N) int64.
-        batch_size: B; without `augment` the last batch holds what is left, with it that rest is dropped (another
-            rest each epoch) unless it is all there is.
+        batch_size: B, of all processes together; without `augment` the last batch holds what is left, with it that
+            rest is dropped (another rest each epoch) unless it is all there is.
         preprocess: what turns images into the net's input, a batch at a time.
         augment: what changes the preprocessed images in training, given a generator; None keeps images and order.
         seed, epoch: of the draws; `epoch` is asked for when an epoch begins.
+        rank, processes: this process's number, from 0, and how many there are.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Batches:
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         seed: int = 0,
         epoch: Callable[[], int] = lambda: 0,
+        rank: int = 0,
+        processes: int = 1,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -55,6 +61,8 @@ class Batches:
         self.augment = augment
         self.seed = seed
         self.epoch = epoch
+        self.rank = rank
+        self.processes = processes
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
@@ -66,8 +74,15 @@ class Batches:
         draws = torch.Generator(device).manual_seed(draw_seed(self.seed, self.epoch(), "batches"))
         shuffled = self.augment is not None
         order = torch.randperm(n, generator=draws, device=device) if shuffled else torch.arange(n, device=device)
+        if self.rank:
+            draws.manual_seed(draw_seed(self.seed, self.epoch(), "batches", self.rank))
         for i in range(len(self)):
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
+            if shuffled:  # equal shares, since gradients are averaged over processes
+                chosen = chosen[: len(chosen) // self.processes * self.processes]
+            chosen = chosen[self.rank :: self.processes]
+            if len(chosen) == 0:
+                return  # the last batch had fewer images than there are processes
             images = self.preprocess(self.images[chosen].permute(0, 3, 1, 2))
             if self.augment is not None:
                 images = self.augment(images, draws)
@@ -83,7 +98,7 @@ class Images(L.LightningDataModule):
         download: whether to download a set that is not there.
         urls: addresses of CIFAR-10's archive, tried in turn.
         val: how many images at the end of the training set are held out for tuning; the paper holds out 10,000.
-        batch_size: images a step; 128 is the authors'.
+        batch_size: images a step, of all processes together; 128 is the authors'.
         preprocessing: "normalise" (each channel to mean 0, standard deviation 1) or "whiten" (the authors' GCN + ZCA).
         pad: pixels of padding before the random crop; 0 for no crop. 4 is the authors' in their augmented runs.
         pad_mode: "zero" or "reflect".
@@ -212,4 +227,6 @@ class Images(L.LightningDataModule):
             augment=augment,
             seed=self.seed,
             epoch=lambda: trainer.current_epoch if trainer else 0,
+            rank=trainer.global_rank if trainer else 0,
+            processes=trainer.world_size if trainer else 1,
         )

@@ -76,7 +76,7 @@ def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: P
         try:
             picture, shown_as = maps.read_picture(file), None
             if size != "native":
-                shown_as = maps.resize(picture, 256)
+                shown_as = maps.resize(picture, 512)
                 picture = maps.resize(picture, training_size if size == "training" else int(size))
             probabilities, _, _ = maps.look(trained, picture)
             target = out / f"{file.stem}_maps.png"

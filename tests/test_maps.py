@@ -12,6 +12,7 @@ from torch import nn
 
 from nin import NIN, Block, pretrained
 from nin.data import ImageSet, Normalise
+from nin.heads import GAP
 from nin.pretrained import Pretrained
 from nin.studies import maps
 
@@ -107,13 +108,11 @@ class Bright(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.head = GAP()
 
     def forward_maps(self, images):
         lit = images.mean(1, keepdim=True).unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))
         return lit.expand(-1, 10, -1, -1)
-
-    def head(self, found):
-        return found.mean((2, 3))
 
     def forward(self, images):
         return self.head(self.forward_maps(images))

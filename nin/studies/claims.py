@@ -489,7 +489,7 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
         axes[1].plot(shares, middles, "o-", color=COLOURS[head], markersize=4)
         ends.append((shares[-1], middles[-1], head, COLOURS[head]))
     if minus:
-        axes[1].axhline(0, color=COLOURS["gap"], linewidth=1.5)
+        axes[1].plot([100 * min(epochs), 100 * max(epochs)], [0, 0], color=COLOURS["gap"], linewidth=1.5)
         axes[1].set_ylabel("test error minus gap's, seed by seed (points)")
         _label(axes[1], [*ends, (100 * max(epochs), 0.0, "gap", COLOURS["gap"])])
     data, recipe, precision = condition

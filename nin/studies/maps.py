@@ -135,21 +135,24 @@ def look(trained: Pretrained, picture: Image.Image) -> tuple[Tensor, Tensor, Ten
     return logits.softmax(1)[0], logits[0], maps[0]
 
 
-def draw(trained: Pretrained, picture: Image.Image, shown_as: Image.Image | None = None, top: int = 3) -> Figure:
+def draw(
+    trained: Pretrained, picture: Image.Image, shown_as: Image.Image | None = None, top: int = 3, rows: int = 1
+) -> Figure:
     """The picture, and the class maps of its `top` classes laid over it, each with probability, score and what its map
     adds up to. What speaks for a class glows, on one scale for all; where a map is 0 or less the picture stays clear.
-    `shown_as` is the same picture with more pixels, for the eye."""
+    `shown_as` is the same picture with more pixels, for the eye; the 1 + `top` panels are set in `rows`."""
     probabilities, logits, maps = look(trained, picture)
     best = probabilities.topk(min(top, len(trained.classes))).indices.tolist()
     canvas = shown_as or picture
     light = ScalarMappable(Normalize(0, max(maps[best].max().item(), 1e-6)), "inferno")
     glow = F.interpolate(maps[None, best], size=(256, 256), mode="bilinear")[0]
-    figure = Figure(figsize=(2.6 * (1 + len(best)), 3.1), layout="constrained")
-    axes = figure.subplots(1, 1 + len(best))
+    columns = math.ceil((1 + len(best)) / rows)
+    figure = Figure(figsize=(2.6 * columns + 0.3, 3.1 + 2.9 * (rows - 1)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     axes[0].imshow(canvas)
     axes[0].set_title(f"seen at {picture.width}×{picture.height}", fontsize=10)
     extent = (-0.5, canvas.width - 0.5, canvas.height - 0.5, -0.5)
-    for axis, k, each in zip(axes[1:], best, glow, strict=True):
+    for axis, k, each in zip(axes[1 : 1 + len(best)], best, glow, strict=True):
         axis.imshow(ImageOps.grayscale(canvas), cmap="gray", vmin=0, vmax=255)
         colours = light.to_rgba(each)
         colours[..., 3] = 0.8 * light.norm(each).clip(0, 1) ** 0.7
@@ -160,7 +163,7 @@ def draw(trained: Pretrained, picture: Image.Image, shown_as: Image.Image | None
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    figure.colorbar(light, ax=axes[-1], shrink=0.7, label="class map")
+    figure.colorbar(light, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, label="class map")
     return figure
 
 

@@ -120,7 +120,7 @@ def _names(found: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]
     differ = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
     heads = [trained.net.arguments["head"] for trained in found]
     names = [
-        " ".join([head, *(fact for fact, telling in zip(of_net, differ, strict=True) if telling)])
+        " ".join([head, *(str(fact) for fact, telling in zip(of_net, differ, strict=True) if telling)])
         for head, of_net in zip(heads, facts, strict=True)
     ]
     twice = Counter((name, trained.facts.get("seed")) for name, trained in zip(names, found, strict=True))
@@ -162,7 +162,7 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
     """Test error (%) by the size of the image: the test images resized (bilinear, antialiased) to `sizes` pixels. What
     a net says of a size that it does not take stands below the table."""
     errors: list[dict[int, float]] = [{} for _ in nets]
-    refused: dict[str, dict[str, None]] = defaultdict(dict)
+    refused: dict[str, str] = {}
     with _progress("size", nets, len(sizes)) as bar:
         for net, found in zip(nets, errors, strict=True):
             for pixels in sizes:
@@ -170,7 +170,7 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
                     said = [net.trained(resize(x, [pixels, pixels], antialias=True)) for x in _batches(net, bar)]
                     found[pixels] = _error(torch.cat(said).argmax(1), net)
                 except ValueError as error:
-                    refused[net.name].setdefault(f"{pixels} pixels: {error}")
+                    refused.setdefault(net.name, f"`{net.name}` at {pixels} pixels: {error}")
                     bar.update(len(net.labels))
     places = _by_name(nets)
     lines = [_row("net", *(f"{pixels} px" for pixels in sizes)), _rule(len(sizes))]
@@ -185,13 +185,14 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
             findings.append(f"`{name}` takes {len(taken)} of {len(sizes)} sizes, best {best} ({cells[best]} %), {ends}")
         elif taken:
             findings.append(f"`{name}` takes {taken[0]} pixels alone ({cells[taken[0]]} %)")
-    for name, sentences in refused.items():
-        lines += ["", f"`{name}` at {next(iter(sentences))}"]
+    for sentence in refused.values():
+        lines += ["", sentence]
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = _clean(figure.subplots())
-    axis.axvline(32, color="#bbbbbb", linewidth=1, zorder=0)
-    ends, notes = [], [("trained at 32", "#777777")]
+    own = nets[0].images.shape[-1]
+    axis.axvline(own, color="#bbbbbb", linewidth=1, zorder=0)
+    ends, notes = [], [(f"trained at {own}", "#777777")]
     for name, chosen in places.items():
         net = nets[chosen[0]]
         taken = [pixels for pixels in sizes if all(pixels in errors[i] for i in chosen)]
@@ -207,7 +208,9 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
     _label(axis, ends)
     for line, (note, colour) in enumerate(notes):
         at = (5, -3 - 13 * line)
-        axis.annotate(note, (32, 1), at, ("data", "axes fraction"), "offset points", fontsize=9, va="top", color=colour)
+        axis.annotate(
+            note, (own, 1), at, ("data", "axes fraction"), "offset points", fontsize=9, va="top", color=colour
+        )
     title = f"Test error by image size ({_counted(nets)})"
     return Answer("size", title, "\n".join(lines), figure, _sentence(findings))
 
@@ -333,7 +336,8 @@ def channels(nets: Sequence[Net]) -> Answer:
         pooled = net.trained.net.arguments["head"] in ("gap", "gmp")
         columns = net.trained.classes if pooled else [f"no. {m + 1}" for m in range(shares.shape[1])]
         axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
-        axis.set_yticks(range(len(shares)), net.trained.classes if axis is axes[0] else [], fontsize=8)
+        same = axis is not axes[0] and net.trained.classes == nets[0].trained.classes
+        axis.set_yticks(range(len(shares)), [] if same else net.trained.classes, fontsize=8)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
         of_seed = f" (seed {net.trained.facts.get('seed')})" if len(chosen) > 1 else ""

@@ -204,6 +204,7 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
             ends.append((taken[-1], means[-1], name, net.colour))
         else:
             notes.append((f"{name}: {means[0]:.2f} % here, takes no other" if taken else f"{name}: none", net.colour))
+    axis.margins(y=0.15)
     axis.set(xlabel="side of the image (pixels)", ylabel="test error (%)", xticks=sizes, ylim=(0, None))
     _label(axis, ends)
     for line, (note, colour) in enumerate(notes):

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # as Ctrl-C does, end the runs too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, ends the runs too
     try:
         rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(own["jobs"]))
     except ablation.RowsError as error:

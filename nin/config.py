@@ -75,6 +75,7 @@ class DataConfig:
     download: bool = of(Images, "download")  # whether to download what is not there
     urls: list[str] = of(Images, "urls")  # addresses of CIFAR-10's archive, tried in turn
     val: int = of(Images, "val")  # images held out for tuning, from the end of the training set
+    share: float = of(Images, "share")  # of each class's training images, how much is trained on
     batch_size: int = of(Images, "batch_size")  # images a step
     preprocessing: str = of(Images, "preprocessing")  # normalise, or whiten: the authors' GCN + ZCA
     pad: int = of(Images, "pad")  # pixels around the image before the random crop; 0 for no crop

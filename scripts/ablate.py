@@ -3,9 +3,12 @@
 python scripts/ablate.py data=digits head=gap,fc seed=0,1                       four short runs
 python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the paper's Table 5, at eight epochs
 python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
+python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_epochs=800 eval_curve=false
+                                                                  as many steps as with all images at 8 epochs
 
-Overrides are those of scripts/train.py, with Hydra's sweep syntax; the test error is recorded after each epoch. What is
-recorded is not run again; an interrupted study goes on where it stopped. Two more settings:
+Overrides are those of scripts/train.py, with Hydra's sweep syntax; the test error is recorded after each epoch unless
+eval_curve=false is given. What is recorded is not run again; an interrupted study goes on where it stopped. Two more
+settings:
 
 study=FILE    the CSV file, by default checkpoints/runs.csv; scripts/report.py makes the table of it
 jobs=N        N runs side by side, by default 1
@@ -38,13 +41,14 @@ def main(arguments: list[str]) -> int:
         print(f"error: jobs={own['jobs']}: a number of runs from 1 up", file=sys.stderr)
         return 2
     try:
-        points = [[*point, "eval_curve=true"] for point in sweep(overrides)]
+        curve = [] if any(o.startswith("eval_curve=") for o in overrides) else ["eval_curve=true"]
+        points = [[*point, *curve] for point in sweep(overrides)]
         for point in points:
             compose(ROOT / "conf", point)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # as Ctrl-C does, end the runs too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, ends the runs too
     try:
         rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(own["jobs"]))
     except ablation.RowsError as error:

@@ -5,6 +5,8 @@ python scripts/predict.py checkpoint=runs/… size=native IMAGE     at the pictu
 python scripts/predict.py checkpoint=runs/… figure=paper          the paper's figure: test images and all class maps
 python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
 
+The maps of a pooling head are its classes'. For a fully connected head class activation maps are worked out, which
+needs captum: pip install 'network-in-network[cam]'
 Pictures go to out=FOLDER, by default maps/. The test images of the last two come from data.root=FOLDER or NIN_DATA.
 """
 
@@ -76,7 +78,7 @@ def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: P
         try:
             picture, shown_as = maps.read_picture(file), None
             if size != "native":
-                shown_as = maps.resize(picture, 256)
+                shown_as = maps.resize(picture, 512)
                 picture = maps.resize(picture, training_size if size == "training" else int(size))
             probabilities, _, _ = maps.look(trained, picture)
             target = out / f"{file.stem}_maps.png"

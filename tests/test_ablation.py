@@ -1,4 +1,5 @@
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -124,6 +125,15 @@ def test_a_typo_is_refused_before_anything_runs(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr == "error: head=gpa: choose one of fc, fc_dropout, gap, gmp\n"
     assert not (tmp_path / "runs.csv").exists()
+
+
+@pytest.mark.parametrize(("given", "found"), [([], "eval_curve=true"), (["eval_curve=false"], "eval_curve=false")])
+def test_the_curve_is_recorded_unless_it_is_refused(monkeypatch, given, found):
+    seen = []
+    monkeypatch.setattr(ablation, "study", lambda points, *_: seen.extend(points) or [])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert runpy.run_path(str(ROOT / "scripts" / "ablate.py"))["main"](["data=digits", "head=gap,fc", *given]) == 0
+    assert [[o for o in point if o.startswith("eval_curve=")] for point in seen] == [[found]] * 2
 
 
 def test_the_report_of_a_study(tmp_path):

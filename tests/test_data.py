@@ -136,6 +136,23 @@ def test_held_out_images_are_the_last_of_the_training_set():
     assert torch.equal(data.preprocess.mean, fitted.mean)
 
 
+def test_a_share_is_of_every_class_and_part_of_a_larger_one():
+    def drawn(**arguments):
+        data = Images("digits", **arguments)
+        data.setup()
+        return data
+
+    whole, half, tenth = (drawn(share=share, val=300, seed=3) for share in (1.0, 0.5, 0.1))
+    counts = whole.train_labels.bincount()
+    assert torch.equal(tenth.train_labels.bincount(), (counts * 0.1).round().long())
+    pixels = [{image.numpy().tobytes() for image in data.train_images} for data in (tenth, half, whole)]
+    assert pixels[0] < pixels[1] < pixels[2]
+    assert torch.equal(drawn(share=0.1, val=300, seed=3).train_images, tenth.train_images)
+    assert not torch.equal(drawn(share=0.1, val=300, seed=4).train_images, tenth.train_images)
+    assert not torch.equal(tenth.preprocess.mean, whole.preprocess.mean)  # fitted on what is trained on
+    assert sorted(drawn(share=1e-6).train_labels.tolist()) == list(range(10))
+
+
 def test_digits_are_never_flipped():
     data = Images("digits", flip=True, pad=0)
     data.setup()
@@ -297,6 +314,7 @@ def test_the_root_is_data_root_or_nin_data_or_data(monkeypatch):
         ({"name": "cifar11"}, "name=cifar11: choose one of cifar10, digits"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"val": 50_000}, "val=50000: from 0 to 49999"),
+        ({"share": 0.0}, "share=0.0: above 0 and at most 1"),
         ({"pad": -1}, "pad=-1"),
         ({"pad_mode": "edge"}, "pad_mode=edge: choose one of zero, reflect"),
         ({"preprocessing": "gcn"}, "preprocessing=gcn: choose one of normalise, whiten"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from nin import NIN, Block, pretrained
 from nin.data import ImageSet, Normalise
+from nin.heads import GAP
 from nin.pretrained import Pretrained
 from nin.studies import maps
 
@@ -101,19 +102,58 @@ def test_the_mean_of_a_map_is_the_score(trained):
     assert titles[1] == f"class {best}  {100 * probabilities[best]:.1f} %"
 
 
+def test_what_speaks_for_a_class_glows_and_the_rest_is_clear(trained):
+    _, _, found = maps.look(trained, gradient(32, 32))
+    figure = maps.draw(trained, gradient(32, 32), gradient(64, 64), rows=2)
+    best = maps.look(trained, gradient(32, 32))[0].topk(3).indices.tolist()
+    for axis, k in zip(figure.axes[1:4], best, strict=True):
+        glow = np.asarray(axis.images[1].get_array())[..., 3]
+        fine = nn.functional.interpolate(found[None, None, k], size=(256, 256), mode="bilinear")[0, 0].numpy()
+        assert np.array_equal(glow > 0, fine > 0)
+    tops = [round(axis.get_subplotspec().get_gridspec().nrows) for axis in figure.axes[:4]]
+    assert tops == [2] * 4
+
+
+def fully_connected() -> Pretrained:
+    torch.manual_seed(0)
+    net = NIN([Block(8), Block((8, 8, None))], head="fc", init="kaiming", norm="batch", last_relu=False)
+    nn.init.normal_(net.head.linear.bias)
+    normalise = Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0))
+    return Pretrained(net, normalise, [f"class {k}" for k in range(10)], {"data": "digits"})
+
+
+def test_under_a_linear_layer_a_class_map_is_maps_times_weights():
+    pytest.importorskip("captum")
+    looking = fully_connected()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    logits, found = maps.class_maps(looking, images)
+    layer = looking.net.head.linear
+    with torch.no_grad():
+        theirs = looking.forward_maps(images)
+        torch.testing.assert_close(logits, looking(images))
+    weight = layer.weight.detach().view(10, *theirs.shape[1:])
+    torch.testing.assert_close(found, torch.einsum("nmhw,kmhw->nkhw", theirs, weight), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.sum((2, 3)) + layer.bias.detach(), logits, rtol=1e-3, atol=1e-3)
+    assert all(parameter.grad is None for parameter in looking.parameters())
+
+
+def test_without_the_library_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ValueError, match=r"head=fc: .* pip install 'network-in-network\[cam\]'"):
+        maps.look(fully_connected(), gradient(32, 32))
+
+
 class Bright(nn.Module):
     """Its maps are the brightness of the image, 8×8."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.head = GAP()
 
     def forward_maps(self, images):
         lit = images.mean(1, keepdim=True).unfold(2, 4, 4).unfold(3, 4, 4).mean((4, 5))
         return lit.expand(-1, 10, -1, -1)
-
-    def head(self, found):
-        return found.mean((2, 3))
 
     def forward(self, images):
         return self.head(self.forward_maps(images))

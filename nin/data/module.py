@@ -98,6 +98,9 @@ class Images(L.LightningDataModule):
         download: whether to download a set that is not there.
         urls: addresses of CIFAR-10's archive, tried in turn.
         val: how many images at the end of the training set are held out for tuning; the paper holds out 10,000.
+        share: of the other training images, how much of each class is trained on, above 0 and at most 1, drawn from
+            `seed`; a smaller share is part of a larger one. An epoch gets shorter by it: for as many steps, epochs
+            are to be divided by it.
         batch_size: images a step, of all processes together; 128 is the authors'.
         preprocessing: "normalise" (each channel to mean 0, standard deviation 1) or "whiten" (the authors' GCN + ZCA).
         pad: pixels of padding before the random crop; 0 for no crop. 4 is the authors' in their augmented runs.
@@ -120,6 +123,7 @@ class Images(L.LightningDataModule):
         download: bool = True,
         urls: Sequence[str] = CIFAR10_URLS,
         val: int = 0,
+        share: float = 1.0,
         batch_size: int = 128,
         preprocessing: str = "normalise",
         pad: int = 4,
@@ -143,11 +147,14 @@ class Images(L.LightningDataModule):
         ):
             if not least <= value <= most:
                 raise ValueError(f"{field}={value}: from {least} to {most}")
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share}: above 0 and at most 1")
         self.name = name
         self.root = os.path.expanduser(root or os.environ.get("NIN_DATA") or "data")
         self.download = download
         self.urls = tuple(urls)
         self.val = val
+        self.share = share
         self.batch_size = batch_size
         self.preprocessing = preprocessing
         self.pad = pad
@@ -175,8 +182,17 @@ class Images(L.LightningDataModule):
         kept = len(self.set.train_labels) - self.val
         self.train_images, self.val_images = self.set.train_images[:kept], self.set.train_images[kept:]
         self.train_labels, self.val_labels = self.set.train_labels[:kept], self.set.train_labels[kept:]
+        if self.share < 1:
+            chosen = self._draw_share()
+            self.train_images, self.train_labels = self.train_images[chosen], self.train_labels[chosen]
         if self.preprocess is None:
             self.preprocess = PREPROCESSINGS[self.preprocessing].fit(self.train_images)
+
+    def _draw_share(self) -> Tensor:
+        draws, labels = torch.Generator().manual_seed(self.seed), self.train_labels
+        order = torch.randperm(len(labels), generator=draws)
+        classes = [order[labels[order] == k] for k in range(len(self.set.classes))]
+        return torch.cat([one[: max(1, round(self.share * len(one)))] for one in classes]).sort().values
 
     @property
     def val_stages(self) -> tuple[str, ...]:

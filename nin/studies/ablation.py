@@ -234,8 +234,8 @@ def table(rows: Iterable[Row]) -> str:
             train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
             to = "" if head == "gap" else variant
             differences = [r.test_error - gap[to, r.seed] for r in ok if (to, r.seed) in gap]
-            paired = "" if (variant, head) == ("", "gap") else _paired(differences)
-            parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {paired} |")
+            difference = "" if (variant, head) == ("", "gap") else paired(differences)
+            parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
         parts.append("")
     return "\n".join(parts)
 
@@ -245,7 +245,8 @@ def _order(name: tuple[str, str]) -> tuple[str, int]:
     return name[0], heads.index(name[1])
 
 
-def _paired(differences: Sequence[float]) -> str:
+def paired(differences: Sequence[float]) -> str:
+    """ "+0.90 (+0.61 to +1.19)": the mean of paired differences and its 95 % interval, as far as there are any."""
     if not differences:
         return "no common seed"
     if len(differences) == 1:

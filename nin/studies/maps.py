@@ -1,6 +1,7 @@
 """Where a net looked: its class maps, drawn over the image, and what they are worth as a measure.
 
-Under global average pooling nothing has to be computed to see them: the mean of a map is the class's score.
+Under global average pooling nothing has to be computed to see them: the mean of a map is the class's score. The maps
+below a fully connected head are no classes'; there what each position adds to a class's score is worked out.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import stats
 from torch import Tensor
+from torch.nn import functional as F
 
 from nin.data import ImageSet
+from nin.heads import GAP, GMP
 from nin.pretrained import Pretrained
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -83,45 +88,82 @@ def resize(picture: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
 
 
+def pools(trained: Pretrained) -> bool:
+    """Whether the head pools, so that the maps themselves are the classes'."""
+    return isinstance(trained.net.head, GAP | GMP)
+
+
 @torch.no_grad()
+def class_maps(trained: Pretrained, images: Tensor | Image.Image) -> tuple[Tensor, Tensor]:
+    """Where in the images each class is: logits (N, K) and maps (N, K, h, w).
+
+    Under a pooling head these are the net's own maps. Under any other they are class activation maps by HiResCAM
+    (Draelos and Carin, 2020): the maps times the gradient of a class's score, summed over the channels. Of a single
+    linear layer nothing is left out: a class's map sums to its score less the bias.
+
+    Raises:
+        ValueError: the head is tied to another size, or the library for the activation maps is not installed.
+    """
+    maps = trained.forward_maps(images)
+    logits = trained.net.head(maps)
+    if pools(trained):
+        return logits, maps
+    try:
+        from captum.attr import InputXGradient
+    except ImportError as error:
+        raise ValueError(
+            f"head={trained.net.arguments['head']}: its maps are no classes', and to work out class activation maps "
+            "captum is needed: pip install 'network-in-network[cam]'"
+        ) from error
+    method = InputXGradient(trained.net.head)
+    with torch.enable_grad():
+        found = [method.attribute(maps.detach().requires_grad_(), target=k) for k in range(logits.shape[1])]
+    return logits, torch.stack([each.detach().sum(1) for each in found], 1)
+
+
 def look(trained: Pretrained, picture: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities (K), logits (K) and class maps (K, h, w) of one picture.
 
     Raises:
         PictureError: it is smaller than the net can take.
-        ValueError: the head or the preprocessing is tied to another size.
+        ValueError: as in `class_maps`, or the preprocessing is tied to another size.
     """
     try:
-        maps = trained.forward_maps(picture)
+        logits, maps = class_maps(trained, picture)
     except RuntimeError as error:
         raise PictureError(f"{picture.width}×{picture.height} pixels are too few for this net") from error
-    logits = trained.net.head(maps)
     return logits.softmax(1)[0], logits[0], maps[0]
 
 
-def draw(trained: Pretrained, picture: Image.Image, shown_as: Image.Image | None = None, top: int = 3) -> Figure:
-    """The picture, and the class maps of its `top` classes laid over it, each with probability, score and map mean.
-    `shown_as` is the same picture with more pixels, for the eye."""
+def draw(
+    trained: Pretrained, picture: Image.Image, shown_as: Image.Image | None = None, top: int = 3, rows: int = 1
+) -> Figure:
+    """The picture, and the class maps of its `top` classes laid over it, each with probability, score and what its map
+    adds up to. What speaks for a class glows, on one scale for all; where a map is 0 or less the picture stays clear.
+    `shown_as` is the same picture with more pixels, for the eye; the 1 + `top` panels are set in `rows`."""
     probabilities, logits, maps = look(trained, picture)
     best = probabilities.topk(min(top, len(trained.classes))).indices.tolist()
-    shown = maps[best]
-    low, high = shown.min().item(), max(shown.max().item(), shown.min().item() + 1e-6)
-    figure = Figure(figsize=(2.6 * (1 + len(best)), 3.1), layout="constrained")
-    axes = figure.subplots(1, 1 + len(best))
     canvas = shown_as or picture
+    light = ScalarMappable(Normalize(0, max(maps[best].max().item(), 1e-6)), "inferno")
+    glow = F.interpolate(maps[None, best], size=(256, 256), mode="bilinear")[0]
+    columns = math.ceil((1 + len(best)) / rows)
+    figure = Figure(figsize=(2.6 * columns + 0.3, 3.1 + 2.9 * (rows - 1)), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     axes[0].imshow(canvas)
     axes[0].set_title(f"seen at {picture.width}×{picture.height}", fontsize=10)
     extent = (-0.5, canvas.width - 0.5, canvas.height - 0.5, -0.5)
-    for axis, k in zip(axes[1:], best, strict=True):
-        axis.imshow(ImageOps.grayscale(canvas), cmap="gray", alpha=0.7)
-        light = axis.imshow(
-            maps[k], cmap="inferno", vmin=low, vmax=high, alpha=0.6, extent=extent, interpolation="bilinear"
-        )
+    for axis, k, each in zip(axes[1 : 1 + len(best)], best, glow, strict=True):
+        axis.imshow(ImageOps.grayscale(canvas), cmap="gray", vmin=0, vmax=255)
+        colours = light.to_rgba(each)
+        colours[..., 3] = 0.8 * light.norm(each).clip(0, 1) ** 0.7
+        axis.imshow(colours, extent=extent)
         axis.set_title(f"{trained.classes[k]}  {100 * probabilities[k]:.1f} %", fontsize=10)
-        axis.set_xlabel(f"score {logits[k]:.2f}, map mean {maps[k].mean():.2f}", fontsize=8)
+        share = f"map mean {maps[k].mean():.2f}" if pools(trained) else f"its map's sum {maps[k].sum():.2f}"
+        axis.set_xlabel(f"score {logits[k]:.2f}, {share}", fontsize=8)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
-    figure.colorbar(light, ax=axes[-1], shrink=0.7, label="class map")
+        axis.spines[:].set_visible(False)
+    figure.colorbar(light, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, label="class map")
     return figure
 
 
@@ -135,8 +177,7 @@ def draw_paper_figure(trained: Pretrained, images: Tensor, labels: Tensor, rows:
     """
     classes = trained.classes
     chosen = [int((labels == k % len(classes)).nonzero()[k // len(classes)]) for k in range(rows)]
-    with torch.no_grad():
-        maps = trained.forward_maps(images[chosen])
+    maps = class_maps(trained, images[chosen])[1]
     figure = Figure(figsize=(1.0 * (len(classes) + 1.2), 1.05 * rows), layout="constrained")
     axes = figure.subplots(rows, len(classes) + 1, squeeze=False)
     for r, i in enumerate(chosen):
@@ -170,8 +211,8 @@ def blanking(trained: Pretrained, test: ImageSet, count: int = 1000, seed: int =
     for part in chosen.split(100):
         images, labels = test.test_images[part].contiguous(), test.test_labels[part]
         rows = torch.arange(len(part))
-        maps = trained.forward_maps(images)
-        scores = trained.net.head(maps)[rows, labels]
+        logits, maps = class_maps(trained, images)
+        scores = logits[rows, labels]
         true_maps = maps[rows, labels]  # (n, h, w)
         side = true_maps.shape[1] // 2
         sums = true_maps.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))  # (n, h − side + 1, w − side + 1)

@@ -1,0 +1,113 @@
+"""What pooling is said to do, asked of trained nets and of a study's rows: a table each, and a picture.
+
+python scripts/claims.py checkpoint=runs/A,runs/B              all that can be asked of nets: size, shift, channels
+python scripts/claims.py checkpoint=A,B,C claim=shift          one question; published names will do too
+python scripts/claims.py study=FILE                            all that is asked of rows: convergence, overfitting
+
+claim=         one or several of size, shift, channels, convergence, overfitting
+images=N       how many test images, the first ones; by default all
+out=FOLDER     where the pictures go, by default claims/
+data.root=     folder of CIFAR-10, by default NIN_DATA
+
+The rows of convergence are those of any study of scripts/ablate.py, heads and seeds. For overfitting a study varies
+data.share. A small share makes an epoch short, so it gets as many epochs as make the number of steps equal:
+
+python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick
+python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.2 trainer.max_epochs=40
+python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.05 trainer.max_epochs=160
+python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.01 trainer.max_epochs=800
+
+With eval_curve=false the test images are not evaluated after each of so many epochs. The warm-up keeps its epochs.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from nin import pretrained
+from nin.data import DataError
+from nin.studies import ablation, claims
+
+QUESTIONS = (*claims.OF_NETS, *claims.OF_ROWS)
+
+
+def main(arguments: list[str]) -> int:
+    if "--help" in arguments or "-h" in arguments:
+        print(__doc__)
+        return 0
+    settings = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "claims", "data.root": ""}
+    for argument in arguments:
+        name, given, value = argument.partition("=")
+        if not given or name not in settings:
+            print(f"error: {argument}: give NAME=VALUE, one of {', '.join(settings)}", file=sys.stderr)
+            return 2
+        settings[name] = value
+    if wrong := complain(settings):
+        print(f"error: {wrong}", file=sys.stderr)
+        return 2
+    out = Path(settings["out"])
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for answer in answers(settings):
+            file = out / f"{answer.name}.png"
+            answer.figure.savefig(file, dpi=150, metadata={"Software": None})
+            print(f"## {answer.title}\n\n{answer.table}\n")
+            print(f"{answer.finding}\n" * bool(answer.finding) + f"{file}\n", flush=True)
+    except (
+        pretrained.CheckpointError,
+        claims.ClaimError,
+        ablation.RowsError,
+        DataError,
+        ValueError,
+        OSError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def complain(settings: dict[str, str]) -> str:
+    """What is wrong with the command line, in words; empty where nothing is."""
+    asked = settings["claim"].split(",") if settings["claim"] else []
+    for claim in asked:
+        if claim not in QUESTIONS:
+            return f"claim={claim}: choose one of {', '.join(QUESTIONS)}"
+        needed = "checkpoint" if claim in claims.OF_NETS else "study"
+        if not settings[needed]:
+            return f"claim={claim}: it is asked of {'nets' if needed == 'checkpoint' else 'rows'}; give {needed}="
+    if not settings["checkpoint"] and not settings["study"]:
+        return "give checkpoint= and runs' folders, weights files or published names, or study= and a study's CSV file"
+    if settings["study"] and not Path(settings["study"]).is_file():
+        return f"study={settings['study']}: there is no such file"
+    if settings["images"] and not (settings["images"].isdecimal() and int(settings["images"])):
+        return f"images={settings['images']}: a number of test images from 1 up"
+    return ""
+
+
+def answers(settings: dict[str, str]) -> Iterator[claims.Answer]:
+    asked = settings["claim"].split(",") if settings["claim"] else QUESTIONS
+    if settings["checkpoint"] and (of_nets := [claim for claim in asked if claim in claims.OF_NETS]):
+        images = int(settings["images"]) if settings["images"] else None
+        nets = claims.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
+        ask = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels}
+        for claim in of_nets:
+            yield ask[claim](nets)
+    if settings["study"] and (of_rows := [claim for claim in asked if claim in claims.OF_ROWS]):
+        rows = ablation.read(Path(settings["study"]))
+        missing = []
+        for claim in of_rows:
+            try:
+                yield from {"convergence": claims.convergence, "overfitting": claims.overfitting}[claim](rows)
+            except claims.ClaimError as error:
+                if settings["claim"]:
+                    raise
+                missing.append(error)
+        if len(missing) == len(of_rows):
+            raise missing[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,199 @@
+import re
+import runpy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from nin import NIN, Block, pretrained
+from nin.data import Normalise
+from nin.pretrained import Pretrained
+from nin.studies import ablation, claims
+from nin.studies.ablation import Row
+from nin.studies.claims import Net
+
+
+def tiny(head="gap", seed=0, **facts) -> Pretrained:
+    torch.manual_seed(seed)
+    net = NIN([Block(8), Block((8, 8, None))], head=head, init="kaiming", norm="batch", last_relu=False, dropout=0.0)
+    normalise = Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0))
+    facts = {"data": "digits", "recipe": "quick", "epochs": 8, "seed": seed, **facts}
+    return Pretrained(net, normalise, [str(k) for k in range(10)], facts)
+
+
+def asked(trained: Pretrained, name: str, count: int = 40) -> Net:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=draws, dtype=torch.uint8)
+    return Net(name, "-", trained, images, torch.arange(count) % 10)
+
+
+def cells(table: str, first: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {first} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+# of nets --------------------------------------------------------------------------------------------------------------
+
+
+def test_pooling_takes_any_size_and_a_fully_connected_head_says_why_not():
+    nets = [asked(tiny("gap"), "gap"), asked(tiny("fc"), "fc")]
+    answer = claims.size(nets, (24, 32, 40))
+    trained, images, labels = nets[0].trained, nets[0].images, nets[0].labels
+    error = 100 * (trained(images).argmax(1) != labels).double().mean().item()
+    assert float(cells(answer.table, "`gap`")[1]) == pytest.approx(error, abs=0.01)  # at 32 nothing is resized
+    assert all(0 <= float(cell) <= 100 for cell in cells(answer.table, "`gap`"))
+    assert [cells(answer.table, "`fc`")[i] for i in (0, 2)] == ["refused", "refused"]
+    assert "`fc` at 24 pixels: a fully connected head is tied to one image size" in answer.table
+    assert "`gap` takes 3 of 3 sizes" in answer.finding and "`fc` takes 32 pixels alone" in answer.finding
+
+
+def test_each_image_moves_its_own_way():
+    images = torch.zeros(8, 1, 9, 9)
+    images[:, 0, 4, 4] = 1
+    moved = claims.shift(images, 3, "zero")
+    found = [tuple(image[0].nonzero()[0].tolist()) for image in moved]
+    assert found == [(4, 7), (4, 1), (7, 4), (1, 4)] * 2  # right, left, down, up
+    assert torch.equal(claims.shift(images, 0, "reflect"), images)
+    ramp = torch.arange(9.0).expand(4, 1, 9, 9)
+    assert claims.shift(ramp, 2, "reflect")[0, 0, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 5, 6]
+
+
+def test_shifts_are_counted_against_the_unshifted_image():
+    net = asked(tiny("gap"), "gap")
+    answer = claims.shifts([net], (0, 2))
+    still, moved = (
+        net.trained.net(claims.shift(net.trained.preprocess(net.images), p, "reflect")).argmax(1) for p in (0, 2)
+    )
+    error, same = answer.table.split("\n\n")
+    row = "`gap`, fill reflect"
+    assert float(cells(error, row)[1]) == pytest.approx(100 * (moved != net.labels).double().mean().item(), abs=0.01)
+    assert float(cells(same, row)[1]) == pytest.approx(100 * (moved == still).double().mean().item(), abs=0.01)
+    assert cells(same, row)[0] == "100.00"
+
+
+def test_under_gap_the_highest_mean_is_the_prediction_and_elsewhere_not():
+    nets = [asked(tiny("gap"), "gap"), asked(tiny("fc"), "fc")]
+    answer = claims.channels(nets)
+    accuracy, own, named = map(float, cells(answer.table, "`gap`"))
+    assert accuracy == own <= named
+    trained, images, labels = nets[1].trained, nets[1].images, nets[1].labels
+    with torch.no_grad():
+        highest = trained.forward_maps(images).mean((2, 3)).argmax(1)
+    assert float(cells(answer.table, "`fc`")[1]) == pytest.approx(100 * (highest == labels).double().mean().item())
+    assert "by definition" in answer.table
+
+
+def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
+    kinds = {"a": tiny(), "b": tiny(seed=1), "c": tiny("fc"), "d": tiny(epochs=20), "e": tiny("fc")}
+    for name, trained in kinds.items():
+        pretrained.save(tmp_path / f"{name}.safetensors", trained)
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in kinds}
+    assert [net.name for net in claims.gather([files["c"], files["a"], files["b"]])] == ["gap", "gap", "fc"]
+    assert [net.name for net in claims.gather([files["d"], files["a"]])] == ["gap 20 epochs", "gap 8 epochs"]
+    names = [net.name for net in claims.gather([files["c"], files["e"]], images=7)]
+    assert names == [f"fc {files['c']}", f"fc {files['e']}"]  # one seed twice: not two seeds of one thing
+    (net,) = claims.gather([files["a"]], images=7)
+    assert len(net.images) == len(net.labels) == 7
+    answer = claims.channels(claims.gather([files["a"], files["b"]], images=50))
+    assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
+
+
+# of rows --------------------------------------------------------------------------------------------------------------
+
+
+def row(head, seed, error=10.0, train=2.0, share=None, epochs=8, curve="", status="ok", more=""):
+    given = f" data.share={share}" * bool(share)
+    overrides = f"head={head} recipe=quick seed={seed}{given} {more}".strip()
+    return Row(overrides, "cifar10", head, "quick", seed, epochs, status, error, train, test_curve=curve)
+
+
+def test_convergence_is_paired_by_seed():
+    curves = {
+        ("gap", 0): "30 18 14 9",
+        ("gap", 1): "30 19 16 14",
+        ("gap", 2): "30 18 14 9",
+        ("fc", 0): "40 25 19 14",
+        ("fc", 1): "40 30 18 17",
+        ("fc", 2): "40 30 25 18",
+        ("fc", 9): "40 30 25 22",
+    }
+    rows = [row(*key, curve=curve) for key, curve in curves.items()]
+    rows.append(row("gap", 3, curve="1 1 1 1", more="model.dropout=0.5"))  # something else was varied
+    (answer,) = claims.convergence(rows)
+    upper, lower = answer.table.split("\n\n")
+    assert cells(upper, "`gap`")[0] == "2.00 ± 0.00"
+    assert cells(upper, "`fc`")[0] == "3.33 ± 0.58 (1 never)"
+    assert cells(lower, "`fc`") == ["+1, +1, +2 (mean +1.33)", "+1", "none"]
+    with pytest.raises(claims.ClaimError, match="no row"):
+        claims.convergence([row("gap", 0)])
+
+
+def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_clear():
+    rows = [row("gap", s, 10 + 0.1 * s) for s in range(3)] + [row("fc", s, 10 + 0.1 * s) for s in range(3)]
+    for seed in range(3):
+        rows.append(row("gap", seed, 40 + seed, 1.0, 0.05, 160))
+        rows.append(row("fc", seed, 45 + seed + 0.1 * (seed == 1), 0.0, 0.05, 160))
+    rows.append(row("gap", 0, 80.0, 60.0, 0.05, 8))  # shorter
+    rows.append(row("gap", 0, 1.0, share=0.05, epochs=160, more="model.dropout=0.5"))
+    (answer,) = claims.overfitting(rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:]]
+    assert [line[:4] for line in lines] == [
+        ["5 %", "160", "`gap`", "3"],
+        ["5 %", "160", "`fc`", "3"],
+        ["100 %", "8", "`gap`", "3"],
+        ["100 %", "8", "`fc`", "3"],
+    ]
+    assert lines[0][4:7] == ["1.00 ± 0.00", "41.00 ± 1.00", "40.00 ± 1.00"]
+    assert lines[1][7].startswith("+5.03 (")
+    assert answer.finding.startswith("With 5 % of the images, test error minus that of `gap`")
+    assert "`fc` +5.03 (" in answer.finding
+    doubtful = [row("fc", s, 45 + 10 * s, share=0.05, epochs=160) for s in range(3)]
+    (answer,) = claims.overfitting([r for r in rows if r.head == "gap"] + doubtful)
+    assert answer.finding == ""
+    with pytest.raises(claims.ClaimError, match=r"data\.share="):
+        claims.overfitting([row("gap", 0), row("fc", 0)])
+
+
+# the command ----------------------------------------------------------------------------------------------------------
+
+
+def command(tmp_path, *arguments):
+    script = [sys.executable, str(ROOT / "scripts" / "claims.py"), *arguments]
+    return subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+
+
+def test_the_command(tmp_path):
+    for head in ("gap", "fc"):
+        pretrained.save(tmp_path / f"{head}.safetensors", tiny(head))
+    for each in (row("gap", 0, curve="30 9"), row("fc", 0, curve="30 19"), row("gap", 0, 40.0, share=0.05)):
+        ablation.append(tmp_path / "runs.csv", each)
+    done = command(tmp_path, "checkpoint=gap.safetensors,fc.safetensors", "study=runs.csv", "images=20")
+    assert done.returncode == 0
+    assert len(re.findall("^## ", done.stdout, re.M)) == 5
+    pictures = sorted((tmp_path / "claims").glob("*.png"))
+    assert [picture.stem.split("-")[0] for picture in pictures] == sorted((*claims.OF_NETS, *claims.OF_ROWS))
+    for picture in pictures:  # more than an empty canvas
+        assert np.asarray(Image.open(picture).convert("L")).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "give checkpoint="),
+        (["checkpoint=net", "claim=size,speed"], 2, "claim=speed: choose one of size, shift, channels"),
+        (["checkpoint=net", "claim=convergence"], 2, "claim=convergence: it is asked of rows; give study="),
+        (["study=none.csv"], 2, "study=none.csv: there is no such file"),
+        (["checkpoint=net", "images=0"], 2, "images=0: a number of test images"),
+        (["checkpoint=net", "size=3"], 2, "size=3: give NAME=VALUE"),
+        (["checkpoint=net"], 1, "checkpoint=net: there is no such file or folder"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, code, words):
+    monkeypatch.chdir(tmp_path)
+    assert runpy.run_path(str(ROOT / "scripts" / "claims.py"))["main"](arguments) == code
+    said = capsys.readouterr()
+    assert words in said.err and len(said.err.splitlines()) == 1 and said.out == ""

@@ -129,7 +129,7 @@ def overrides(draw):
 def written(value) -> str:
     """A value as Hydra's command line has it."""
     if isinstance(value, dict):
-        return "{" + ",".join(f"{written(k)}:{written(v)}" for k, v in value.items()) + "}"
+        return "{" + ",".join(f"{k}:{written(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(written, value)) + "]"
     if isinstance(value, str):
@@ -144,7 +144,7 @@ def forms(value) -> set[str]:
     found = {written(value), str(value)}
     if isinstance(value, int | float) and abs(value) <= 1e308:
         found.add(str(float(value)))
-    return {" ".join(form.split())[:300] for form in found}
+    return {" ".join(form.split())[:250] for form in found}
 
 
 def assert_named(message: str, chosen: dict) -> None:
@@ -154,7 +154,8 @@ def assert_named(message: str, chosen: dict) -> None:
     assert named and any(named[1] == name or named[1].startswith(f"{name}.") for name in FIELDS), message
     if named[2] == "=":
         if named[1] in chosen:
-            assert any(form in message for form in forms(chosen[named[1]])), (message, chosen)
+            shown = " ".join(message.split())
+            assert any(form in shown for form in forms(chosen[named[1]])), (message, chosen)
         assert re.search(r"(: |needs|scores each) ?\S", message[named.end() :]), message
     else:
         assert len(message) > named.end() + 10, message

@@ -6,6 +6,7 @@ a configuration is tried out, on no memory, before any data or weights are touch
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import os
@@ -253,6 +254,7 @@ ConfigStore.instance().store("schema", Config)
 
 # the last three come out of Hydra bare: a number too long or too large to be read, a group that is given a list
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError, RunError, InterruptedRunError)
 
 
@@ -278,7 +280,9 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
             except OmegaConfBaseException as error:
                 raise ConfigError(explain(error, sys.argv[1:])) from error
             run(config, folder)
-        except OUR_ERRORS as error:
+        except (*OUR_ERRORS, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+                raise
             failed.append(error)  # raised through Hydra it would get a line of Hydra's own
             if not any(folder.iterdir()) and folder.stat().st_mtime >= began:
                 folder.rmdir()  # Hydra has made it before anything could be checked

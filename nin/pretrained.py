@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nin.bounds import shown
-from nin.data.preprocess import Normalise, Whiten
+from nin.bounds import one_of, shown
+from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
 from nin.model import NIN, Block, multiply_accumulates
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
@@ -167,6 +167,7 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
             _verify(whitening, described["sha256"], checkpoint)
             found = _read(whitening, checkpoint)[1]
             tensors |= {name: tensor.float() for name, tensor in found.items()}
+        one_of(PREPROCESSINGS, preprocess=described["name"])
         if described["name"] == "whiten":
             preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
         else:

@@ -26,10 +26,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nin.bounds import shown, whole
+from nin.bounds import activations, shown, whole
 from nin.data import DataError, Images
 from nin.data.module import SIZES
-from nin.model import NIN, Block, activations
+from nin.model import NIN, Block
 from nin.pretrained import CheckpointError
 from nin.provenance import memory_gb
 from nin.recovery import InterruptedRunError, RunError

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import stats
 from torch import Tensor
 
+from nin.bounds import activations
 from nin.data import ImageSet
-from nin.model import activations
 from nin.pretrained import Pretrained
 from nin.provenance import memory_gb
 

@@ -6,6 +6,7 @@ a configuration is tried out, on no memory, before any data or weights are touch
 
 from __future__ import annotations
 
+import errno
 import inspect
 import itertools
 import json
@@ -29,10 +30,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nin.bounds import activations, shown, whole
 from nin.data import DataError, Images
+from nin.data.module import SIZES
 from nin.model import NIN, Block
 from nin.pretrained import CheckpointError
 from nin.processes import rank, start, started
+from nin.provenance import memory_gb
 from nin.recovery import STARTER, InterruptedRunError, RunError
 from nin.task import Classifier, DeadNetError
 
@@ -123,15 +127,19 @@ class TrainerConfig:
             ("strategy", ("auto", "ddp")),
         ):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"trainer.{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
-        if self.max_epochs < 1:
-            raise ConfigError(f"trainer.max_epochs={self.max_epochs}: at least 1")
+                raise ConfigError(f"trainer.{name}={shown(getattr(self, name))}: choose one of {', '.join(choices)}")
+        if not 1 <= self.max_epochs <= 10**6:
+            raise ConfigError(f"trainer.max_epochs={shown(self.max_epochs)}: at least 1 and at most {10**6}")
         if self.gradient_clip_val is not None and not 0 < self.gradient_clip_val < math.inf:
-            raise ConfigError(f"trainer.gradient_clip_val={self.gradient_clip_val}: a norm greater than 0, or null")
+            raise ConfigError(
+                f"trainer.gradient_clip_val={shown(self.gradient_clip_val)}: a norm greater than 0, or null"
+            )
         for name in ("limit_train_batches", "limit_test_batches"):
             limit = getattr(self, name)
-            if limit is not None and not (limit > 0 and (isinstance(limit, int) or limit <= 1)):
-                raise ConfigError(f"trainer.{name}={limit}: a number of batches from 1 up, or a share from 0.0 to 1.0")
+            if limit is not None and not 0 < limit <= (10**9 if isinstance(limit, int) else 1):
+                raise ConfigError(
+                    f"trainer.{name}={shown(limit)}: a number of batches from 1 to {10**9}, or a share from 0.0 to 1.0"
+                )
         missing = {"gpu": torch.cuda, "cuda": torch.cuda, "mps": torch.backends.mps}.get(self.accelerator)
         if missing is not None and not missing.is_available():
             raise ConfigError(f"trainer.accelerator={self.accelerator}: this machine has none; choose auto or cpu")
@@ -156,7 +164,7 @@ class LoggerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("csv", "tensorboard"):
-            raise ConfigError(f"logger.name={self.name}: choose one of csv, tensorboard")
+            raise ConfigError(f"logger.name={shown(self.name)}: choose one of csv, tensorboard")
 
 
 @dataclass
@@ -175,14 +183,18 @@ class Config:
     checkpoint: str | None = None  # a run's folder or a weights file: what training starts from, evaluation looks at
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed={self.seed}: from 0 to {2**32 - 1}")
+        try:
+            whole(0, 2**32 - 1, seed=self.seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         if self.resume not in (None, "auto"):
-            raise ConfigError(f"resume={self.resume}: auto, which goes on with the run in hydra.run.dir, or null")
+            raise ConfigError(
+                f"resume={shown(self.resume)}: auto, which goes on with the run in hydra.run.dir, or null"
+            )
         if self.data.batch_size % self.trainer.devices:
             raise ConfigError(
-                f"data.batch_size={self.data.batch_size}: trainer.devices={self.trainer.devices} have no equal shares "
-                "of it; take a multiple"
+                f"data.batch_size={shown(self.data.batch_size)}: trainer.devices={self.trainer.devices} have no equal "
+                "shares of it; take a multiple"
             )
         self.check()
 
@@ -216,25 +228,53 @@ class Config:
         except (ValueError, TypeError) as error:
             of_head = str(error).startswith("head=")
             raise ConfigError(f"head.name{str(error)[4:]}" if of_head else f"{node}.{error}") from error
+        self._check_step(net)
+
+    def _check_step(self, net: NIN) -> None:
+        """A training step without memory; raises ConfigError where it cannot be, or cannot fit into this machine."""
+        images = min(self.data.batch_size, SIZES[self.data.name] - self.data.val)
+        try:
+            outputs = activations(net, images, 3, 32, 32)
+        except ValueError as error:
+            raise ConfigError(
+                f"data.batch_size={self.data.batch_size}, data.val={self.data.val}: batch norm needs two values a "
+                f"channel, and a batch of {images} leaves it one; take larger batches, or model.norm=none"
+            ) from error
+        weights = sum(p.numel() for p in net.parameters())
+        # fp32 weights, gradients and momentum, and in bf16 what the backward pass needs: the least there can be
+        needed, there = (3 * 4 * weights + 2 * sum(outputs)) / 1e9, _memory_gb(self.trainer.accelerator)
+        if needed > there:
+            raise ConfigError(
+                f"model.blocks={shown(self.model.blocks)}, data.batch_size={self.data.batch_size}: a training step "
+                f"holds {needed:,.1f} GB at the least, and this machine has {there:,.1f} GB"
+            )
+
+
+def _memory_gb(accelerator: str) -> float:
+    """The memory for training: of all GPUs where they are taken, else of the machine."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        gpus = range(torch.cuda.device_count())
+        return sum(torch.cuda.get_device_properties(n).total_memory for n in gpus) / 1e9
+    return memory_gb()
 
 
 def _blocks(blocks: Any) -> list[Block]:
     """Blocks from plain lists and dictionaries."""
     if not isinstance(blocks, list | tuple):
-        raise ConfigError(f"blocks={blocks}: cifar10, imagenet, or a list of blocks")
+        raise ConfigError(f"blocks={shown(blocks)}: choose one of cifar10, imagenet, or give a list of blocks")
     names = [f.name for f in fields(Block)]
     made = []
     for number, block in enumerate(blocks, 1):
         unknown = [name for name in block if name not in names] if isinstance(block, dict) else [block]
         if unknown or "widths" not in block:
             raise ConfigError(
-                f"blocks={blocks}: block {number} is not a mapping with widths and, where they differ, "
+                f"blocks={shown(blocks)}: block {number} is not a mapping with widths and, where they differ, "
                 f"{', '.join(names[1:])}"
             )
         try:
             made.append(Block(**block))
         except ValueError as error:
-            raise ConfigError(f"blocks={blocks}: block {number} has {error}") from error
+            raise ConfigError(f"blocks={shown(blocks)}: block {number} has {error}") from error
     return made
 
 
@@ -255,6 +295,9 @@ def unused(name: str) -> str:
 ConfigStore.instance().store("schema", Config)
 OmegaConf.register_new_resolver("unused", unused, use_cache=True)  # for hydra.run.dir
 
+# the last three come out of Hydra bare: a number too long or too large to be read, a group that is given a list
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError, RunError, InterruptedRunError)
 
 
@@ -291,7 +334,9 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
                 raise ConfigError("hydra.run.dir=FOLDER must be given, which the processes share")
             else:
                 run(config, folder)
-        except OUR_ERRORS as error:
+        except (*OUR_ERRORS, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+                raise
             failed.append(error)  # raised through Hydra it would get a line of Hydra's own
         if failed or code:
             with suppress(FileNotFoundError):
@@ -300,7 +345,7 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
 
     try:
         main()
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+    except (*HYDRA_ERRORS, OSError) as error:
         if composed_already:
             raise
         failed.append(ConfigError(explain(error, sys.argv[1:])))
@@ -329,7 +374,7 @@ def to_config(composed: DictConfig) -> Config:
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     for name in node:
         yield prefix + str(name)
-        if isinstance(node._get_node(name), DictConfig) and _known(prefix + str(name)) == prefix + str(name):
+        if isinstance(node._get_node(name), DictConfig) and is_dataclass(_type(prefix + str(name))):
             yield from _keys(node[name], f"{prefix}{name}.")
 
 
@@ -338,7 +383,6 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, value = str(error.missing_cfg_file).partition("/")
         return f"{group}={value}: choose one of {', '.join(error.options)}"
-    override = re.search(r"Error merging override (\S+)", str(error))
     unknown = re.search(r"Could not override '([\w.]+)'", str(error))
     if unknown:
         given = next((a for a in overrides if a.lstrip("+~").split("=")[0] == unknown[1]), unknown[1])
@@ -347,8 +391,12 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
         return (
             f"{error.override} cannot be read: it is NAME=VALUE, with quotes around a value that holds one of , = : ~ ?"
         )
+    group = next((o for o in overrides if is_dataclass(_type(o.partition("=")[0]))), None)
+    if group and type(error) in (TypeError, ValueError):
+        name = group.partition("=")[0]
+        return f"{shown(group)}: give the name of a file in conf/{name}, or set one of its fields; {_choices(name)}"
     reason = str(error.__cause__ or error).splitlines()[0]
-    given = override[1] if override else " ".join(overrides)
+    given = shown(next((o for o in overrides if o in str(error)), " ".join(overrides)))
     return f"{given}: {reason}" if given else reason
 
 
@@ -365,12 +413,18 @@ def _known(key: str) -> str:
     return ".".join(known)
 
 
+def _type(key: str) -> Any:
+    """The type of a dotted key of the schema, None where it has none."""
+    node: Any = Config
+    for name in key.split(".") if key else ():
+        node = get_type_hints(node).get(name) if is_dataclass(node) else None
+    return node
+
+
 def _choices(key: str) -> str:
     """The settings that stand where `key` was looked for."""
     where = _known(key)
-    node: Any = Config
-    for name in where.split(".") if where else ():
-        node = get_type_hints(node)[name]
+    node = _type(where)
     return f"{where or 'the top level'} has {', '.join(f.name for f in fields(node)) if is_dataclass(node) else 'none'}"
 
 
@@ -391,8 +445,12 @@ def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
     """The checked configuration of these overrides, without a command line. Raises ConfigError."""
     try:
         with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):
-            return to_config(hydra.compose("config", list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
+            composed = hydra.compose("config", list(overrides))
+    except HYDRA_ERRORS as error:
+        raise ConfigError(explain(error, overrides)) from error
+    try:
+        return to_config(composed)
+    except OmegaConfBaseException as error:
         raise ConfigError(explain(error, overrides)) from error
 
 
@@ -424,7 +482,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     Raises ConfigError."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
+    except HYDRA_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
     axes = [
         [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nin.bounds import one_of, share, shown, whole
+
 
 class GAP(nn.Module):
     """Global average pooling (paper, section 3.2): the mean of a class's map is its score.
@@ -45,8 +47,7 @@ class DepthPool(nn.Module):
     """
 
     def __init__(self, kind: str) -> None:
-        if kind not in ("average", "max"):
-            raise ValueError(f"kind={kind}: choose one of average, max")
+        one_of(("average", "max"), kind=kind)
         super().__init__()
         self.kind = kind
 
@@ -64,9 +65,18 @@ class FC(nn.Module):
         num_classes: K.
         map_size: (h, w) of a map.
         dropout: probability that one of the M·h·w inputs is dropped; Table 5 has the head with and without.
+
+    Raises:
+        ValueError: a value outside its bounds.
     """
 
     def __init__(self, num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float = 0.0) -> None:
+        whole(1, 65_536, num_maps=num_maps, num_classes=num_classes)
+        if not isinstance(map_size, list | tuple) or len(map_size) != 2:
+            raise ValueError(f"map_size={shown(map_size)}: height and width of a map")
+        for side in map_size:
+            whole(1, 100_000, map_size=side)
+        share(dropout=dropout)
         super().__init__()
         self.map_size = tuple(map_size)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()

@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nin.bounds import is_whole, one_of, share, shown, truth, whole
 from nin.heads import HEADS, build_head
 
 NORMS = ("none", "batch")
 INITS = ("gaussian", "kaiming")
 POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+WIDEST = 65_536  # channels or classes: at twenty times the widest net, a number above it is a slip
+LARGEST = 10_000  # pixels: of a side of an image, a window, a stride or a padding
+DEEPEST = 1_000  # blocks
 
 
 class MLPConv(nn.Sequential):
@@ -44,7 +48,7 @@ class MLPConv(nn.Sequential):
             either: its output are scores.
 
     Raises:
-        ValueError: another number of widths, or an unknown norm.
+        ValueError: another number of widths, or a value outside its bounds.
     """
 
     def __init__(
@@ -58,11 +62,12 @@ class MLPConv(nn.Sequential):
         norm: str = "none",
         last_relu: bool = True,
     ) -> None:
-        widths = (widths,) * 3 if isinstance(widths, int) else tuple(widths)
-        if len(widths) != 3:
-            raise ValueError(f"widths={widths}: an mlpconv block takes three widths, or one for all three")
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm}: choose one of {', '.join(NORMS)}")
+        plan = Block(widths, kernel_size, stride, padding)
+        widths = plan.widths
+        for name, value in (("in_channels", in_channels), ("widths", widths[-1])):
+            whole(1, WIDEST, **{name: value})
+        one_of(NORMS, norm=norm)
+        truth(last_relu=last_relu)
         padding = kernel_size // 2 if padding is None else padding
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for n, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False), 1):
@@ -102,19 +107,19 @@ class Block:
     def __post_init__(self) -> None:
         widths = self.widths if isinstance(self.widths, Sequence) else (self.widths,) * 3
         if len(widths) != 3:
-            raise ValueError(f"widths={self.widths}: a block takes three widths, or one for all three")
+            raise ValueError(f"widths={shown(self.widths)}: a block takes three widths, or one for all three")
         object.__setattr__(self, "widths", tuple(widths))
         numbers = [*widths[:2], *(w for w in widths[2:] if w is not None)]
-        for name, values, least in (
-            ("widths", numbers, 1),
-            ("kernel_size", [self.kernel_size], 1),
-            ("stride", [self.stride], 1),
-            ("padding", [] if self.padding is None else [self.padding], 0),
+        for name, values, least, most in (
+            ("widths", numbers, 1, WIDEST),
+            ("kernel_size", [self.kernel_size], 1, LARGEST),
+            ("stride", [self.stride], 1, LARGEST),
+            ("padding", [] if self.padding is None else [self.padding], 0, LARGEST),
         ):
-            if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
-                raise ValueError(f"{name}={getattr(self, name)}: a block takes whole numbers from {least} up")
-        if not isinstance(self.dropout, bool):
-            raise ValueError(f"dropout={self.dropout}: whether dropout follows the block, true or false")
+            if any(not is_whole(v) or not least <= v <= most for v in values):
+                value = shown(getattr(self, name))
+                raise ValueError(f"{name}={value}: a block takes whole numbers from {least} to {most}")
+        truth(dropout=self.dropout)
 
 
 # The authors' CIFAR-10 net: 966,986 parameters, 222,486,528 multiply-accumulates for a 32×32 image.
@@ -175,30 +180,26 @@ class NIN(nn.Module):
         last_relu: bool = True,
         init: str = "gaussian",
     ) -> None:
-        for name, value, choices in (
-            ("head", head, HEADS),
-            ("last_pool", last_pool, POOLS),
-            ("norm", norm, NORMS),
-            ("init", init, INITS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout}: a probability of at least 0 and less than 1")
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: at least 1")
-        if isinstance(blocks, str):
-            if blocks not in BLOCKS:
-                raise ValueError(f"blocks={blocks}: choose one of {', '.join(BLOCKS)}, or give a list of blocks")
+        one_of(HEADS, head=head)
+        one_of(POOLS, last_pool=last_pool)
+        one_of(NORMS, norm=norm)
+        one_of(INITS, init=init)
+        share(dropout=dropout)
+        truth(last_relu=last_relu)
+        whole(1, WIDEST, num_classes=num_classes, in_channels=in_channels)
+        if isinstance(blocks, str) and blocks in BLOCKS:
             blocks = BLOCKS[blocks]
+        if not isinstance(blocks, list | tuple) or not all(isinstance(block, Block) for block in blocks):
+            raise ValueError(f"blocks={shown(blocks)}: choose one of {', '.join(BLOCKS)}, or give a list of blocks")
         if not blocks:
             raise ValueError("blocks=[]: a net has at least one block")
-        sides = [image_size] if isinstance(image_size, int) else list(image_size)
-        if len(sides) not in (1, 2) or any(isinstance(s, bool) or not isinstance(s, int) for s in sides):
-            raise ValueError(f"image_size={image_size}: a number of pixels, or height and width")
-        if not all(1 <= s <= 10_000 for s in sides):
-            raise ValueError(f"image_size={image_size}: from 1 to 10000 pixels")
+        if len(blocks) > DEEPEST:
+            raise ValueError(f"blocks={shown(blocks)}: {len(blocks)} of them, at most {DEEPEST}")
+        sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size]
+        if len(sides) not in (1, 2) or not all(map(is_whole, sides)):
+            raise ValueError(f"image_size={shown(image_size)}: a number of pixels, or height and width")
+        if not all(1 <= s <= LARGEST for s in sides):
+            raise ValueError(f"image_size={shown(image_size)}: from 1 to {LARGEST} pixels")
         super().__init__()
         self.num_classes = num_classes
         self.arguments = {  # plain values from which the same net is built again, stored beside its weights
@@ -240,7 +241,10 @@ class NIN(nn.Module):
                 layers[f"drop{number}"] = nn.Dropout(dropout)
             if min(size) < 1:
                 given = "×".join(map(str, sides * 2 if len(sides) == 1 else sides))
-                raise ValueError(f"blocks: block {number} leaves nothing of an image of {given} pixels")
+                raise ValueError(
+                    f"blocks: block {number} leaves nothing of an image of {given} pixels, with "
+                    f"kernel_size={block.kernel_size}, stride={block.stride}, padding={padding}"
+                )
         self.blocks = nn.Sequential(layers)
         self.head = build_head(head, num_maps=channels, num_classes=num_classes, map_size=size)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nin.bounds import share, truth
+
 
 class Muon(torch.optim.SGD):
     """SGD with momentum, and in groups with `orthogonal=True` Muon (Jordan et al., 2024).
@@ -24,12 +26,21 @@ class Muon(torch.optim.SGD):
             decay in an orthogonal group acts on the weights, not through the orthogonalisation.
         momentum: of both kinds of group.
         nesterov: of SGD's groups.
+
+    Raises:
+        ValueError: a value outside its bounds, or a parameter that is no matrix in an orthogonal group.
     """
 
     def __init__(self, params: list[dict], momentum: float = 0.0, nesterov: bool = False) -> None:
+        share(momentum=momentum)
+        truth(nesterov=nesterov)
+        if nesterov and not momentum:
+            raise ValueError(f"nesterov=true needs a momentum above 0, and momentum={momentum}")
         groups = []
         for group in params:
             if group.get("orthogonal"):
+                if thin := [tuple(p.shape) for p in group["params"] if p.ndim < 2]:
+                    raise ValueError(f"params: a parameter of shape {thin[0]} is no matrix to be orthogonalised")
                 # its momentum comes before the orthogonalisation, here; SGD's own has nothing left to do
                 group = {"muon_momentum": momentum, **group, "momentum": 0.0, "nesterov": False}
             groups.append(group)

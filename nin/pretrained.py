@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nin.data.preprocess import Normalise, Whiten
+from nin.bounds import one_of, shown
+from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
 from nin.model import NIN, Block, multiply_accumulates
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
@@ -85,6 +88,9 @@ def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -
         file: to be written.
         trained: the net.
         whitening: a file beside it that holds the whitening, which is then left out of `file`.
+
+    Raises:
+        CheckpointError: it cannot be written, on a full disk say; a file that was there before is as it was.
     """
     preprocess: dict[str, Any] = {"name": type(trained.preprocess).__name__.lower()}
     if isinstance(trained.preprocess, Whiten):
@@ -99,7 +105,19 @@ def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -
         "classes": list(trained.classes),
         "facts": trained.facts,
     }
-    save_file(tensors, str(file), metadata={"nin": json.dumps(header)})
+    _write(Path(file), lambda part: save_file(tensors, str(part), metadata={"nin": json.dumps(header)}))
+
+
+def _write(file: Path, content: Callable[[Path], Any]) -> None:
+    """Writes a file as a whole or not at all."""
+    part = file.with_name(f"part.{file.name}")
+    try:
+        content(part)
+        os.replace(part, file)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise CheckpointError(f"{file} cannot be written ({error}); what was there before is as it was") from error
 
 
 def load(checkpoint: str | Path) -> Pretrained:
@@ -116,9 +134,13 @@ def load(checkpoint: str | Path) -> Pretrained:
         card = read_card(str(checkpoint))
         return _open(CHECKPOINTS / card["file"], str(checkpoint), card)
     path = Path(checkpoint)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # a name too long, or with a zero in it
+        there = False
+    if not there:
         raise CheckpointError(
-            f"checkpoint={checkpoint}: there is no such file or folder, and the published names are "
+            f"checkpoint={shown(checkpoint)}: there is no such file or folder, and the published names are "
             f"{', '.join(available()) or 'none yet'}"
         )
     if path.is_dir():
@@ -145,20 +167,28 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
             _verify(whitening, described["sha256"], checkpoint)
             found = _read(whitening, checkpoint)[1]
             tensors |= {name: tensor.float() for name, tensor in found.items()}
+        one_of(PREPROCESSINGS, preprocess=described["name"])
         if described["name"] == "whiten":
             preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
         else:
             preprocess = Normalise(tensors["preprocess.mean"], tensors["preprocess.std"])
         if len(header["classes"]) != net.num_classes or not all(isinstance(name, str) for name in header["classes"]):
             raise ValueError(f"{len(header['classes'])} class names for {net.num_classes} classes")
-        if preprocess.mean.numel() not in (arguments["in_channels"], len(tensors.get("preprocess.matrix", ()))):
+        channels = preprocess.shape[0] if isinstance(preprocess, Whiten) else preprocess.mean.numel()
+        if channels != arguments["in_channels"]:
             raise ValueError("its preprocessing is for other images than its net")
         trained = Pretrained(net, preprocess, header["classes"], card or dict(header["facts"]))
+        for part, tensor in trained.state_dict().items():
+            if part in tensors and tensors[part].dtype != tensor.dtype:
+                raise ValueError(f"{part} is of {tensors[part].dtype}, not {tensor.dtype}")
         trained.load_state_dict(tensors, assign=True)
+        for part, tensor in trained.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{part} holds values that are no finite numbers")
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = str(error).splitlines()[0]
+        reason = shown(" ".join(str(error).splitlines()[:2]))
         raise CheckpointError(
             f"checkpoint={checkpoint}: {file.name} does not describe its weights ({reason})"
         ) from error
@@ -216,7 +246,7 @@ def read_card(name: str) -> dict[str, Any]:
         card = json.loads((CHECKPOINTS / f"{name}.json").read_text())
         if Path(card["file"]).name != card["file"] or not isinstance(card["sha256"], str):
             raise ValueError("its file or sha256 is none")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({error})") from error
     return card
 
@@ -237,7 +267,7 @@ def publish(trained: Pretrained, name: str, folder: Path | None = None, whitenin
         whitening: the shared file of its whitening, from `publish_whitening`.
 
     Raises:
-        CheckpointError: a name that is taken, or that is none.
+        CheckpointError: a name that is taken, or that is none; or the files cannot be written.
     """
     folder = folder or CHECKPOINTS
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
@@ -263,7 +293,11 @@ def publish(trained: Pretrained, name: str, folder: Path | None = None, whitenin
         "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
         "licence": f"weights: Apache-2.0; trained on {facts['data']}, whose images are not part of this",
     }
-    (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
+    try:
+        _write(folder / f"{name}.json", lambda part: part.write_text(json.dumps(card, indent=2) + "\n"))
+    except CheckpointError:
+        file.unlink()  # weights without a card would have no name
+        raise
     return folder / f"{name}.json"
 
 
@@ -273,5 +307,6 @@ def publish_whitening(whiten: Whiten, folder: Path | None = None) -> Path:
     folder = folder or CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / "whitening.draft"
-    save_file({"preprocess.mean": whiten.mean, "preprocess.matrix": whiten.matrix.half()}, str(draft))
+    tensors = {"preprocess.mean": whiten.mean, "preprocess.matrix": whiten.matrix.half()}
+    _write(draft, lambda part: save_file(tensors, str(part)))
     return draft.rename(folder / f"whitening-{_sha256(draft)[:8]}.safetensors")

@@ -35,6 +35,11 @@ def peak_memory_gb() -> float:
     return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
 
 
+def memory_gb() -> float:
+    """The memory that this machine has, in GB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
 def versions() -> dict[str, str]:
     """Of what a result can depend on."""
     modules = {module.__name__: str(module.__version__) for module in (torch, torchvision, L)}

@@ -12,7 +12,7 @@ import io
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,22 @@ class InterruptedRunError(RuntimeError):
 
 
 def replace(file: Path, content: str | Callable[[Path], None]) -> None:
-    """Writes a file as a whole or not at all; `content` is its text, or what writes it to a given path."""
+    """Writes a file as a whole or not at all; `content` is its text, or what writes it to a given path.
+
+    Raises:
+        RunError: it cannot be written, on a full disk say; the file is as it was.
+    """
     part = file.with_name("part." + file.name)
-    if isinstance(content, str):
-        part.write_text(content)
-    else:
-        content(part)
-    os.replace(part, file)
+    try:
+        if isinstance(content, str):
+            part.write_text(content)
+        else:
+            content(part)
+        os.replace(part, file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise RunError(f"{file} cannot be written ({error}); what was there before is as it was") from error
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -56,7 +65,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, part, storage_options)
             os.replace(part, path)
         except (OSError, RuntimeError) as error:
-            Path(part).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(part).unlink(missing_ok=True)
             raise RunError(f"the checkpoint {path} cannot be written ({error}); the one before is as it was") from error
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LambdaCallback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional as F
 
@@ -216,11 +216,23 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
             }
             if not isinstance(found, dict) or not needed <= set(found):
                 raise ValueError("not all parts of a checkpoint are in it")
+            task.load_state_dict(found["state_dict"])
             print(f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"{checkpoint} is damaged or not a checkpoint of a run ({reason})") from error
-    trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            raise _damaged(checkpoint, error) from error
+    begun: list[bool] = []
+    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if begun or not checkpoint:
+            raise
+        raise _damaged(checkpoint, error) from error  # Lightning could not put its parts in place
+
+
+def _damaged(checkpoint: Path, error: Exception) -> RunError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RunError(f"{checkpoint} is damaged or not a checkpoint of a run ({reason})")
 
 
 def check_limits(config: Config, data: Images) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from nin.bounds import at_least_0, is_number, one_of, share, shown, truth
 from nin.data.module import Images, draw_seed
 from nin.optim import Muon
 
@@ -88,27 +89,18 @@ class Classifier(L.LightningModule):
         warmup: float = 0.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        for name, value, choices in (("optimiser", optimiser, OPTIMISERS), ("schedule", schedule, SCHEDULES)):
-            if value not in choices:
-                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr={lr}: a number greater than 0")
-        for name, value in (
-            ("bias_lr", bias_lr),
-            ("last_lr", last_lr),
-            ("last_bias_lr", last_bias_lr),
-            ("weight_decay", weight_decay),
-            ("warmup", warmup),
-        ):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value}: a number of at least 0")
-        for name, value in (("momentum", momentum), ("label_smoothing", label_smoothing)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}={value}: at least 0 and less than 1")
+        one_of(OPTIMISERS, optimiser=optimiser)
+        one_of(SCHEDULES, schedule=schedule)
+        if not is_number(lr) or lr <= 0:
+            raise ValueError(f"lr={shown(lr)}: a number greater than 0")
+        at_least_0(bias_lr=bias_lr, last_lr=last_lr, last_bias_lr=last_bias_lr)
+        at_least_0(weight_decay=weight_decay, warmup=warmup)
+        share(momentum=momentum, label_smoothing=label_smoothing)
+        truth(nesterov=nesterov)
         if nesterov and not momentum:
             raise ValueError(f"nesterov=true needs a momentum above 0, and momentum={momentum}")
-        if any(not 0 < share < 1 for share in drops):
-            raise ValueError(f"drops={list(drops)}: shares of the run's length, each between 0 and 1")
+        if not isinstance(drops, list | tuple) or not all(is_number(s) and 0 < s < 1 for s in drops):
+            raise ValueError(f"drops={shown(drops)}: shares of the run's length, each between 0 and 1")
         super().__init__()
         self.net = net
         self.optimiser = optimiser

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         if isinstance(trained.preprocess, Whiten):
             whitening = pretrained.publish_whitening(trained.preprocess)
         card = pretrained.publish(trained, name, whitening=whitening)
-    except (pretrained.CheckpointError, ConfigError) as error:
+    except (pretrained.CheckpointError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{name}: {card}")

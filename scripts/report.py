@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from nin.recovery import RunError, replace
 from nin.studies import ablation, report
 
 ROOT = Path(__file__).parents[1]
@@ -25,10 +26,13 @@ def main(arguments: list[str]) -> int:
         print(f"error: {unknown[0] if unknown else file}: give study=FILE, the CSV of a study", file=sys.stderr)
         return 2
     try:
-        rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
-    except ablation.RowsError as error:
+        return write([row for row in ablation.read(file) if row.status in ablation.DONE], file)
+    except (ablation.RowsError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def write(rows: list[ablation.Row], file: Path) -> int:
     parts = []
     for condition in sorted({row.condition for row in rows}):
         chosen = [row for row in rows if row.condition == condition]
@@ -52,7 +56,7 @@ def main(arguments: list[str]) -> int:
         if not marked.search(before):
             print("error: README.md has no place marked <!-- report --> for the tables", file=sys.stderr)
             return 1
-        readme.write_text(marked.sub(lambda _: block, before))
+        replace(readme, marked.sub(lambda _: block, before))
     return 0
 
 

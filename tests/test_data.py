@@ -1,15 +1,23 @@
+import errno
+import hashlib
 import http.server
 import pickle
 import tarfile
 import threading
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 
-from nin.data import Batches, DataError, Images, Normalise, Whiten, load_cifar10, load_digits, sets
+from nin import NIN, Block
+from nin.data import Batches, DataError, Images, ImageSet, Normalise, Whiten, load_cifar10, load_digits, sets
 from nin.data.augment import random_crop, random_flip
+from nin.task import Classifier
 
 
 def generator(seed=0):
@@ -291,6 +299,168 @@ def test_a_damaged_file_is_named_with_both_checksums_or_mended(tmp_path, archive
         load_cifar10(tmp_path, download=False)
     load_cifar10(tmp_path, urls=[url("/good")])
     assert file.read_bytes() == good
+
+
+PARTS = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "altered", "missing"])
+@pytest.mark.parametrize("part", PARTS)
+def test_any_damaged_part_is_named_and_mended(tmp_path, archive, part, damage):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(archive)
+    whole = load_cifar10(root, download=False)
+    (root / "cifar-10-python.tar.gz").unlink()
+    file = root / "cifar-10-batches-py" / part
+    good = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        middle = len(good) // 2
+        altered = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
+        file.write_bytes({"cut": good[:middle], "empty": b"", "altered": altered}[damage])
+    with pytest.raises(DataError) as error:
+        load_cifar10(root, download=False)
+    said = str(error.value)
+    assert said.count("\n") == 0 and part in said
+    if damage == "missing":
+        assert f"{part} is missing" in said
+    else:
+        assert sets.calculate_md5(str(file)) in said and hashlib.md5(good).hexdigest() in said
+    (root / "cifar-10-python.tar.gz").write_bytes(archive)
+    mended = load_cifar10(root, download=False)
+    assert file.read_bytes() == good and torch.equal(mended.train_images, whole.train_images)
+
+
+def test_a_pickle_in_place_of_a_part_does_not_run(tmp_path, archive):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "cifar-10-python.tar.gz").write_bytes(archive)
+    load_cifar10(root, download=False)
+    (root / "cifar-10-python.tar.gz").unlink()
+    for part in PARTS:
+        file = root / "cifar-10-batches-py" / part
+        good = file.read_bytes()
+        file.write_bytes(pickle.dumps(Payload(str(tmp_path / "marker"))))
+        with pytest.raises(DataError, match=f"{part} has md5"):
+            load_cifar10(root, download=False)
+        file.write_bytes(good)
+    assert not (tmp_path / "marker").exists()
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (self.marker, "w"))
+
+
+@pytest.mark.parametrize("moment", ["download", "unpacking"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EROFS, "Read-only file system"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        KeyboardInterrupt(),
+    ],
+    ids=["full", "read-only", "quota", "ctrl-c"],
+)
+def test_an_interrupted_download_leaves_no_half_set(tmp_path, server, monkeypatch, moment, fault):
+    url, asked = server
+    root = tmp_path / "root"
+
+    def half(source, target, **rest):
+        if moment == "download":
+            Path(target).write_bytes(b"half of it")
+        else:
+            (Path(target) / "cifar-10-batches-py").mkdir()
+            (Path(target) / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half of it")
+        raise fault
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(sets, "_read" if moment == "download" else "extract_archive", half)
+        with pytest.raises(KeyboardInterrupt if isinstance(fault, KeyboardInterrupt) else DataError) as error:
+            load_cifar10(root, urls=[url("/good"), url("/good")])
+    if isinstance(fault, OSError):
+        assert str(root) in str(error.value) and fault.strerror in str(error.value)
+    assert asked == ([] if moment == "download" else ["/good"])  # a full disk is no reason to ask the next address
+    assert not list(root.glob("*/data_batch_1")) and not list(root.glob("tmp*"))
+    assert len(load_cifar10(root, urls=[url("/good")]).train_labels) == 100
+
+
+def test_what_a_killed_download_leaves_is_not_taken_for_a_set(tmp_path, archive, server):
+    url, _ = server
+    (tmp_path / "root" / "tmpabc").mkdir(parents=True)
+    (tmp_path / "root" / "tmpabc" / "cifar-10-python.tar.gz").write_bytes(archive[:100])
+    (tmp_path / "root" / "cifar-10-python.tar.gz").write_bytes(archive[:-1])
+    (tmp_path / "root" / "cifar-10-batches-py").mkdir()
+    with pytest.raises(DataError, match="data_batch_1 is missing"):
+        load_cifar10(tmp_path / "root", download=False)
+    assert len(load_cifar10(tmp_path / "root", urls=[url("/good")]).train_labels) == 100
+
+
+def test_downloads_side_by_side_all_end_with_the_whole_set(tmp_path, server):
+    url, _ = server
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: load_cifar10(tmp_path, urls=[url("/good")]), range(8)))
+    assert all(torch.equal(each.train_images, found[0].train_images) for each in found)
+    assert not list(tmp_path.glob("tmp*"))
+
+
+def made_set(**changed) -> ImageSet:
+    images, labels = torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 10
+    fields = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    return ImageSet(**{**fields, "classes": tuple("abcdefghij"), "flip": True, **changed})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"train_labels": torch.arange(20)}, "image 10 of the training set has the label 10, .* 10 classes, 0 to 9"),
+        ({"test_labels": torch.arange(20) % 10 - 1}, "image 0 of the test set has the label -1"),
+        ({"train_labels": torch.arange(19) % 10}, "training set has 20 images and labels of shape"),
+        ({"train_labels": torch.zeros(20)}, "labels of torch.float32"),
+        ({"test_images": torch.zeros(20, 3, 8, 8)}, "test set has images of torch.float32"),
+        (
+            {"train_images": torch.zeros(20, 8, 8, dtype=torch.uint8)},
+            "training set has images of torch.uint8 and shape",
+        ),
+        ({"train_images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "train_labels": torch.arange(0)}, "0 images"),
+    ],
+)
+def test_labels_and_images_that_cannot_be_are_refused(changed, words):
+    made_set()
+    with pytest.raises(DataError, match=words):
+        made_set(**changed)
+
+
+def test_a_class_without_training_images_is_named():
+    data = Images("digits", val=1430)
+    with pytest.warns(UserWarning, match=r"no training image shows .*: the net cannot learn them") as said:
+        data.setup()
+    shown = {str(label) for label in data.train_labels.tolist()}
+    named = str(said[0].message).split(" shows ")[1].split(":")[0].split(", ")
+    assert set(named) == set("0123456789") - shown and named
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Images("digits").setup()
+
+
+@pytest.mark.parametrize(("size", "val", "steps"), [(1436, 0, 1), (1, 1436, 1), (128, 1436, 1), (718, 0, 2)])
+def test_a_rest_of_one_image_does_not_stop_batch_norm(size, val, steps):
+    data = Images("digits", batch_size=size, val=val)
+    narrow = [Block((8, 8, None), stride=4 if val else 40)]  # 1×1 maps cannot be normalised over one image
+    task = Classifier(NIN(narrow, norm="batch"), lr=1e-3)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=1, enable_model_summary=False, limit_val_batches=0, **quiet)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no training image", UserWarning)
+        trainer.fit(task, data)
+    assert trainer.global_step == steps
+    assert all(value.isfinite().all() for value in task.net.state_dict().values())
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, server):

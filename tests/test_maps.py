@@ -1,7 +1,9 @@
 import io
+import random
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -80,6 +82,100 @@ def test_what_is_no_picture_is_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(maps.PictureError, match=name):
         maps.read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (10_000, 20), (20, 10_000)])
+def test_any_shape_of_picture_is_looked_at(trained, tmp_path, size):
+    gradient(*size).save(tmp_path / "odd.png")
+    picture = maps.read_picture(tmp_path / "odd.png")
+    assert picture.size == size
+    assert maps.look(trained, maps.resize(picture, 32))[0].sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gradient(40, 30).save(tmp_path / "turned.jpg", exif=exif)
+    assert maps.read_picture(tmp_path / "turned.jpg").size == ((40, 30) if orientation < 5 else (30, 40))
+
+
+def test_more_pixels_than_there_is_memory_for_are_refused(trained, monkeypatch):
+    monkeypatch.setattr(maps, "memory_gb", lambda: 1e-4)
+    with pytest.raises(maps.PictureError, match="400×300 pixels are too many for this machine"):
+        maps.look(trained, gradient(400, 300))
+    maps.look(trained, gradient(30, 30))
+
+
+FORMATS = {
+    "png": {},
+    "jpg": {"quality": 80},
+    "webp": {"quality": 80},
+    "gif": {},
+    "bmp": {},
+    "tif": {"compression": "tiff_lzw"},
+    "deep.png": {},
+    "palette.png": {},
+    "clear.png": {},
+    "progressive.jpg": {"progressive": True},
+    "deflate.tif": {"compression": "tiff_deflate"},
+}
+
+
+def damaged_pictures(each=60):
+    """Good files of every format: bytes flipped, runs overwritten, cut short, and pieces swapped."""
+    draws = random.Random(0)
+    for name, options in FORMATS.items():
+        file = io.BytesIO()
+        mode = {"deep": "I;16", "palette": "P", "clear": "LA"}.get(name.split(".")[0], "RGB")
+        picture = gradient(mode="L").convert("I;16") if mode == "I;16" else gradient(mode=mode)
+        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(name.split(".")[-1], name.split(".")[-1].upper())
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.save(file, kind, **options, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
+        good = file.getvalue()
+        for number in range(each):  # a third each: flips alone, cut too, patched too
+            bad = bytearray(good)
+            for _ in range(draws.choice([1, 1, 4])):
+                bad[draws.randrange(min(len(bad), draws.choice([100, len(bad), len(bad)])))] = draws.randrange(256)
+            if number % 3 == 1:
+                del bad[draws.randrange(len(bad)) :]
+            elif number % 3 == 2:
+                place, length = draws.randrange(len(bad)), draws.randrange(30)
+                bad[place : place + length] = draws.choice([b"", bytes(length), b"\xff" * length, bad[:length]])
+            yield f"{number}.{name}", bytes(bad)
+
+
+def test_a_damaged_picture_is_read_or_refused_and_nothing_else(trained, tmp_path):
+    ended = {"read": 0, "refused": 0}
+    for name, content in damaged_pictures():
+        (tmp_path / name).write_bytes(content)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow speaks of what it leaves out
+                picture = maps.read_picture(tmp_path / name)
+            assert picture.mode == "RGB"
+            if ended["read"] % 10 == 0:
+                assert maps.look(trained, maps.resize(picture, 32))[0].isfinite().all()
+            ended["read"] += 1
+        except maps.PictureError as error:
+            assert name in str(error)
+            ended["refused"] += 1
+    assert sum(ended.values()) == 60 * len(FORMATS) and min(ended.values()) > 80, ended
+
+
+def test_the_command_goes_through_a_folder_of_damaged_pictures(trained, tmp_path):
+    pretrained.save(tmp_path / "net.safetensors", trained)
+    (tmp_path / "pictures").mkdir()
+    for name, content in damaged_pictures(each=2):
+        (tmp_path / "pictures" / name).write_bytes(content)
+    ended = predict(tmp_path, "checkpoint=net.safetensors", "pictures")
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    refused = re.findall(r"pictures/(\d+\.[\w.]+?): ", lines[0])
+    assert len(refused) + len(ended.stdout.splitlines()) == 2 * len(FORMATS)
+    assert len(list((tmp_path / "maps").iterdir())) == len(ended.stdout.splitlines())
 
 
 def test_folders_and_files_are_found(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
+from nin.bounds import is_number, one_of, shown, truth, whole
 from nin.data.augment import PAD_MODES, random_crop, random_flip
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import CIFAR10_URLS, ImageSet, fetch_cifar10, load_cifar10, load_digits
@@ -133,22 +135,20 @@ class Images(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for field, value, choices in (
-            ("name", name, SIZES),
-            ("preprocessing", preprocessing, PREPROCESSINGS),
-            ("pad_mode", pad_mode, PAD_MODES),
-        ):
-            if value not in choices:
-                raise ValueError(f"{field}={value}: choose one of {', '.join(choices)}")
-        for field, value, least, most in (
-            ("val", val, 0, SIZES[name] - 1),
-            ("batch_size", batch_size, 1, SIZES[name]),
-            ("pad", pad, 0, 31),
-        ):
-            if not least <= value <= most:
-                raise ValueError(f"{field}={value}: from {least} to {most}")
-        if not 0 < share <= 1:
-            raise ValueError(f"share={share}: above 0 and at most 1")
+        one_of(SIZES, name=name)
+        one_of(PREPROCESSINGS, preprocessing=preprocessing)
+        one_of(PAD_MODES, pad_mode=pad_mode)
+        whole(0, SIZES[name] - 1, val=val)
+        whole(1, SIZES[name], batch_size=batch_size)
+        whole(0, 31, pad=pad)
+        whole(0, 2**32 - 1, seed=seed)
+        truth(download=download, flip=flip, eval_curve=eval_curve)
+        if not is_number(share) or not 0 < share <= 1:
+            raise ValueError(f"share={shown(share)}: above 0 and at most 1")
+        if root is not None and (not isinstance(root, str | os.PathLike) or "\0" in os.fspath(root)):
+            raise ValueError(f"root={shown(root)}: the path of a folder")
+        if not isinstance(urls, list | tuple) or not all(isinstance(url, str) for url in urls):
+            raise ValueError(f"urls={shown(urls)}: a list of addresses")
         self.name = name
         self.root = os.path.expanduser(root or os.environ.get("NIN_DATA") or "data")
         self.download = download
@@ -185,6 +185,9 @@ class Images(L.LightningDataModule):
         if self.share < 1:
             chosen = self._draw_share()
             self.train_images, self.train_labels = self.train_images[chosen], self.train_labels[chosen]
+        seen = torch.bincount(self.train_labels, minlength=len(self.set.classes))
+        if missing := [name for name, count in zip(self.set.classes, seen.tolist(), strict=True) if not count]:
+            warnings.warn(f"no training image shows {', '.join(missing)}: the net cannot learn them", stacklevel=1)
         if self.preprocess is None:
             self.preprocess = PREPROCESSINGS[self.preprocessing].fit(self.train_images)
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+
+from nin.bounds import shown, whole
+
+
+def _finite(**values: Tensor) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.numel() or value.is_complex() or not value.isfinite().all():
+            raise ValueError(f"{name}={shown(value)}: a tensor of finite numbers")
 
 
 class Normalise(nn.Module):
@@ -13,10 +23,18 @@ class Normalise(nn.Module):
 
     Args:
         mean, std: of each channel, of pixel values in 0…255.
+
+    Raises:
+        ValueError: they are of unequal length, not finite, or a standard deviation is not above 0.
     """
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
+        _finite(mean=mean, std=std)
+        if std.numel() != mean.numel() or not (std > 0).all():
+            raise ValueError(
+                f"std={shown(std)}: a number above 0 for each of the {mean.numel()} channels that mean has"
+            )
         self.register_buffer("mean", mean.float().reshape(1, -1, 1, 1))
         self.register_buffer("std", std.float().reshape(1, -1, 1, 1))
 
@@ -48,7 +66,7 @@ class Whiten(nn.Module):
         shape: (C, H, W) of an image.
 
     Raises:
-        ValueError: images of another shape than it was fitted on.
+        ValueError: images of another shape than it was fitted on, or arguments that disagree or are not finite.
     """
 
     SCALE = 55.0
@@ -56,9 +74,19 @@ class Whiten(nn.Module):
 
     def __init__(self, mean: Tensor, matrix: Tensor, shape: tuple[int, int, int]) -> None:
         super().__init__()
+        if not isinstance(shape, list | tuple) or len(shape) != 3:
+            raise ValueError(f"shape={shown(shape)}: channels, height and width of an image")
+        for side in shape:
+            whole(1, 65_536, shape=side)
+        _finite(mean=mean, matrix=matrix)
+        size = math.prod(shape)
+        if (mean.shape, matrix.shape) != ((size,), (size, size)):
+            raise ValueError(
+                f"shape={list(shape)}: mean of {list(mean.shape)} and matrix of {list(matrix.shape)} are not for it"
+            )
         self.shape = tuple(shape)
-        self.register_buffer("mean", mean)
-        self.register_buffer("matrix", matrix)
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("matrix", matrix.float())
 
     @classmethod
     def fit(cls, images: Tensor) -> Whiten:

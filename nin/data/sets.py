@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import os
 import tempfile
@@ -30,6 +31,9 @@ TRIAL = 15.0  # seconds after which an address has to have shown its speed
 SLOW = 300e3  # bytes a second under which it is given up then
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk, not of an address
+
+
 class DataError(RuntimeError):
     """A set that is missing, damaged or out of reach; the message says what to do."""
 
@@ -43,6 +47,9 @@ class ImageSet:
         train_labels, test_labels: (N) int64 in 0…K − 1.
         classes: the K names.
         flip: whether a mirrored image still shows its class.
+
+    Raises:
+        DataError: images or labels of another form, not as many of one as of the other, or a label outside 0…K − 1.
     """
 
     train_images: Tensor
@@ -51,6 +58,25 @@ class ImageSet:
     test_labels: Tensor
     classes: tuple[str, ...]
     flip: bool
+
+    def __post_init__(self) -> None:
+        for part, images, labels in (
+            ("training", self.train_images, self.train_labels),
+            ("test", self.test_images, self.test_labels),
+        ):
+            if images.dtype != torch.uint8 or images.ndim != 4 or labels.dtype != torch.int64:
+                raise DataError(
+                    f"the {part} set has images of {images.dtype} and shape {tuple(images.shape)} and labels of "
+                    f"{labels.dtype}: uint8, (N, 3, H, W) and int64 are needed"
+                )
+            if labels.shape != (len(images),) or not len(images):
+                raise DataError(f"the {part} set has {len(images)} images and labels of shape {tuple(labels.shape)}")
+            wrong = ((labels < 0) | (labels >= len(self.classes))).nonzero().flatten().tolist()
+            if wrong:
+                raise DataError(
+                    f"image {wrong[0]} of the {part} set has the label {labels[wrong[0]]}, and there are "
+                    f"{len(self.classes)} classes, 0 to {len(self.classes) - 1} ({len(wrong)} such labels)"
+                )
 
 
 def load_digits() -> ImageSet:
@@ -159,6 +185,8 @@ def _download(root: Path, urls: Sequence[str]) -> None:
                 except _SlowError as error:
                     slow[url], failures[url] = error.speed, str(error)
                 except (OSError, ValueError, http.client.HTTPException) as error:
+                    if getattr(error, "errno", None) in FULL:
+                        raise
                     failures[url] = str(error) or type(error).__name__
                 print(f"gave up {url}: {failures[url]}")
     reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())

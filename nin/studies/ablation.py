@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -94,14 +95,22 @@ def _typed(row: dict[str, str]) -> Row:
 
 
 def append(file: Path, row: Row) -> None:
-    """Adds a row, and the header where the file is new."""
-    new = not file.exists() or file.stat().st_size == 0
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a", newline="") as opened:
-        writer = csv.DictWriter(opened, [f.name for f in fields(Row)], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(asdict(row))
+    """Adds a row, and the header where the file is new. Raises RowsError where it cannot, and leaves the file as it
+    was."""
+    text = io.StringIO()
+    before = file.stat().st_size if file.exists() else 0
+    writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
+    if not before:
+        writer.writeheader()
+    writer.writerow(asdict(row))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a", newline="") as opened:
+            opened.write(text.getvalue())
+    except OSError as error:
+        if file.exists():
+            os.truncate(file, before)  # half a row would spoil the file
+        raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
 
 
 def row_of(folder: Path, overrides: str, exit_code: int) -> Row:

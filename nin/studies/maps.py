@@ -23,9 +23,11 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
+from nin.bounds import activations
 from nin.data import ImageSet
 from nin.heads import GAP, GMP
 from nin.pretrained import Pretrained
+from nin.provenance import memory_gb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LONGEST = 20_000  # pixels of a side that are still read
@@ -125,13 +127,20 @@ def look(trained: Pretrained, picture: Image.Image) -> tuple[Tensor, Tensor, Ten
     """Probabilities (K), logits (K) and class maps (K, h, w) of one picture.
 
     Raises:
-        PictureError: it is smaller than the net can take.
+        PictureError: it is smaller than the net can take, or larger than this machine has memory for.
         ValueError: as in `class_maps`, or the preprocessing is tied to another size.
     """
     try:
-        logits, maps = class_maps(trained, picture)
+        outputs = activations(trained.net, 1, 3, picture.height, picture.width)
     except RuntimeError as error:
         raise PictureError(f"{picture.width}×{picture.height} pixels are too few for this net") from error
+    needed = 2 * 4 * max(outputs) / 1e9  # a layer's input and output in fp32, at the least
+    if needed > memory_gb():
+        raise PictureError(
+            f"{picture.width}×{picture.height} pixels are too many for this machine: {needed:,.1f} GB at the least, "
+            f"and it has {memory_gb():,.1f} GB"
+        )
+    logits, maps = class_maps(trained, picture)
     return logits.softmax(1)[0], logits[0], maps[0]
 
 

@@ -18,7 +18,8 @@ import signal
 import sys
 from pathlib import Path
 
-from nin.config import ConfigError, compose, sweep
+from nin.command import compose, sweep
+from nin.config import ConfigError
 from nin.studies import ablation
 
 ROOT = Path(__file__).parents[1]

@@ -6,11 +6,13 @@ python scripts/benchmark.py model.norm=none model.dropout=0.5            without
 
 from pathlib import Path
 
-from nin import config, provenance, run
+from nin import provenance, run
+from nin.command import command
+from nin.config import Config
 from nin.studies import speed
 
 
-def main(settings: config.Config, folder: Path) -> None:
+def main(settings: Config, folder: Path) -> None:
     settings.trainer.progress_bar = False
     found = speed.benchmark(settings)
     print(f"\n{found['device']}, torch {provenance.versions()['torch']}")
@@ -22,4 +24,4 @@ def main(settings: config.Config, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    config.command(Path(__file__).parents[1] / "conf", main, "nofolder")
+    command(Path(__file__).parents[1] / "conf", main, "nofolder")

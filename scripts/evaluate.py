@@ -9,19 +9,21 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from nin import config, run
+from nin import run
+from nin.command import command
+from nin.config import Config, ConfigError
 from nin.studies import confusion
 
 SETTINGS = ("checkpoint", "data.root", "data.download", "data.urls", "trainer")  # the others are the checkpoint's own
 
 
-def main(settings: config.Config, folder: Path) -> None:
+def main(settings: Config, folder: Path) -> None:
     for override in HydraConfig.get().overrides.task:
         name = override.lstrip("+").split("=")[0]
         if name not in SETTINGS and not name.startswith("trainer."):
-            raise config.ConfigError(f"{override}: the checkpoint brings its own; to be set are {', '.join(SETTINGS)}")
+            raise ConfigError(f"{override}: the checkpoint brings its own; to be set are {', '.join(SETTINGS)}")
     if settings.checkpoint is None:
-        raise config.ConfigError("checkpoint= must be given: a run's folder, a weights file or a published name")
+        raise ConfigError("checkpoint= must be given: a run's folder, a weights file or a published name")
     error, matrix, classes = run.evaluate_checkpoint(settings)
     name = Path(settings.checkpoint).name
     picture = Path(settings.checkpoint) if Path(settings.checkpoint).is_dir() else folder
@@ -31,4 +33,4 @@ def main(settings: config.Config, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    config.command(Path(__file__).parents[1] / "conf", main, "nofolder")
+    command(Path(__file__).parents[1] / "conf", main, "nofolder")

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from nin import pretrained
-from nin.config import ConfigError, load_config, overrides_of
+from nin.command import load_config, overrides_of
+from nin.config import ConfigError
 from nin.data import Whiten
 
 ROOT = Path(__file__).parents[1]

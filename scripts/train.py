@@ -9,14 +9,16 @@ python scripts/train.py --help                                     all settings
 
 from pathlib import Path
 
-from nin import config, run
+from nin import run
+from nin.command import command
+from nin.config import Config
 from nin.folder import for_people
 
 
-def main(settings: config.Config, folder: Path) -> None:
+def main(settings: Config, folder: Path) -> None:
     summary = run.train(settings, folder)
     print(for_people(summary, folder))
 
 
 if __name__ == "__main__":
-    config.command(Path(__file__).parents[1] / "conf", main)
+    command(Path(__file__).parents[1] / "conf", main)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from nin.config import ConfigError, sweep
+from nin.command import sweep
+from nin.config import ConfigError
 from nin.studies import ablation, report
 from nin.studies.ablation import Row
 
@@ -147,6 +148,17 @@ def test_the_report_of_a_study(tmp_path):
 
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
+COMPOSE = """
+import shlex, sys
+from importlib.util import find_spec
+from pathlib import Path
+if find_spec("nin.command"):
+    from nin.command import compose
+else:  # an early commit
+    from nin.config import compose
+for line in sys.stdin:
+    compose(Path("conf").resolve(), shlex.split(line))
+"""
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no rows are published")
@@ -157,8 +169,6 @@ def test_readme_has_the_tables_of_the_published_rows():
 
 @pytest.mark.skipif(not (PUBLISHED.exists() and (ROOT / ".git").exists()), reason="no rows, or no history")
 def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
-    compose = "import sys; from pathlib import Path; from nin.config import compose\n"
-    compose += "import shlex; [compose(Path('conf').resolve(), shlex.split(line)) for line in sys.stdin]"
     rows = ablation.read(PUBLISHED)
     for commit in {row.commit for row in rows}:
         folder = tmp_path / commit
@@ -168,4 +178,4 @@ def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
         subprocess.run(["tar", "-x", "-C", str(folder)], input=tree.stdout, check=True)
         overrides = "\n".join(row.overrides for row in rows if row.commit == commit)
         environment = {**os.environ, "PYTHONPATH": str(folder)}
-        subprocess.run([sys.executable, "-c", compose], input=overrides, cwd=folder, env=environment, **CAPTURED)
+        subprocess.run([sys.executable, "-c", COMPOSE], input=overrides, cwd=folder, env=environment, **CAPTURED)

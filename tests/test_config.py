@@ -7,7 +7,8 @@ from itertools import product
 import pytest
 from conftest import CONF, ROOT
 
-from nin.config import ConfigError, compose, overrides_of
+from nin.command import compose, overrides_of
+from nin.config import ConfigError
 from nin.run import QUICK_EPOCHS
 
 

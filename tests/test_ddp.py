@@ -19,7 +19,8 @@ from test_recovery import results
 from torch import multiprocessing
 
 from nin import NIN, run
-from nin.config import ConfigError, compose, unused
+from nin.command import compose, unused
+from nin.config import ConfigError
 from nin.data import Batches, Images, Normalise
 from nin.data.module import draw_seed
 from nin.folder import alone_in

@@ -25,7 +25,7 @@ from test_recovery import Payload
 
 import nin
 from nin import pretrained, run
-from nin.config import compose
+from nin.command import compose
 from nin.data import Whiten
 from nin.folder import plot_curves
 from nin.pretrained import CheckpointError, load, save

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv
-from nin.config import Config, ConfigError, compose
+from nin.command import compose
+from nin.config import Config, ConfigError
 from nin.data import Images, Normalise, Whiten
 from nin.optim import Muon
 from nin.task import Classifier
@@ -80,6 +81,7 @@ GOOD = {
     "data.download": st.booleans(),
     "data.urls": st.lists(st.just("http://localhost/x.tar.gz"), max_size=2),
     "data.val": st.integers(0, 1436),
+    "data.share": st.floats(0.01, 1),
     "data.batch_size": st.integers(1, 256),
     "data.preprocessing": st.sampled_from(["normalise", "whiten"]),
     "data.pad": st.integers(0, 31),
@@ -99,6 +101,9 @@ GOOD = {
     "recipe.warmup": st.floats(0, 100),
     "recipe.label_smoothing": fraction,
     "trainer.max_epochs": st.integers(1, 1000),
+    "trainer.gradient_clip_val": st.none() | st.floats(0.01, 10),
+    "trainer.devices": st.integers(1, 4),
+    "trainer.strategy": st.sampled_from(["auto", "ddp"]),
     "trainer.accelerator": st.sampled_from(["auto", "cpu", "cuda"]),
     "trainer.precision": st.sampled_from(["auto", "32-true", "bf16-mixed"]),
     "trainer.limit_train_batches": st.none() | st.integers(1, 9) | st.floats(0.01, 1),

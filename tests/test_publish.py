@@ -6,7 +6,7 @@ import pytest
 from conftest import CONF, ROOT
 
 from nin import pretrained, run
-from nin.config import compose
+from nin.command import compose
 
 SHORT = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.progress_bar=false"]
 

@@ -14,7 +14,8 @@ from conftest import CONF, ROOT
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from nin import run
-from nin.config import ConfigError, compose
+from nin.command import compose
+from nin.config import ConfigError
 from nin.recovery import AtomicCheckpointIO, RunError, difference
 
 SHORT = ["data=digits", "trainer.max_epochs=25", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]

@@ -13,7 +13,8 @@ from conftest import CONF, ROOT
 from safetensors.torch import load_file
 
 from nin import pretrained, run
-from nin.config import ConfigError, compose
+from nin.command import compose
+from nin.config import ConfigError
 from nin.data import load_digits
 from nin.folder import for_people
 from nin.studies import confusion

@@ -1,7 +1,7 @@
 import pytest
 from conftest import CONF
 
-from nin.config import compose
+from nin.command import compose
 from nin.studies.speed import benchmark
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from nin import FC, GAP, GMP, DepthPool
+from nin.heads import build_head
 
 
 def test_gap_is_the_mean_and_gmp_the_maximum_of_each_map():
@@ -47,3 +48,18 @@ def test_gap_equals_a_linear_layer_that_averages():
         fc.linear.bias.zero_()
     maps = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(gap(maps), fc(maps))
+
+
+def test_fc_dropout_differs_from_fc_in_its_dropout_alone():
+    arguments = {"num_maps": 3, "num_classes": 7, "map_size": (4, 5)}
+    fc, fc_dropout = (build_head(name, **arguments) for name in ("fc", "fc_dropout"))
+    maps = torch.randn(2, 3, 4, 5)
+    assert torch.equal(fc(maps), fc(maps))
+    assert fc_dropout.dropout.p == 0.5
+    assert fc.state_dict().keys() == fc_dropout.state_dict().keys()
+
+
+@pytest.mark.parametrize("map_size", [(0, 5), (4, -1), (4,), 4, (4, 2.5)])
+def test_a_map_of_no_size_is_refused(map_size):
+    with pytest.raises(ValueError, match="map_size="):
+        FC(3, 7, map_size)

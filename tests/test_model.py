@@ -155,3 +155,10 @@ def test_counting_leaves_a_net_as_it_was():
 def test_fc_reads_any_number_of_maps():
     net = NIN([Block((8, 8, 12))], head="fc")
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_window_may_be_one_pixel():
+    net = NIN([Block((4, 4, None), kernel_size=1)])
+    assert net.blocks.block1.conv1.kernel_size == (1, 1)
+    with pytest.raises(ValueError, match="kernel_size=0"):
+        Block(4, kernel_size=0)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import lightning as L
@@ -172,7 +173,7 @@ def test_two_processes_leave_one_folder_and_speak_once(ended):
     assert said.count("test error") == 1
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["device"].startswith("2 × cpu")
-    alone = run.evaluate_checkpoint(compose(CONF, [f"checkpoint={folder}"]))
+    alone = run.evaluate_checkpoint(compose(CONF, [f"checkpoint={folder}"]))[0]
     assert alone == pytest.approx(summary["test_error"], abs=1e-4)
 
 
@@ -240,6 +241,7 @@ def test_impossible_settings_are_refused_by_name(overrides, message):
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: SimpleNamespace(total_memory=80e9))
     compose(CONF, ["trainer.devices=2", "trainer.accelerator=gpu"])
     for accelerator in ("gpu", "auto"):
         with pytest.raises(ConfigError, match=r"trainer\.devices=4: this machine has 2 GPUs"):

@@ -23,6 +23,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nin.backbones import WeightsError
 from nin.bounds import shown
 from nin.config import Config, ConfigError
 from nin.data import DataError
@@ -49,7 +50,7 @@ OmegaConf.register_new_resolver("unused", unused, use_cache=True)  # for hydra.r
 # the last three come out of Hydra bare: a number too long or too large to be read, a group that is given a list
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-OUR_ERRORS = (ConfigError, DataError, CheckpointError, DeadNetError, RunError, InterruptedRunError)
+OUR_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, DeadNetError, RunError, InterruptedRunError)
 
 
 def command(config_folder: Path, run: Callable[[Config, Path], None], config_name: str = "config") -> None:
@@ -201,22 +202,25 @@ def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def overrides_of(config: Config, config_folder: Path) -> list[str]:
-    """Overrides that compose to this configuration again: set, head, recipe and seed, then each setting that differs
-    from what these bring. What the trained net does not depend on is left out."""
-    stated = [f"{group}={getattr(config, group).name}" for group in ("data", "head", "recipe")]
-    stated = [each for each in stated if (config_folder / f"{each.replace('=', '/')}.yaml").exists()]
+    """Overrides that compose to this configuration again: set, head, recipe, backbone and seed, then each setting that
+    differs from what these bring. What the trained net does not depend on is left out."""
+    named = {"data": config.data.name, "head": config.head.name, "recipe": config.recipe.name}
+    if config.model.backbone:
+        named["model"] = config.model.backbone
+    stated = [f"{group}={name}" for group, name in named.items() if (config_folder / group / f"{name}.yaml").exists()]
     stated.append(f"seed={config.seed}")
-    brought = _settings(compose(config_folder, stated))
-    for name, value in _settings(config).items():
+    with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):  # unchecked: it need not be possible
+        brought = _settings(OmegaConf.to_container(hydra.compose("config", stated)))
+    for name, value in _settings(asdict(config)).items():
         if value != brought[name]:
             grammar = re.sub(r'"(\w+)": ', r"\1: ", json.dumps(value))  # JSON is Hydra's, but for quotes around keys
             stated.append(f"{name}={grammar}")
     return stated
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for name, value in asdict(config).items():
+    for name, value in config.items():
         settings |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
     for name in ("resume", "trainer.progress_bar", "data.root"):
         del settings[name]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from nin.backbones import Backbone
 from nin.bounds import activations, shown, whole
 from nin.data import Images
-from nin.data.module import SIZES
+from nin.data.module import CLASSES, SIZES
 from nin.model import NIN, Block
 from nin.provenance import memory_gb
 from nin.task import Classifier
@@ -43,27 +44,30 @@ class ModelConfig:
     norm: str = of(NIN, "norm")  # none or batch: what has changed most since 2013
     last_relu: bool = of(NIN, "last_relu")  # the authors' last ReLU, which most ports leave out
     init: str = of(NIN, "init")  # gaussian or kaiming
+    backbone: str | None = None  # vgg19 or inception_v3 in place of NIN; the fields above then say nothing
+    weights: str = of(Backbone, "weights")  # of a backbone: imagenet, which is downloaded, a file, or none
 
 
 @dataclass
 class HeadConfig:
     """What turns class maps into scores."""
 
-    name: str = of(NIN, "head")  # gap, gmp, fc or fc_dropout: the paper's Table 5
+    name: str = of(NIN, "head")  # gap, gmp, fc or fc_dropout: the paper's Table 5; of a backbone also *_article
 
 
 @dataclass
 class DataConfig:
     """The images: arguments of `nin.data.Images`."""
 
-    name: str = of(Images, "name")  # cifar10, or digits, which needs no network
+    name: str = of(Images, "name")  # cifar10, flowers17, or digits, which needs no network
     root: str | None = of(Images, "root")  # folder of the set; null: the environment variable NIN_DATA, else data
+    size: int = of(Images, "size")  # pixels a side of flowers17's photographs
     download: bool = of(Images, "download")  # whether to download what is not there
     urls: list[str] = of(Images, "urls")  # addresses of CIFAR-10's archive, tried in turn
     val: int = of(Images, "val")  # images held out for tuning, from the end of the training set
     share: float = of(Images, "share")  # of each class's training images, how much is trained on
     batch_size: int = of(Images, "batch_size")  # images a step
-    preprocessing: str = of(Images, "preprocessing")  # normalise, or whiten: the authors' GCN + ZCA
+    preprocessing: str = of(Images, "preprocessing")  # normalise, imagenet, or whiten: the authors' GCN + ZCA
     pad: int = of(Images, "pad")  # pixels around the image before the random crop; 0 for no crop
     pad_mode: str = of(Images, "pad_mode")  # zero or reflect
     flip: bool = of(Images, "flip")  # mirror at random, where the set allows it
@@ -74,7 +78,7 @@ class RecipeConfig:
     """How it is trained: arguments of `nin.task.Classifier`."""
 
     name: str = "authors"  # for the record; the constructor's defaults are the authors' settings
-    optimiser: str = of(Classifier, "optimiser")  # sgd or muon
+    optimiser: str = of(Classifier, "optimiser")  # sgd, muon or rmsprop
     lr: float = of(Classifier, "lr")  # of the weights
     bias_lr: float = of(Classifier, "bias_lr")  # of the biases, as a multiple of lr
     last_lr: float = of(Classifier, "last_lr")  # of the last layer's weights, as a multiple of lr
@@ -180,12 +184,16 @@ class Config:
             )
         self.check()
 
-    def build_net(self, num_classes: int = 10, image_size: int = 32) -> NIN:
-        """The net. Both sets have ten classes of 32×32 images."""
+    def build_net(self) -> NIN | Backbone:
+        """The net for this set. Raises nin.backbones.WeightsError where a backbone's weights cannot be had."""
         arguments = asdict(self.model)
+        of_set = {"head": self.head.name, "num_classes": CLASSES[self.data.name], "image_size": self.data.size}
+        backbone, weights = arguments.pop("backbone"), arguments.pop("weights")
+        if backbone is not None:
+            return Backbone(backbone, weights=weights, **of_set)
         if not isinstance(arguments["blocks"], str):
             arguments["blocks"] = _blocks(arguments["blocks"])
-        return NIN(**arguments, head=self.head.name, num_classes=num_classes, image_size=image_size)
+        return NIN(**arguments, **of_set)
 
     def build_data(self) -> Images:
         """The data module."""
@@ -199,14 +207,14 @@ class Config:
 
     def check(self) -> None:
         """Builds everything without memory; raises ConfigError for what the constructors refuse."""
-        node = "model"
+        node = "data"
         try:
+            self.build_data()
+            node = "model"
             with torch.device("meta"):
                 net = self.build_net()
                 node = "recipe"
                 self.build_task(net)
-            node = "data"
-            self.build_data()
         except (ValueError, TypeError) as error:
             of_head = str(error).startswith("head=")
             raise ConfigError(f"head.name{str(error)[4:]}" if of_head else f"{node}.{error}") from error
@@ -216,7 +224,7 @@ class Config:
         """A training step without memory; raises ConfigError where it cannot be, or cannot fit into this machine."""
         images = min(self.data.batch_size, SIZES[self.data.name] - self.data.val)
         try:
-            outputs = activations(net, images, 3, 32, 32)
+            outputs = activations(net, images, 3, self.data.size, self.data.size)
         except ValueError as error:
             raise ConfigError(
                 f"data.batch_size={self.data.batch_size}, data.val={self.data.val}: batch norm needs two values a "

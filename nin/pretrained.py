@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nin.backbones import Backbone
 from nin.bounds import one_of, shown
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
 from nin.model import NIN, Block, multiply_accumulates
@@ -43,7 +44,7 @@ class Pretrained(nn.Module):
     image, or a list of PIL images of equal size. Gives logits (N, K).
 
     Attributes:
-        net: the `nin.NIN`.
+        net: the `nin.NIN`, or a `nin.backbones.Backbone`.
         preprocess: `nin.data.Normalise` or `nin.data.Whiten`.
         classes: the K names.
         facts: whatever was saved beside the weights: recipe, seed, epochs, test error.
@@ -158,9 +159,12 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
     if header is None:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has no description of a net in its header")
     try:
-        arguments = dict(header["net"], blocks=[Block(**block) for block in header["net"]["blocks"]])
+        arguments = dict(header["net"])
         with torch.device("meta"):
-            net = NIN(**arguments)
+            if "backbone" in arguments:
+                net = Backbone(**arguments)
+            else:
+                net = NIN(**{**arguments, "blocks": [Block(**block) for block in arguments["blocks"]]})
         described = header["preprocess"]
         if "file" in described:
             whitening = file.parent / Path(described["file"]).name
@@ -171,11 +175,11 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
         if described["name"] == "whiten":
             preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
         else:
-            preprocess = Normalise(tensors["preprocess.mean"], tensors["preprocess.std"])
+            preprocess = PREPROCESSINGS[described["name"]](tensors["preprocess.mean"], tensors["preprocess.std"])
         if len(header["classes"]) != net.num_classes or not all(isinstance(name, str) for name in header["classes"]):
             raise ValueError(f"{len(header['classes'])} class names for {net.num_classes} classes")
         channels = preprocess.shape[0] if isinstance(preprocess, Whiten) else preprocess.mean.numel()
-        if channels != arguments["in_channels"]:
+        if channels != arguments.get("in_channels", 3):
             raise ValueError("its preprocessing is for other images than its net")
         trained = Pretrained(net, preprocess, header["classes"], card or dict(header["facts"]))
         for part, tensor in trained.state_dict().items():

@@ -144,7 +144,7 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
                 f"{next(name for name, kind in PREPROCESSINGS.items() if isinstance(start.preprocess, kind))}"
             )
     data.setup()
-    net = config.build_net(num_classes=len(data.set.classes), image_size=data.set.train_images.shape[-1])
+    net = config.build_net()
     if start:
         pretrained.copy_weights(start, net)
     net.to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from nin.bounds import at_least_0, is_number, one_of, share, shown, truth
 from nin.data.module import Images, draw_seed
 from nin.optim import Muon
 
-OPTIMISERS = ("sgd", "muon")
+OPTIMISERS = ("sgd", "muon", "rmsprop")
 SCHEDULES = ("step", "linear", "cosine")
 
 CHECK_EVERY = 50  # steps between two looks for a dead net; each look waits for the device
@@ -51,7 +51,8 @@ class Classifier(L.LightningModule):
 
     Args:
         net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`.
-        optimiser: "sgd", or "muon": `nin.optim.Muon` on the weights of all layers but the last, SGD on the rest.
+        optimiser: "sgd"; "muon": `nin.optim.Muon` on the weights of all layers but the last, SGD on the rest; or
+            "rmsprop".
         lr: learning rate of the weights; under muon the size of a step.
         bias_lr: rate of biases (and of normalisation's scale and shift) as a multiple of the weights'.
         last_lr: rate of the last layer's weights as a multiple of the other weights'. The last layer is the last one
@@ -209,7 +210,10 @@ class Classifier(L.LightningModule):
         return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
     def configure_optimizers(self) -> dict:
-        optimizer = Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
+        if self.optimiser == "rmsprop":  # decay rate and epsilon are Keras's, for which published rates are chosen
+            optimizer = torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=self.momentum)
+        else:
+            optimizer = Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
         self.trainer.fit_loop.setup_data()  # before it the trainer does not know how many batches an epoch has
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):

@@ -158,6 +158,7 @@ def test_a_refusal_leaves_the_users_folder_alone(tmp_path):
         (["data=digits", "model.norm=none"], 'data=digits head=gap recipe=modern seed=0 model.norm="none"'),
         (["recipe=paper", "recipe.drops=[]", "eval_curve=true"], None),
         (["model=equal", "data.urls=['http://a,b=c/d']", "trainer.limit_train_batches=0.5"], None),
+        (["experiment=flowers17_inception_v3", "head=fc_article", "model.weights=none"], None),
         (["recipe.name=mine", "checkpoint='a b'", "trainer.gradient_clip_val=1e-3"], None),
     ],
 )

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from nin.bounds import is_number, one_of, shown, truth, whole
 from nin.data.augment import PAD_MODES, random_crop, random_flip
+from nin.data.flowers import fetch_flowers17, load_flowers17
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import CIFAR10_URLS, ImageSet, fetch_cifar10, load_cifar10, load_digits
 
-EVALUATION_BATCH = 250  # images; more gain no speed on a CPU and take memory
-SIZES = {"cifar10": 50_000, "digits": 1_437}  # training images of each set
+EVALUATION_BATCH = 250  # images of 32×32; more gain no speed on a CPU and take memory
+SIZES = {"cifar10": 50_000, "digits": 1_437, "flowers17": 1_190}  # training images of each set
+CLASSES = {"cifar10": 10, "digits": 10, "flowers17": 17}
 
 
 def draw_seed(seed: int, epoch: int, purpose: str, rank: int = 0) -> int:
@@ -92,11 +94,12 @@ class Batches:
 
 
 class Images(L.LightningDataModule):
-    """CIFAR-10 or the digits, whole in memory and on the device; no worker processes.
+    """A set of images, whole in memory and on the device; no worker processes.
 
     Args:
-        name: "cifar10" or "digits".
-        root: folder of CIFAR-10; by default the environment variable NIN_DATA, else "data".
+        name: "cifar10", "digits" or "flowers17".
+        root: folder of the sets; by default the environment variable NIN_DATA, else "data".
+        size: height and width in pixels to which flowers17's photographs are brought; the other sets have 32.
         download: whether to download a set that is not there.
         urls: addresses of CIFAR-10's archive, tried in turn.
         val: how many images at the end of the training set are held out for tuning; the paper holds out 10,000.
@@ -104,7 +107,8 @@ class Images(L.LightningDataModule):
             `seed`; a smaller share is part of a larger one. An epoch gets shorter by it: for as many steps, epochs
             are to be divided by it.
         batch_size: images a step, of all processes together; 128 is the authors'.
-        preprocessing: "normalise" (each channel to mean 0, standard deviation 1) or "whiten" (the authors' GCN + ZCA).
+        preprocessing: "normalise" (each channel to mean 0, standard deviation 1), "whiten" (the authors' GCN + ZCA) or
+            "imagenet" (ImageNet's means and deviations, for weights trained there).
         pad: pixels of padding before the random crop; 0 for no crop. 4 is the authors' in their augmented runs.
         pad_mode: "zero" or "reflect".
         flip: whether images are mirrored at random, where the set allows it (digits do not).
@@ -122,6 +126,7 @@ class Images(L.LightningDataModule):
         name: str = "cifar10",
         root: str | None = None,
         *,
+        size: int = 32,
         download: bool = True,
         urls: Sequence[str] = CIFAR10_URLS,
         val: int = 0,
@@ -138,6 +143,9 @@ class Images(L.LightningDataModule):
         one_of(SIZES, name=name)
         one_of(PREPROCESSINGS, preprocessing=preprocessing)
         one_of(PAD_MODES, pad_mode=pad_mode)
+        whole(8, 1024, size=size)
+        if name != "flowers17" and size != 32:
+            raise ValueError(f"size={size}: the images of {name} have 32 pixels a side; size is for flowers17")
         whole(0, SIZES[name] - 1, val=val)
         whole(1, SIZES[name], batch_size=batch_size)
         whole(0, 31, pad=pad)
@@ -151,6 +159,7 @@ class Images(L.LightningDataModule):
             raise ValueError(f"urls={shown(urls)}: a list of addresses")
         self.name = name
         self.root = os.path.expanduser(root or os.environ.get("NIN_DATA") or "data")
+        self.size = size
         self.download = download
         self.urls = tuple(urls)
         self.val = val
@@ -169,16 +178,18 @@ class Images(L.LightningDataModule):
     def prepare_data(self) -> None:
         if self.name == "cifar10" and self.set is None:
             fetch_cifar10(self.root, download=self.download, urls=self.urls)
+        elif self.name == "flowers17" and self.set is None:
+            fetch_flowers17(self.root, download=self.download)
 
     def setup(self, stage: str | None = None) -> None:
         """Loads the set and fits the preprocessing on the images that are trained on, where `set` and `preprocess` are
         not there yet: a trained net brings its own preprocessing."""
         if self.set is None:
-            self.set = (
-                load_digits()
-                if self.name == "digits"
-                else load_cifar10(self.root, download=self.download, urls=self.urls)
-            )
+            self.set = {
+                "cifar10": lambda: load_cifar10(self.root, download=self.download, urls=self.urls),
+                "digits": load_digits,
+                "flowers17": lambda: load_flowers17(self.root, self.size, download=self.download),
+            }[self.name]()
         kept = len(self.set.train_labels) - self.val
         self.train_images, self.val_images = self.set.train_images[:kept], self.set.train_images[kept:]
         self.train_labels, self.val_labels = self.set.train_labels[:kept], self.set.train_labels[kept:]
@@ -241,7 +252,7 @@ class Images(L.LightningDataModule):
         return Batches(
             images,
             labels,
-            self.batch_size if augment else max(self.batch_size, EVALUATION_BATCH),
+            self.batch_size if augment else max(self.batch_size, EVALUATION_BATCH * 32 * 32 // self.size**2),
             nn.Identity() if isinstance(preprocess, Whiten) else preprocess,
             augment=augment,
             seed=self.seed,

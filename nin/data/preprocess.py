@@ -51,6 +51,15 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
+class ImageNet(Normalise):
+    """The channels' mean and standard deviation on ImageNet, which torchvision's weights were trained with."""
+
+    @classmethod
+    def fit(cls, images: Tensor) -> ImageNet:
+        """The same whatever the images."""
+        return cls(255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225]))
+
+
 class Whiten(nn.Module):
     """Global contrast normalisation, then ZCA whitening: the authors' preprocessing (theirs is the maxout paper's).
 
@@ -118,4 +127,4 @@ class Whiten(nn.Module):
         return ((self._normalise_contrast(images) - self.mean) @ self.matrix).view(images.shape)
 
 
-PREPROCESSINGS = {"normalise": Normalise, "whiten": Whiten}
+PREPROCESSINGS = {"normalise": Normalise, "whiten": Whiten, "imagenet": ImageNet}

@@ -65,9 +65,7 @@ class Backbone(nn.Module):
             raise ValueError(f"num_classes={num_classes}: at least 1")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         if min(height, width) < SMALLEST[backbone]:
-            raise ValueError(
-                f"image_size={image_size}: {backbone} takes images from {SMALLEST[backbone]} pixels a side"
-            )
+            raise ValueError(f"image_size={image_size}: {backbone} takes from {SMALLEST[backbone]} pixels a side")
         super().__init__()
         self.num_classes = num_classes
         self.arguments = {  # plain values from which the same net is built again, stored beside its weights

@@ -216,8 +216,9 @@ class Config:
                 node = "recipe"
                 self.build_task(net)
         except (ValueError, TypeError) as error:
-            of_head = str(error).startswith("head=")
-            raise ConfigError(f"head.name{str(error)[4:]}" if of_head else f"{node}.{error}") from error
+            of_others = {"head": "head.name", "image_size": "data.size"}  # what the net calls otherwise
+            name, _, rest = str(error).partition("=")
+            raise ConfigError(f"{of_others.get(name, f'{node}.{name}')}={rest}") from error
         self._check_step(net)
 
     def _check_step(self, net: NIN) -> None:

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.nn import functional as F
 
 from nin import pretrained
+from nin.bounds import shown
 from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS
@@ -262,15 +263,30 @@ def evaluate_checkpoint(config: Config) -> tuple[float, torch.Tensor, tuple[str,
     the classes; on the set and with the preprocessing that it was trained with."""
     quiet()
     trained = pretrained.load(config.checkpoint)
-    name = trained.facts.get("data")
+    data = images_of(trained, config.data.root, download=config.data.download, urls=config.data.urls)
+    task = Classifier(trained.net.to(memory_format=torch.channels_last))
+    return evaluate(config, task, data, "test"), task.confusion.compute().cpu(), trained.classes
+
+
+def images_of(trained: pretrained.Pretrained, root: str | None = None, **arguments: Any) -> Images:
+    """The set that a net was trained on, at its size and with its preprocessing, loaded.
+
+    Args:
+        trained: the net.
+        root: folder of the sets, as in `nin.data.Images`, which takes the other `arguments` too.
+
+    Raises:
+        nin.pretrained.CheckpointError: the net does not say on which set it was trained.
+        nin.data.DataError: the set is missing or damaged.
+    """
+    name, size = trained.facts.get("data"), trained.net.arguments["image_size"]
     if not isinstance(name, str) or name not in SIZES:
-        raise pretrained.CheckpointError(f"checkpoint={config.checkpoint}: it does not say on which set it was trained")
-    data = Images(name, config.data.root, download=config.data.download, urls=config.data.urls)
+        raise pretrained.CheckpointError(f"the net does not say on which set it was trained (data={shown(name)})")
+    data = Images(name, root, size=size if isinstance(size, int) else size[0], **arguments)
     data.preprocess = trained.preprocess
     data.prepare_data()
     data.setup()
-    task = Classifier(trained.net.to(memory_format=torch.channels_last))
-    return evaluate(config, task, data, "test"), task.confusion.compute().cpu(), trained.classes
+    return data
 
 
 def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] = (), **arguments: Any) -> L.Trainer:

@@ -17,8 +17,9 @@ from pathlib import Path
 from PIL import Image
 
 from nin import pretrained
-from nin.data import DataError, Images
+from nin.data import DataError
 from nin.pretrained import Pretrained
+from nin.run import images_of
 from nin.studies import maps
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -57,12 +58,9 @@ def main(arguments: list[str]) -> int:
 
 def examples(trained: Pretrained, root: str | None, folder: str) -> list[str]:
     """Files of one test image of each class, where the net's test set is at hand."""
-    data = Images(trained.facts.get("data", "unknown"), root, download=False)
-    data.preprocess = trained.preprocess
     try:
-        data.prepare_data()
-        data.setup()
-    except DataError as error:
+        data = images_of(trained, root, download=False)
+    except (DataError, pretrained.CheckpointError) as error:
         print(f"no examples: {error}")
         return []
     files = []

@@ -16,7 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nin import pretrained
-from nin.data import DataError, Images
+from nin.data import DataError
+from nin.run import images_of
 from nin.studies import maps
 
 FIGURES = ("paper", "blanking")
@@ -98,10 +99,7 @@ def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: P
 
 
 def test_figure(trained: pretrained.Pretrained, figure: str, root: str | None, out: Path) -> None:
-    data = Images(trained.facts.get("data", "unknown"), root)
-    data.preprocess = trained.preprocess
-    data.prepare_data()
-    data.setup()
+    data = images_of(trained, root)
     if figure == "blanking":
         print(maps.blanking(trained, data.set))
         return

@@ -9,6 +9,7 @@ from conftest import CONF, ROOT
 
 from nin.command import compose, overrides_of
 from nin.config import ConfigError
+from nin.heads import HEADS
 from nin.run import QUICK_EPOCHS
 
 
@@ -16,11 +17,25 @@ def choices(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize(("recipe", "head"), product(choices("recipe"), choices("head")))
+@pytest.mark.parametrize(("recipe", "head"), product(choices("recipe"), HEADS))
 def test_every_recipe_composes_with_every_head_and_set(recipe, head):
     for data in choices("data"):
         config = compose(CONF, [f"recipe={recipe}", f"head={head}", f"data={data}"])
         assert (config.recipe.name, config.head.name, config.data.name) == (recipe, head, data)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+@pytest.mark.parametrize("head", choices("head"))
+def test_every_experiment_composes_with_every_head(experiment, head):
+    config = compose(CONF, [f"experiment={experiment}", f"head={head}"])
+    assert (config.head.name, config.data.name, config.recipe.name) == (head, "flowers17", experiment)
+
+
+def test_the_experiments_are_the_articles():
+    config = compose(CONF, ["experiment=flowers17_vgg19"])
+    assert (config.model.backbone, config.model.weights, config.data.size) == ("vgg19", "imagenet", 224)
+    assert (config.recipe.optimiser, config.recipe.lr, config.recipe.momentum) == ("rmsprop", 1e-4, 0)
+    assert (config.data.batch_size, config.trainer.max_epochs) == (32, 50)
 
 
 @pytest.mark.parametrize("group", ["model", "trainer", "logger"])
@@ -28,7 +43,8 @@ def test_every_other_choice_composes(group):
     for choice in choices(group):
         if (group, choice) == ("trainer", "gpu"):
             continue  # refused where there is none
-        compose(CONF, [f"{group}={choice}", *["trainer.accelerator=cpu"] * (choice == "ddp")])
+        needed = {"ddp": ["trainer.accelerator=cpu"], "inception_v3": ["data=flowers17", "data.size=96"]}
+        compose(CONF, [f"{group}={choice}", *needed.get(choice, ())])
 
 
 def test_the_literal_paper_recipe_is_the_authors():
@@ -93,6 +109,8 @@ def test_blocks_from_the_command_line():
         ("head.name=gpa", "head.name=gpa: choose one of gap, gmp, fc, fc_dropout"),
         ("trainer.max_epochs=-3", "trainer.max_epochs=-3: at least 1"),
         ("trainer.gradient_clip_val=0", "trainer.gradient_clip_val=0.0: a norm greater than 0"),
+        ("model=inception_v3", "data.size=32: inception_v3 takes from 75 pixels a side"),
+        ("data.size=64", "data.size=64: the images of cifar10 have 32 pixels"),
         ("trainer.precision=fp8", "trainer.precision=fp8: choose one of auto, 32-true"),
         ("trainer.accelerator=tpu", "trainer.accelerator=tpu: choose one of auto, cpu"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),

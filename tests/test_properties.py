@@ -16,6 +16,7 @@ from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv
 from nin.command import compose
 from nin.config import Config, ConfigError
 from nin.data import Images, Normalise, Whiten
+from nin.data.module import CLASSES
 from nin.optim import Muon
 from nin.task import Classifier
 
@@ -76,7 +77,7 @@ GOOD = {
     "model.last_relu": st.booleans(),
     "model.init": st.sampled_from(["gaussian", "kaiming"]),
     "head.name": st.sampled_from(["gap", "gmp", "fc", "fc_dropout"]),
-    "model.backbone": st.none() | st.sampled_from(["vgg19", "inception_v3"]),
+    "model.backbone": st.none() | st.just("vgg19"),
     "model.weights": st.sampled_from(["imagenet", "none", "weights.pth"]),
     "data.name": st.sampled_from(["cifar10", "digits", "flowers17"]),
     "data.size": st.sampled_from([32, 32, 64, 96]),
@@ -187,12 +188,12 @@ def test_a_configuration_is_built_or_refused_by_name(chosen):
         with torch.device("meta"):
             count = sum(p.numel() for p in config.build_net().parameters())
         config.build_data()
-        if count <= SMALL:
+        if count <= SMALL and config.model.backbone is None:
             torch.manual_seed(0)
             net = config.build_net()
             config.build_task(net)
-            logits = net.eval()(torch.randn(2, 3, 32, 32))
-            assert logits.shape == (2, 10) and logits.isfinite().all()
+            logits = net.eval()(torch.randn(2, 3, config.data.size, config.data.size))
+            assert logits.shape == (2, CLASSES[config.data.name]) and logits.isfinite().all()
 
 
 def test_both_ends_were_met():

@@ -28,10 +28,10 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from nin import pretrained
-from nin.data import Images
 from nin.data.augment import PAD_MODES
 from nin.data.module import EVALUATION_BATCH
 from nin.pretrained import Pretrained
+from nin.run import images_of
 from nin.studies.ablation import Row, epochs_to, interval, mean_and_deviation, paired
 from nin.studies.report import COLOURS, HEADS
 from nin.studies.report import convergence as epochs_table
@@ -96,11 +96,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
     for trained in found:
         name = trained.facts.get("data", "unknown")
         if name not in sets:
-            data = Images(name, root)
-            data.preprocess = trained.preprocess
-            data.prepare_data()
-            data.setup()
-            sets[name] = data.set
+            sets[name] = images_of(trained, root).set
     names = _names(found, checkpoints)
     styles: dict[str, list[str]] = defaultdict(list)
     for name, trained in zip(names, found, strict=True):

@@ -34,12 +34,20 @@ def results(folder: Path) -> tuple[bytes, bytes]:
     return weights[8 + header :], (folder / "metrics.csv").read_bytes()
 
 
+pace = {}  # seconds that this machine takes, now
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    began = time.monotonic()
     process = start(folder)
+    while not (folder / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    pace["first epoch"] = time.monotonic() - began
     _, errors = process.communicate()
     assert process.returncode == 0, errors
+    pace["epoch"] = (time.monotonic() - began - pace["first epoch"]) / 25
     return folder
 
 
@@ -49,9 +57,9 @@ def test_ten_kills_change_nothing(uninterrupted, tmp_path):
     kills, resumed = 0, 0
     while kills < 10:
         process = start(folder)
-        # somewhere between Python's start and a few epochs
+        # somewhere between Python's start and two epochs, so that ten leave something of the 25
         try:
-            process.wait(moments.uniform(2, 9))
+            process.wait(moments.uniform(0.3 * pace["first epoch"], pace["first epoch"] + 2 * pace["epoch"]))
             break  # it came to its end before its kill
         except subprocess.TimeoutExpired:
             process.kill()
@@ -60,7 +68,7 @@ def test_ten_kills_change_nothing(uninterrupted, tmp_path):
     process = start(folder)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert kills >= 3 and resumed >= 1
+    assert kills >= 5 and resumed >= 1  # ten, if the machine did not get faster meanwhile
     assert results(folder) == results(uninterrupted)
     again = start(folder)
     said, _ = again.communicate()

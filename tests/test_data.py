@@ -175,11 +175,17 @@ def test_cifar10(cifar10_root):
     cifar = load_cifar10(cifar10_root, download=False)
     assert cifar.train_images.shape == (50_000, 3, 32, 32)
     assert cifar.test_images.shape == (10_000, 3, 32, 32)
-    assert cifar.classes[3] == "cat"
+    assert cifar.classes[3] == "cat" and cifar.flip
     assert torch.bincount(cifar.train_labels).tolist() == [5000] * 10
     assert torch.bincount(cifar.test_labels).tolist() == [1000] * 10
     means = cifar.train_images.float().mean((0, 2, 3))
     torch.testing.assert_close(means, torch.tensor([125.307, 122.950, 113.865]), atol=1e-2, rtol=0)
+
+
+def test_an_image_without_contrast_is_whitened_to_numbers():
+    images = torch.randint(0, 256, (2000, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[7] = 128
+    assert Whiten.fit(images)(images).isfinite().all()
 
 
 def test_whitened_cifar10_has_the_known_spread(cifar10_root):
@@ -420,6 +426,7 @@ def made_set(**changed) -> ImageSet:
     ("changed", "words"),
     [
         ({"train_labels": torch.arange(20)}, "image 10 of the training set has the label 10, .* 10 classes, 0 to 9"),
+        ({"train_labels": torch.full((20,), 99)}, "image 0 of the training set has the label 99"),
         ({"test_labels": torch.arange(20) % 10 - 1}, "image 0 of the test set has the label -1"),
         ({"train_labels": torch.arange(19) % 10}, "training set has 20 images and labels of shape"),
         ({"train_labels": torch.zeros(20)}, "labels of torch.float32"),

@@ -147,7 +147,7 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> str:
     if group and type(error) in (TypeError, ValueError):
         name = group.partition("=")[0]
         return f"{shown(group)}: give the name of a file in conf/{name}, or set one of its fields; {_choices(name)}"
-    reason = str(error.__cause__ or error).splitlines()[0]
+    reason = shown(str(error.__cause__ or error).splitlines()[0])
     given = shown(next((o for o in overrides if o in str(error)), " ".join(overrides)))
     return f"{given}: {reason}" if given else reason
 

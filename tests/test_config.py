@@ -127,7 +127,7 @@ def test_impossible_values_are_refused_by_name(override, message):
 @pytest.mark.parametrize(
     ("overrides", "code", "words"),
     [
-        (["head=gpa"], 2, ["head=gpa", "fc, fc_dropout, gap, gmp"]),
+        (["head=gpa"], 2, ["head=gpa", "fc_dropout, gap, gap_article, gmp"]),
         (["nosuch=1"], 2, ["nosuch=1", "model, head, data"]),
         (["recipe.lrr=1"], 2, ["recipe.lrr=1", "momentum"]),
         (["+recipe.lrr=1"], 2, ["+recipe.lrr", "momentum"]),

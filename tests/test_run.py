@@ -161,7 +161,9 @@ def test_the_estimate_is_printed_where_it_is_long(tmp_path, monkeypatch, capsys)
 
 
 def test_the_readmes_plain_python(tmp_path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    loading, code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    loaded = subprocess.run([sys.executable, "-c", loading], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "cifar10-gap" in loaded.stdout.splitlines()[0]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert done.returncode == 0, done.stderr

@@ -124,7 +124,8 @@ def test_a_stopped_run_is_run_again(tmp_path):
 def test_a_typo_is_refused_before_anything_runs(tmp_path):
     ended = ablate(tmp_path, "head=gap,gpa")
     assert ended.returncode == 2
-    assert ended.stderr == "error: head=gpa: choose one of fc, fc_article, fc_dropout, gap, gap_article, gmp, gmp_article\n"
+    heads = ", ".join(sorted(file.stem for file in (ROOT / "conf" / "head").glob("*.yaml")))
+    assert ended.stderr == f"error: head=gpa: choose one of {heads}\n"
     assert not (tmp_path / "runs.csv").exists()
 
 

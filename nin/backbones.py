@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from nin.bounds import one_of
 from nin.heads import GAP, GMP, HEADS, build_head
 
 BACKBONES = {"vgg19": "features", "inception_v3": "Mixed_7c"}  # the layer whose output are the feature maps
@@ -55,12 +56,8 @@ class Backbone(nn.Module):
         image_size: int | Sequence[int] = 224,
         weights: str = "imagenet",
     ) -> None:
-        for name, value, choices in (
-            ("backbone", backbone, tuple(BACKBONES)),
-            ("head", head, (*HEADS, *ARTICLE_HEADS)),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}={value}: choose one of {', '.join(choices)}")
+        one_of(BACKBONES, backbone=backbone)
+        one_of((*HEADS, *ARTICLE_HEADS), head=head)
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: at least 1")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

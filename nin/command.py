@@ -64,7 +64,7 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the sentence can be written here
 
     if rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
     began, composed_already, code = time.time(), False, 0
     failed: list[Exception] = []
 
@@ -178,6 +178,17 @@ def _choices(key: str) -> str:
     where = _known(key)
     node = _type(where)
     return f"{where or 'the top level'} has {', '.join(f.name for f in fields(node)) if is_dataclass(node) else 'none'}"
+
+
+def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[str, str]:
+    """The settings NAME=VALUE of a command without a configuration. Raises ConfigError."""
+    settings = dict(defaults)
+    for argument in arguments:
+        name, given, value = argument.partition("=")
+        if not given or name not in settings:
+            raise ConfigError(f"{argument}: give NAME=VALUE, one of {', '.join(settings)}")
+        settings[name] = value
+    return settings
 
 
 def load_config(file: Path) -> Config:

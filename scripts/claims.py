@@ -25,6 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nin import pretrained
+from nin.command import plain_settings
+from nin.config import ConfigError
 from nin.data import DataError
 from nin.studies import ablation, claims
 
@@ -35,13 +37,12 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    settings = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "claims", "data.root": ""}
-    for argument in arguments:
-        name, given, value = argument.partition("=")
-        if not given or name not in settings:
-            print(f"error: {argument}: give NAME=VALUE, one of {', '.join(settings)}", file=sys.stderr)
-            return 2
-        settings[name] = value
+    defaults = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "claims", "data.root": ""}
+    try:
+        settings = plain_settings(arguments, defaults)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if wrong := complain(settings):
         print(f"error: {wrong}", file=sys.stderr)
         return 2

@@ -17,6 +17,8 @@ from pathlib import Path
 from PIL import Image
 
 from nin import pretrained
+from nin.command import plain_settings
+from nin.config import ConfigError
 from nin.data import DataError
 from nin.pretrained import Pretrained
 from nin.run import images_of
@@ -30,13 +32,12 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    settings = {"checkpoint": "", "port": "7860", "data.root": ""}
-    for argument in arguments:
-        name, given, value = argument.partition("=")
-        if not given or name not in settings:
-            print(f"error: {argument}: give NAME=VALUE, one of {', '.join(settings)}", file=sys.stderr)
-            return 2
-        settings[name] = value
+    defaults = {"checkpoint": "", "port": "7860", "data.root": ""}
+    try:
+        settings = plain_settings(arguments, defaults)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if not settings["port"].isdecimal() or not 0 < int(settings["port"]) < 65_536:
         print(f"error: port={settings['port']}: from 1 to 65535", file=sys.stderr)
         return 2

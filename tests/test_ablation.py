@@ -179,3 +179,10 @@ def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
         overrides = "\n".join(row.overrides for row in rows if row.commit == commit)
         environment = {**os.environ, "PYTHONPATH": str(folder)}
         subprocess.run([sys.executable, "-c", COMPOSE], input=overrides, cwd=folder, env=environment, **CAPTURED)
+
+
+def test_heads_of_a_backbone_have_their_rows_too(tmp_path):
+    rows = [row(head, error=10.0 + n) for n, head in enumerate(("gap_article", "fc_article", "gap"))]
+    assert ablation.table(rows).index("`gap`") < ablation.table(rows).index("`gap_article`")
+    report.plot_heads(rows, tmp_path / "heads.png", "title")
+    assert (tmp_path / "heads.png").stat().st_size > 0

@@ -29,8 +29,6 @@ CIFAR10_URLS = (
 SILENCE = 20.0  # seconds without a byte after which an address is given up
 TRIAL = 15.0  # seconds after which an address has to have shown its speed
 SLOW = 300e3  # bytes a second under which it is given up then
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk, not of an address
 
 

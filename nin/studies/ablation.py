@@ -25,6 +25,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
+HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
 
 
 class RowsError(RuntimeError):
@@ -60,7 +61,8 @@ class Row:
     @property
     def variant(self) -> str:
         """What was varied besides head and seed: the overrides but those that name the condition."""
-        named = ("head", "seed", "recipe", "data", "eval_curve", "trainer.max_epochs", "trainer.precision", "data.root")
+        named = ("head", "seed", "recipe", "data", "experiment", "eval_curve")
+        named += ("trainer.max_epochs", "trainer.precision", "data.root")
         return " ".join(o for o in shlex.split(self.overrides) if o.split("=")[0] not in named)
 
     @property
@@ -250,8 +252,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def _order(name: tuple[str, str]) -> tuple[str, int]:
-    heads = ("gap", "fc_dropout", "fc", "gmp")
-    return name[0], heads.index(name[1])
+    return name[0], HEADS.index(name[1])
 
 
 def paired(differences: Sequence[float]) -> str:

@@ -32,8 +32,8 @@ from nin.data.augment import PAD_MODES
 from nin.data.module import EVALUATION_BATCH
 from nin.pretrained import Pretrained
 from nin.run import images_of
-from nin.studies.ablation import Row, epochs_to, interval, mean_and_deviation, paired
-from nin.studies.report import COLOURS, HEADS
+from nin.studies.ablation import HEADS, Row, epochs_to, interval, mean_and_deviation, paired
+from nin.studies.report import COLOURS
 from nin.studies.report import convergence as epochs_table
 
 OF_NETS = ("size", "shift", "channels")

@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from nin.studies.ablation import Row, epochs_to, mean_and_deviation
+from nin.studies.ablation import HEADS, Row, epochs_to, mean_and_deviation
 
-HEADS = ("gap", "fc_dropout", "fc", "gmp")
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
 # apart for every kind of colour vision: no two nearer than 31 (CIELAB), simulated protanopia and deuteranopia included
-COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2"), strict=True))
+COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#009e73", "#e69f00", "#0072b2"), strict=True))
 
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:

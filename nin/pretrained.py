@@ -160,11 +160,7 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has no description of a net in its header")
     try:
         arguments = dict(header["net"])
-        with torch.device("meta"):
-            if "backbone" in arguments:
-                net = Backbone(**arguments)
-            else:
-                net = NIN(**{**arguments, "blocks": [Block(**block) for block in arguments["blocks"]]})
+        net = _build(arguments)
         described = header["preprocess"]
         if "file" in described:
             whitening = file.parent / Path(described["file"]).name
@@ -220,20 +216,39 @@ def _verify(file: Path, sha256: str, checkpoint: str) -> None:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, its card says {sha256}")
 
 
-def copy_weights(trained: Pretrained, net: NIN) -> None:
-    """Gives `net` the weights of `trained`.
+def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
+    """Gives `net` the weights of `trained`; where the nets differ in their number of classes alone, all that does not
+    depend on it. Gives the names of the weights that stay as they were.
 
     Raises:
-        CheckpointError: the nets differ in their layers.
+        CheckpointError: the nets differ in more.
     """
-    theirs, ours = ({name: t.shape for name, t in n.state_dict().items()} for n in (trained.net, net))
-    differ = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    theirs, ours = _shapes(trained.net), _shapes(net)
+    fitting = ours
+    if trained.net.num_classes != net.num_classes:
+        fitting = _shapes(_build({**net.arguments, "num_classes": trained.net.num_classes}))
+    differ = [name for name in {**fitting, **theirs} if fitting.get(name) != theirs.get(name)]
     if differ:
         raise CheckpointError(
             f"the checkpoint's net is another one than these settings make ({len(differ)} of {len(theirs)} tensors "
             f"differ, {differ[0]} is the first); take the model and head settings that it was trained with"
         )
-    net.load_state_dict(trained.net.state_dict())
+    new = [name for name in ours if ours[name] != theirs[name]]
+    weights = trained.net.state_dict()
+    net.load_state_dict({name: weights[name] for name in ours if name not in new}, strict=False)
+    return new
+
+
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in net.state_dict().items()}
+
+
+def _build(arguments: dict[str, Any]) -> NIN | Backbone:
+    """The net of these arguments, without memory for its weights."""
+    with torch.device("meta"):
+        if "backbone" in arguments:
+            return Backbone(**arguments)
+        return NIN(**{**arguments, "blocks": [Block(**block) for block in arguments["blocks"]]})
 
 
 # published nets -------------------------------------------------------------------------------------------------------

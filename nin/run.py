@@ -146,8 +146,14 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
             )
     data.setup()
     net = config.build_net()
-    if start:
-        pretrained.copy_weights(start, net)
+    new = pretrained.copy_weights(start, net) if start else []
+    if config.freeze:
+        if not new:
+            raise ConfigError(
+                "freeze=true: the checkpoint is for as many classes and brings all layers, none is left to train"
+            )
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name in new)
     net.to(memory_format=torch.channels_last)
     task = config.build_task(net)
 

@@ -50,7 +50,8 @@ class Classifier(L.LightningModule):
     augmented images, dropout on.
 
     Args:
-        net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`.
+        net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`. Parameters that
+            require no gradient are not trained, and batch norms of them keep their statistics.
         optimiser: "sgd"; "muon": `nin.optim.Muon` on the weights of all layers but the last, SGD on the rest; or
             "rmsprop".
         lr: learning rate of the weights; under muon the size of a step.
@@ -121,6 +122,17 @@ class Classifier(L.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
+    def train(self, mode: bool = True) -> Classifier:
+        """As in any module, but that the statistics of frozen batch norms stay as they are."""
+        super().train(mode)
+        for module in self.net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        self.train()  # Lightning leaves modules as they are
+
     # training ---------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
@@ -151,9 +163,9 @@ class Classifier(L.LightningModule):
     def _spread(self, images: Tensor) -> float:
         """How much the logits depend on the image: their standard deviation over these images and an empty one, of the
         class where it is largest; without dropout, whose noise is no sign of life."""
-        self.net.eval()
+        self.eval()
         spread = self.net(torch.cat([images, torch.zeros_like(images[:1])])).float().std(dim=0).max()
-        self.net.train()
+        self.train()
         return self.trainer.strategy.reduce(spread).item()
 
     def _check_alive(self, step: int, images: Tensor | None = None) -> None:
@@ -194,7 +206,7 @@ class Classifier(L.LightningModule):
             {"name": "last weights", "params": [], "lr": self.lr * self.last_lr, "weight_decay": last_decay},
             {"name": "last bias", "params": [], "lr": self.lr * self.last_bias_lr, "weight_decay": 0.0},
         ]
-        for parameter in self.net.parameters():
+        for parameter in filter(lambda p: p.requires_grad, self.net.parameters()):
             is_last = any(parameter is p for p in last.parameters())
             groups[2 * is_last + (parameter.ndim < 2)]["params"].append(parameter)
         return groups

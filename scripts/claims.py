@@ -2,9 +2,10 @@
 
 python scripts/claims.py checkpoint=runs/A,runs/B              all that can be asked of nets: size, shift, channels
 python scripts/claims.py checkpoint=A,B,C claim=shift          one question; published names will do too
-python scripts/claims.py study=FILE                            all that is asked of rows: convergence, overfitting
+python scripts/claims.py study=FILE                            all that is asked of rows: convergence, overfitting,
+                                                               transfer
 
-claim=         one or several of size, shift, channels, convergence, overfitting
+claim=         one or several of size, shift, channels, convergence, overfitting, transfer
 images=N       how many test images, the first ones; by default all
 out=FOLDER     where the pictures go, by default claims/
 data.root=     folder of CIFAR-10, by default NIN_DATA
@@ -28,9 +29,12 @@ from nin import pretrained
 from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.data import DataError
-from nin.studies import ablation, claims
+from nin.studies import ablation, claims, report
+from nin.studies.answer import Answer, ClaimError
 
-QUESTIONS = (*claims.OF_NETS, *claims.OF_ROWS)
+OF_NETS = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels}
+OF_ROWS = {"convergence": report.convergence, "overfitting": report.overfitting, "transfer": report.transfer}
+QUESTIONS = (*OF_NETS, *OF_ROWS)
 
 
 def main(arguments: list[str]) -> int:
@@ -56,7 +60,7 @@ def main(arguments: list[str]) -> int:
             print(f"{answer.finding}\n" * bool(answer.finding) + f"{file}\n", flush=True)
     except (
         pretrained.CheckpointError,
-        claims.ClaimError,
+        ClaimError,
         ablation.RowsError,
         DataError,
         ValueError,
@@ -76,7 +80,7 @@ def complain(settings: dict[str, str]) -> str:
     for claim in asked:
         if claim not in QUESTIONS:
             return f"claim={claim}: choose one of {', '.join(QUESTIONS)}"
-        needed = "checkpoint" if claim in claims.OF_NETS else "study"
+        needed = "checkpoint" if claim in OF_NETS else "study"
         if not settings[needed]:
             return f"claim={claim}: it is asked of {'nets' if needed == 'checkpoint' else 'rows'}; give {needed}="
     if not settings["checkpoint"] and not settings["study"]:
@@ -88,21 +92,20 @@ def complain(settings: dict[str, str]) -> str:
     return ""
 
 
-def answers(settings: dict[str, str]) -> Iterator[claims.Answer]:
+def answers(settings: dict[str, str]) -> Iterator[Answer]:
     asked = settings["claim"].split(",") if settings["claim"] else QUESTIONS
-    if settings["checkpoint"] and (of_nets := [claim for claim in asked if claim in claims.OF_NETS]):
+    if settings["checkpoint"] and (of_nets := [claim for claim in asked if claim in OF_NETS]):
         images = int(settings["images"]) if settings["images"] else None
         nets = claims.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
-        ask = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels}
         for claim in of_nets:
-            yield ask[claim](nets)
-    if settings["study"] and (of_rows := [claim for claim in asked if claim in claims.OF_ROWS]):
+            yield OF_NETS[claim](nets)
+    if settings["study"] and (of_rows := [claim for claim in asked if claim in OF_ROWS]):
         rows = ablation.read(Path(settings["study"]))
         missing = []
         for claim in of_rows:
             try:
-                yield from {"convergence": claims.convergence, "overfitting": claims.overfitting}[claim](rows)
-            except claims.ClaimError as error:
+                yield from OF_ROWS[claim](rows)
+            except ClaimError as error:
                 if settings["claim"]:
                     raise
                 missing.append(error)

@@ -45,7 +45,7 @@ def write(rows: list[ablation.Row], file: Path) -> int:
                 figure = file.parent / "figures" / f"{data}-{recipe}-{epochs}-{precision}-{kind}.png"
                 plot(heads, figure, title)
                 parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
-            parts.append(f"\n{report.convergence(heads)}\n")
+            parts.append(f"\n{report.epochs_table(heads)}\n")
     text = "\n".join(parts)
     print(text)
     if file == PUBLISHED:

@@ -12,8 +12,9 @@ from PIL import Image
 from nin import NIN, Block, pretrained
 from nin.data import Normalise
 from nin.pretrained import Pretrained
-from nin.studies import ablation, claims
+from nin.studies import ablation, claims, report
 from nin.studies.ablation import Row
+from nin.studies.answer import ClaimError
 from nin.studies.claims import Net
 
 
@@ -123,13 +124,13 @@ def test_convergence_is_paired_by_seed():
     }
     rows = [row(*key, curve=curve) for key, curve in curves.items()]
     rows.append(row("gap", 3, curve="1 1 1 1", more="model.dropout=0.5"))  # something else was varied
-    (answer,) = claims.convergence(rows)
+    (answer,) = report.convergence(rows)
     upper, lower = answer.table.split("\n\n")
     assert cells(upper, "`gap`")[0] == "2.00 ± 0.00"
     assert cells(upper, "`fc`")[0] == "3.33 ± 0.58 (1 never)"
     assert cells(lower, "`fc`") == ["+1, +1, +2 (mean +1.33)", "+1", "none"]
-    with pytest.raises(claims.ClaimError, match="no row"):
-        claims.convergence([row("gap", 0)])
+    with pytest.raises(ClaimError, match="no row"):
+        report.convergence([row("gap", 0)])
 
 
 def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_clear():
@@ -139,7 +140,7 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
         rows.append(row("fc", seed, 45 + seed + 0.1 * (seed == 1), 0.0, 0.05, 160))
     rows.append(row("gap", 0, 80.0, 60.0, 0.05, 8))  # shorter
     rows.append(row("gap", 0, 1.0, share=0.05, epochs=160, more="model.dropout=0.5"))
-    (answer,) = claims.overfitting(rows)
+    (answer,) = report.overfitting(rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:]]
     assert [line[:4] for line in lines] == [
         ["5 %", "160", "`gap`", "3"],
@@ -152,10 +153,32 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
     assert answer.finding.startswith("With 5 % of the images, test error minus that of `gap`")
     assert "`fc` +5.03 (" in answer.finding
     doubtful = [row("fc", s, 45 + 10 * s, share=0.05, epochs=160) for s in range(3)]
-    (answer,) = claims.overfitting([r for r in rows if r.head == "gap"] + doubtful)
+    (answer,) = report.overfitting([r for r in rows if r.head == "gap"] + doubtful)
     assert answer.finding == ""
-    with pytest.raises(claims.ClaimError, match=r"data\.share="):
-        claims.overfitting([row("gap", 0), row("fc", 0)])
+    with pytest.raises(ClaimError, match=r"data\.share="):
+        report.overfitting([row("gap", 0), row("fc", 0)])
+
+
+def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
+    ways = {"": 30.0, "checkpoint=net": 20.0, "checkpoint=net freeze=false": None, "checkpoint=net freeze=true": 50.0}
+    rows = []
+    for seed in range(3):
+        for more, error in ways.items():
+            if error is not None:
+                rows.append(row("gap", seed, error + seed, more=more))
+                rows.append(row("fc", seed, error + seed + 5 + 0.1 * (seed == 1), more=more))
+    rows[2] = row("gap", 0, 20.0, more="checkpoint=net freeze=false")  # the same as without freeze
+    rows.append(row("gap", 0, 1.0, more="checkpoint=net model.dropout=0.5"))  # something else was varied
+    (answer,) = report.transfer(rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:]]
+    assert [line[:2] for line in lines] == [
+        [way, head] for way in ("from scratch", "fine-tuned", "probed") for head in ("`gap`", "`fc`")
+    ]
+    assert lines[2][2:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (-10.00 to -10.00)"]
+    assert lines[5][5].startswith("+5.03 (") and lines[5][6].startswith("+20.00 (")
+    assert "probed `fc` +5.03 (" in answer.finding
+    with pytest.raises(ClaimError, match="checkpoint="):
+        report.transfer([row("gap", 0), row("fc", 0)])
 
 
 # the command ----------------------------------------------------------------------------------------------------------
@@ -169,13 +192,15 @@ def command(tmp_path, *arguments):
 def test_the_command(tmp_path):
     for head in ("gap", "fc"):
         pretrained.save(tmp_path / f"{head}.safetensors", tiny(head))
-    for each in (row("gap", 0, curve="30 9"), row("fc", 0, curve="30 19"), row("gap", 0, 40.0, share=0.05)):
+    rows = (row("gap", 0, curve="30 9"), row("fc", 0, curve="30 19"), row("gap", 0, 40.0, share=0.05))
+    for each in (*rows, row("gap", 0, 20.0, more="checkpoint=net")):
         ablation.append(tmp_path / "runs.csv", each)
     done = command(tmp_path, "checkpoint=gap.safetensors,fc.safetensors", "study=runs.csv", "images=20")
     assert done.returncode == 0
-    assert len(re.findall("^## ", done.stdout, re.M)) == 5
+    assert len(re.findall("^## ", done.stdout, re.M)) == 6
     pictures = sorted((tmp_path / "claims").glob("*.png"))
-    assert [picture.stem.split("-")[0] for picture in pictures] == sorted((*claims.OF_NETS, *claims.OF_ROWS))
+    asked = ["channels", "convergence", "overfitting", "shift", "size", "transfer"]
+    assert [picture.stem.split("-")[0] for picture in pictures] == asked
     for picture in pictures:  # more than an empty canvas
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
 

@@ -4,9 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import CONF
 from PIL import Image
 
-from nin.data import DataError
+from nin import pretrained, run
+from nin.command import compose
+from nin.config import ConfigError
+from nin.data import DataError, Normalise
 from nin.data.flowers import FLOWERS, load_flowers17
 
 
@@ -51,6 +55,44 @@ def test_what_is_missing_or_damaged_is_named(root, tmp_path, monkeypatch):
         with pytest.raises(DataError, match=r"image_0700\.jpg is damaged"):
             load_flowers17(root, 8)
     damaged.write_bytes(whole)
+
+
+TINY = ["data=flowers17", "recipe=transfer", "model.blocks=[{widths: 8},{widths: [8, 8, null]}]", "data.download=false"]
+TINY += ["trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.progress_bar=false"]
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+@pytest.mark.parametrize("head", ["gap", "fc_dropout"])
+def test_a_net_of_ten_classes_is_transferred_to_seventeen(root, tmp_path, head, freeze):
+    settings = [*TINY, f"head={head}", f"data.root={root}"]
+    torch.manual_seed(0)
+    net = compose(CONF, [*settings, "data=digits"]).build_net()
+    normalise = Normalise(torch.full((3,), 100.0), torch.full((3,), 50.0))
+    trained = pretrained.Pretrained(net, normalise, [str(k) for k in range(10)], {"data": "digits"})
+    pretrained.save(tmp_path / "ten.safetensors", trained)
+    settings.append(f"checkpoint={tmp_path / 'ten.safetensors'}")
+    run.train(compose(CONF, [*settings, f"freeze={freeze}"]), tmp_path / "run")
+    after = pretrained.load(tmp_path / "run")
+    assert after.net.num_classes == 17 and after.classes == FLOWERS
+    assert torch.equal(after.preprocess.mean, normalise.mean)
+    before, after = net.state_dict(), after.net.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    new = {"blocks.block2.conv3.weight", "blocks.block2.conv3.bias"}
+    new |= {"head.linear.weight", "head.linear.bias"} if head == "fc_dropout" else set()
+    assert changed == (new if freeze else set(before))  # frozen: the statistics of batch norm stay, too
+
+
+def test_a_probe_needs_something_to_train(root, tmp_path):
+    settings = [*TINY, f"data.root={root}"]
+    with pytest.raises(ConfigError, match="freeze=true: there is nothing to freeze without checkpoint="):
+        compose(CONF, [*settings, "freeze=true"])
+    run.train(compose(CONF, settings), tmp_path / "run")
+    again = [*settings, f"checkpoint={tmp_path / 'run'}", "freeze=true"]
+    with pytest.raises(ConfigError, match="none is left to train"):
+        run.train(compose(CONF, again), tmp_path / "again")
+    with pytest.raises(pretrained.CheckpointError, match="another one than these settings make"):
+        other = [*again, "data=digits", "model.blocks=[{widths: 8},{widths: [8, 9, null]}]"]
+        run.train(compose(CONF, other), tmp_path / "other")
 
 
 REAL = Path(os.environ.get("NIN_DATA", "data"))

@@ -245,7 +245,8 @@ def table(rows: Iterable[Row]) -> str:
             train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
             to = "" if head == "gap" else variant
             differences = [r.test_error - gap[to, r.seed] for r in ok if (to, r.seed) in gap]
-            difference = "" if (variant, head) == ("", "gap") else paired(differences)
+            alone = (variant, head) == ("", "gap") or all(v != to for v, _ in gap)  # nothing to be compared with
+            difference = "" if alone else paired(differences)
             parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
         parts.append("")
     return "\n".join(parts)

@@ -1,26 +1,19 @@
-"""The claims about pooling, each put as a question to trained nets or to the rows of a study.
+"""The claims about pooling that are asked of trained nets. Those that are asked of runs are in `nin.studies.report`.
 
 size           any image size will do
 shift          a shifted image is still recognised
 channels       a channel means a class
-convergence    does pooling learn more slowly than a fully connected head?
-overfitting    without parameters there is less to overfit with
-
-An answer is a table, a figure and, where the numbers say it by themselves, a sentence.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,31 +25,12 @@ from nin.data.augment import PAD_MODES
 from nin.data.module import EVALUATION_BATCH
 from nin.pretrained import Pretrained
 from nin.run import images_of
-from nin.studies.ablation import HEADS, Row, epochs_to, interval, mean_and_deviation, paired
-from nin.studies.report import COLOURS
-from nin.studies.report import convergence as epochs_table
+from nin.studies.ablation import HEADS, mean_and_deviation
+from nin.studies.answer import COLOURS, Answer, clean, label, table_row, table_rule
 
-OF_NETS = ("size", "shift", "channels")
-OF_ROWS = ("convergence", "overfitting")
 SIZES = tuple(range(24, 65, 4))  # pixels
 SHIFTS = tuple(range(9))  # pixels
-ACCURACIES = (80, 85, 90)  # %
 STYLES = ("-", "--", ":", "-.")
-
-
-class ClaimError(RuntimeError):
-    """Nothing to answer a question from."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Of one question: `name` for a file, `title` for people, a Markdown `table`, a `figure`, a sentence or none."""
-
-    name: str
-    title: str
-    table: str
-    figure: Figure
-    finding: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,12 +143,12 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
                     refused.setdefault(net.name, f"`{net.name}` at {pixels} pixels: {error}")
                     bar.update(len(net.labels))
     places = _by_name(nets)
-    lines = [_row("net", *(f"{pixels} px" for pixels in sizes)), _rule(len(sizes))]
+    lines = [table_row("net", *(f"{pixels} px" for pixels in sizes)), table_rule(len(sizes))]
     findings = []
     for name, chosen in places.items():
         taken = [pixels for pixels in sizes if all(pixels in errors[i] for i in chosen)]
         cells = {p: mean_and_deviation([errors[i][p] for i in chosen]) for p in taken}
-        lines.append(_row(f"`{name}`", *(cells.get(pixels, "refused") for pixels in sizes)))
+        lines.append(table_row(f"`{name}`", *(cells.get(pixels, "refused") for pixels in sizes)))
         if len(taken) > 1:
             best = min(taken, key=lambda p: sum(errors[i][p] for i in chosen))
             ends = " and ".join(f"{cells[p]} % at {p}" for p in (taken[0], taken[-1]))
@@ -185,7 +159,7 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
         lines += ["", sentence]
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axis = _clean(figure.subplots())
+    axis = clean(figure.subplots())
     own = nets[0].images.shape[-1]
     axis.axvline(own, color="#bbbbbb", linewidth=1, zorder=0)
     ends, notes = [], [(f"trained at {own}", "#777777")]
@@ -202,14 +176,14 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
             notes.append((f"{name}: {means[0]:.2f} % here, takes no other" if taken else f"{name}: none", net.colour))
     axis.margins(y=0.15)
     axis.set(xlabel="side of the image (pixels)", ylabel="test error (%)", xticks=sizes, ylim=(0, None))
-    _label(axis, ends)
+    label(axis, ends)
     for line, (note, colour) in enumerate(notes):
         at = (5, -3 - 13 * line)
         axis.annotate(
             note, (own, 1), at, ("data", "axes fraction"), "offset points", fontsize=9, va="top", color=colour
         )
     title = f"Test error by image size ({_counted(nets)})"
-    return Answer("size", title, "\n".join(lines), figure, _sentence(findings))
+    return Answer("size", title, "\n".join(lines), figure, "; ".join(findings) + "." * bool(findings))
 
 
 # shifts ---------------------------------------------------------------------------------------------------------------
@@ -248,18 +222,18 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
     places = _by_name(nets)
     lines = []
     for what, values in (("test error (%)", errors), ("same prediction as unshifted (%)", kept)):
-        lines += [_row(f"{what}, shifted by", *(f"{p} px" for p in pixels)), _rule(len(pixels))]
+        lines += [table_row(f"{what}, shifted by", *(f"{p} px" for p in pixels)), table_rule(len(pixels))]
         for fill in PAD_MODES:
             for name, chosen in places.items():
                 cells = zip(*(values[i, fill] for i in chosen), strict=True)
-                lines.append(_row(f"`{name}`, fill {fill}", *(mean_and_deviation(cell) for cell in cells)))
+                lines.append(table_row(f"`{name}`, fill {fill}", *(mean_and_deviation(cell) for cell in cells)))
         lines.append("")
 
     figure = Figure(figsize=(8.6, 6.0), layout="constrained")
     axes = figure.subplots(2, len(PAD_MODES), sharex=True, sharey="row")
     for row, (what, values) in enumerate((("test error (%)", errors), ("same prediction (%)", kept))):
         for axis, fill in zip(axes[row], PAD_MODES, strict=True):
-            _clean(axis)
+            clean(axis)
             ends = []
             for name, chosen in places.items():
                 net = nets[chosen[0]]
@@ -275,7 +249,7 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
             axis.set_xticks(pixels)
             if fill == tuple(PAD_MODES)[-1]:
                 axes[row, 0].set(ylabel=what, ylim=(0, None) if row == 0 else (None, 100.5))
-                _label(axis, ends)
+                label(axis, ends)
     at = 4 if 4 in pixels else pixels[-1]
     said = [
         f"`{name}` {mean_and_deviation([kept[i, 'reflect'][pixels.index(at)] for i in chosen])} %"
@@ -311,12 +285,14 @@ def channels(nets: Sequence[Net]) -> Answer:
     named = [100 * count[linear_sum_assignment(-count)].sum() / count.sum() for count in counts]
     places = _by_name(nets)
     lines = [
-        _row("net", "accuracy (%)", "the true class's map has the highest mean (%)", "maps named best one-to-one (%)"),
-        _rule(3),
+        table_row(
+            "net", "accuracy (%)", "the true class's map has the highest mean (%)", "maps named best one-to-one (%)"
+        ),
+        table_rule(3),
     ]
     for name, chosen in places.items():
         cells = (mean_and_deviation([values[i] for i in chosen]) for values in (accuracies, own, named))
-        lines.append(_row(f"`{name}`", *cells))
+        lines.append(table_row(f"`{name}`", *cells))
     if any(net.trained.net.arguments["head"] == "gap" for net in nets):
         lines += ["", "For `gap` the first two are one by definition: the mean of a class's map is its score."]
 
@@ -347,202 +323,5 @@ def channels(nets: Sequence[Net]) -> Answer:
     return Answer("channels", f"Does a channel mean a class? ({_counted(nets)})", "\n".join(lines), figure, finding)
 
 
-# from the rows of a study ---------------------------------------------------------------------------------------------
-
-
-def convergence(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> list[Answer]:
-    """Epochs to a test accuracy (%), by head, and the difference to GAP seed by seed; an answer a condition. Runs count
-    in which nothing but head and seed was varied. Raises ClaimError where no row has a test curve."""
-    plain = [row for row in rows if row.test_curve and not row.variant]
-    if not plain:
-        raise ClaimError("convergence: no row of the study has a test curve and nothing varied but head and seed")
-    return [
-        _convergence([r for r in plain if r.condition == c], accuracies) for c in sorted({r.condition for r in plain})
-    ]
-
-
-def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
-    reached = {(row.head, row.seed, a): epochs_to(row, a) for row in rows for a in accuracies}
-    heads = [head for head in HEADS if any(row.head == head for row in rows)]
-    lines = [epochs_table(rows, accuracies)]
-    if "gap" in heads and len(heads) > 1:
-        lines += ["", _row("minus `gap`, each seed that reached it with both", *(f"{a:g} %" for a in accuracies))]
-        lines.append(_rule(len(accuracies)))
-        for head in heads[1:]:
-            cells = []
-            for a in accuracies:
-                of_head = sorted((s, e) for (h, s, b), e in reached.items() if (h, b) == (head, a) and e is not None)
-                pairs = [(e, reached.get(("gap", s, a))) for s, e in of_head]
-                differences = [e - g for e, g in pairs if g is not None]
-                each = ", ".join(f"{d:+d}" for d in differences)
-                cells.append(f"{each} (mean {np.mean(differences):+.2f})" if len(differences) > 1 else each or "none")
-            lines.append(_row(f"`{head}`", *cells))
-
-    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
-    axis = _clean(figure.subplots(), "x")
-    most = max(row.epochs for row in rows)
-    never = most + max(1, most / 12)
-    for y, accuracy in enumerate(accuracies):
-        for place, head in enumerate(heads):
-            at = y + 0.2 * (place - (len(heads) - 1) / 2)
-            found = [e for (h, _, a), e in reached.items() if (h, a) == (head, accuracy)]
-            ended = [e for e in found if e is not None]
-            missed = len(found) - len(ended)
-            heights = at + np.linspace(-0.05, 0.05, len(found)) * (len(found) > 1)
-            axis.scatter(ended, heights[: len(ended)], s=16, color=COLOURS[head], zorder=3, linewidths=0)
-            axis.scatter([never] * missed, heights[len(ended) :], s=16, facecolors="none", edgecolors=COLOURS[head])
-            if ended:
-                axis.vlines(np.mean(ended), at - 0.08, at + 0.08, color=COLOURS[head], linewidth=5, alpha=0.35)
-            last = never if missed else max(ended)
-            text = f"{head} ({missed} of {len(found)} never)" if missed else head
-            axis.annotate(text, (last, at), (7, 0), textcoords="offset points", va="center", fontsize=8,
-                          color=COLOURS[head])  # fmt: skip
-    axis.set_yticks(range(len(accuracies)), [f"{a:g} %" for a in accuracies])
-    axis.tick_params(axis="y", length=0)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="epochs to this test accuracy (a dot a seed, a bar the mean)", xlim=(0, never * 1.02))
-    axis.invert_yaxis()
-    data, recipe, epochs, precision = rows[0].condition
-    title = f"Epochs to an accuracy: {data}, recipe {recipe}, {epochs} epochs, {precision}"
-    name = f"convergence-{data}-{recipe}-{epochs}-{precision}".strip("-")
-    return Answer(name, title, "\n".join(lines), figure)
-
-
-def overfitting(rows: Sequence[Row]) -> list[Answer]:
-    """Training error and test error (%) by head and by the share of the training images (`data.share`), an answer a
-    recipe. Where a share was trained for several numbers of epochs, the most count. Raises ClaimError where nothing
-    but one share was trained on."""
-    varied = [(share, row) for row in rows if row.status == "ok" and (share := _share(row)) is not None]
-    conditions = defaultdict(list)
-    for share, row in varied:
-        conditions[row.data, row.recipe, row.precision].append((share, row))
-    several = {c: found for c, found in conditions.items() if len({share for share, _ in found}) > 1}
-    if not several:
-        raise ClaimError(
-            "overfitting: the study has no runs with several shares of the training images; train them with "
-            "scripts/ablate.py data.share=0.01,0.05,0.2,1"
-        )
-    return [_overfitting(condition, found) for condition, found in sorted(several.items())]
-
-
-def _share(row: Row) -> float | None:
-    """What was trained on, of the training images; None where something else was varied too."""
-    given = [override.split("=")[1] for override in shlex.split(row.variant) if override.startswith("data.share=")]
-    return float(given[0]) if given and row.variant == f"data.share={given[0]}" else None if row.variant else 1.0
-
-
-def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, Row]]) -> Answer:
-    epochs = {share: max(row.epochs for s, row in found if s == share) for share, _ in found}
-    runs = {(row.head, share, row.seed): row for share, row in found if row.epochs == epochs[share]}
-    heads = [head for head in HEADS if any(h == head for h, _, _ in runs)]
-    lines = [
-        _row("images", "epochs", "head", "n", "training error (%)", "test error (%)", "test − training", "minus `gap`"),
-        _rule(7),
-    ]
-    findings = []
-    means: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    minus: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
-    for share in sorted(epochs):
-        for head in heads:
-            chosen = [row for (h, s, _), row in sorted(runs.items()) if (h, s) == (head, share)]
-            if not chosen:
-                continue
-            train, test = [row.train_error for row in chosen], [row.test_error for row in chosen]
-            gaps = [b - a for a, b in zip(train, test, strict=True)]
-            gap = [(r.test_error, runs.get(("gap", share, r.seed))) for r in chosen]
-            differences = [error - other.test_error for error, other in gap if other and head != "gap"]
-            cells = [mean_and_deviation(values) for values in (train, test, gaps)]
-            cells.append("" if head == "gap" else paired(differences))
-            lines.append(_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", str(len(chosen)), *cells))
-            means[head].append((100 * share, float(np.mean(train)), float(np.mean(test))))
-            if differences:
-                minus[head].append((100 * share, differences))
-            if share == min(epochs) and _clear(differences):
-                findings.append(f"`{head}` {cells[-1]}")
-    finding = (
-        f"With {100 * min(epochs):g} % of the images, test error minus that of `gap` in points (95 % interval), where "
-        f"its sign is clear: {', '.join(findings)}."
-    )
-
-    figure = Figure(figsize=(9.4 if minus else 5.6, 4.0), layout="constrained")
-    axes = figure.subplots(1, 2 if minus else 1, squeeze=False)[0]
-    for axis in axes:
-        _clean(axis).set(xscale="log", xlabel="share of the training images")
-        axis.xaxis.set_major_locator(FixedLocator([100 * share for share in epochs]))
-        axis.xaxis.set_major_formatter("{x:g} %")
-        axis.xaxis.set_minor_locator(NullLocator())
-    ends = []
-    for head, points in means.items():
-        shares, train, test = zip(*points, strict=True)
-        axes[0].plot(shares, test, "o-", color=COLOURS[head], markersize=4)
-        axes[0].plot(shares, train, "o:", color=COLOURS[head], markersize=3, alpha=0.8)
-        ends.append((shares[-1], test[-1], head, COLOURS[head]))
-    axes[0].plot([], [], "o-", color="#555555", markersize=4, label="test")
-    axes[0].plot([], [], "o:", color="#555555", markersize=3, label="training")
-    axes[0].set(ylabel="error (%)", ylim=(0, None))
-    axes[0].legend(frameon=False, fontsize=9)
-    _label(axes[0], ends)
-    ends = []
-    for head, points in minus.items():
-        for share, differences in points:
-            axes[1].scatter([share] * len(differences), differences, s=10, color=COLOURS[head], alpha=0.5, linewidths=0)
-        shares, middles = zip(*((share, float(np.mean(d))) for share, d in points), strict=True)
-        axes[1].plot(shares, middles, "o-", color=COLOURS[head], markersize=4)
-        ends.append((shares[-1], middles[-1], head, COLOURS[head]))
-    if minus:
-        axes[1].plot([100 * min(epochs), 100 * max(epochs)], [0, 0], color=COLOURS["gap"], linewidth=1.5)
-        axes[1].set_ylabel("test error minus gap's, seed by seed (points)")
-        _label(axes[1], [*ends, (100 * max(epochs), 0.0, "gap", COLOURS["gap"])])
-    data, recipe, precision = condition
-    title = f"Training and test error: {data}, recipe {recipe}, {precision}".rstrip(", ")
-    name = f"overfitting-{data}-{recipe}-{precision}".strip("-")
-    return Answer(name, title, "\n".join(lines), figure, finding if findings else "")
-
-
-def _clear(differences: Sequence[float]) -> bool:
-    """Whether three seeds or more leave no doubt about the sign."""
-    if len(differences) < 3:
-        return False
-    low, high = interval(differences)
-    return low > 0 or high < 0
-
-
-# tables and figures ---------------------------------------------------------------------------------------------------
-
-
 def _progress(what: str, nets: Sequence[Net], passes: int) -> tqdm:
     return tqdm(total=passes * sum(len(net.labels) for net in nets), desc=what, unit=" images", leave=False)
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _rule(columns: int) -> str:
-    return "|---" * (columns + 1) + "|"
-
-
-def _sentence(findings: Sequence[str]) -> str:
-    text = "; ".join(findings)
-    return f"{text}." if text else ""
-
-
-def _clean(axis: Axes, grid: str = "both") -> Axes:
-    axis.grid(alpha=0.25, axis=grid)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    return axis
-
-
-def _label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names lines at their ends (x, y, name, colour), none over another. To be called when the axis has its limits."""
-    low, high = axis.get_ylim()
-    apart = 0.055 * (high - low)
-    ends = sorted(ends, key=lambda end: end[1])
-    heights = [y for _, y, _, _ in ends]
-    for i in range(1, len(ends)):
-        if ends[i][0] == ends[i - 1][0]:
-            heights[i] = max(heights[i], heights[i - 1] + apart)
-    for (x, _, name, colour), height in zip(ends, heights, strict=True):
-        axis.annotate(name, (x, height), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9,
-                      annotation_clip=False)  # fmt: skip

@@ -1,19 +1,26 @@
-"""Tables and figures of an ablation study, from its rows alone."""
+"""What the rows of a study say: tables and figures, and the claims about pooling that are asked of runs.
+
+convergence    does pooling learn more slowly than a fully connected head?
+overfitting    without parameters there is less to overfit with
+transfer       does a net that pools transfer worse?
+"""
 
 from __future__ import annotations
 
+import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.axes import Axes
+import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from nin.studies.ablation import HEADS, Row, epochs_to, mean_and_deviation
+from nin.studies.ablation import HEADS, Row, epochs_to, interval, mean_and_deviation, paired
+from nin.studies.answer import COLOURS, Answer, ClaimError, clean, label, table_row, table_rule
 
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
-# apart for every kind of colour vision: no two nearer than 31 (CIELAB), simulated protanopia and deuteranopia included
-COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#009e73", "#e69f00", "#0072b2"), strict=True))
+ACCURACIES = (80, 85, 90)  # %
 
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -33,7 +40,7 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
     axis.scatter([], [], color="#555555", label="one seed")
     axis.set(xticks=range(len(shown)), ylabel="test error (%)", title=title)
     axis.set_xticklabels(shown)
-    _finish(figure, axis, file)
+    _finish(figure, file)
 
 
 def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -50,18 +57,16 @@ def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
     axis.set(xlabel="epoch", ylabel="test error (%)", title=title, yscale="log")
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
-    _finish(figure, axis, file)
+    _finish(figure, file)
 
 
-def _finish(figure: Figure, axis: Axes, file: Path) -> None:
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+def _finish(figure: Figure, file: Path) -> None:
+    clean(figure.axes[0]).legend(frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
 
-def convergence(rows: Sequence[Row], accuracies: Sequence[float] = (80, 85, 90)) -> str:
+def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> str:
     """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds."""
     lines = [
         "| head | " + " | ".join(f"epochs to {a:g} %" for a in accuracies) + " |",
@@ -79,3 +84,226 @@ def convergence(rows: Sequence[Row], accuracies: Sequence[float] = (80, 85, 90))
             cells.append((mean_and_deviation(found) if found else "") + f" ({missed} never)" * bool(missed))
         lines.append(f"| `{head}` | " + " | ".join(cell.strip() for cell in cells) + " |")
     return "\n".join(lines)
+
+
+def convergence(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> list[Answer]:
+    """Epochs to a test accuracy (%), by head, and the difference to GAP seed by seed; an answer a condition. Runs count
+    in which nothing but head and seed was varied. Raises ClaimError where no row has a test curve."""
+    plain = [row for row in rows if row.test_curve and not row.variant]
+    if not plain:
+        raise ClaimError("convergence: no row of the study has a test curve and nothing varied but head and seed")
+    return [
+        _convergence([r for r in plain if r.condition == c], accuracies) for c in sorted({r.condition for r in plain})
+    ]
+
+
+def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
+    reached = {(row.head, row.seed, a): epochs_to(row, a) for row in rows for a in accuracies}
+    heads = [head for head in HEADS if any(row.head == head for row in rows)]
+    lines = [epochs_table(rows, accuracies)]
+    if "gap" in heads and len(heads) > 1:
+        lines += ["", table_row("minus `gap`, each seed that reached it with both", *(f"{a:g} %" for a in accuracies))]
+        lines.append(table_rule(len(accuracies)))
+        for head in heads[1:]:
+            cells = []
+            for a in accuracies:
+                of_head = sorted((s, e) for (h, s, b), e in reached.items() if (h, b) == (head, a) and e is not None)
+                pairs = [(e, reached.get(("gap", s, a))) for s, e in of_head]
+                differences = [e - g for e, g in pairs if g is not None]
+                each = ", ".join(f"{d:+d}" for d in differences)
+                cells.append(f"{each} (mean {np.mean(differences):+.2f})" if len(differences) > 1 else each or "none")
+            lines.append(table_row(f"`{head}`", *cells))
+
+    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
+    axis = clean(figure.subplots(), "x")
+    most = max(row.epochs for row in rows)
+    never = most + max(1, most / 12)
+    for y, accuracy in enumerate(accuracies):
+        for place, head in enumerate(heads):
+            at = y + 0.2 * (place - (len(heads) - 1) / 2)
+            found = [e for (h, _, a), e in reached.items() if (h, a) == (head, accuracy)]
+            ended = [e for e in found if e is not None]
+            missed = len(found) - len(ended)
+            heights = at + np.linspace(-0.05, 0.05, len(found)) * (len(found) > 1)
+            axis.scatter(ended, heights[: len(ended)], s=16, color=COLOURS[head], zorder=3, linewidths=0)
+            axis.scatter([never] * missed, heights[len(ended) :], s=16, facecolors="none", edgecolors=COLOURS[head])
+            if ended:
+                axis.vlines(np.mean(ended), at - 0.08, at + 0.08, color=COLOURS[head], linewidth=5, alpha=0.35)
+            last = never if missed else max(ended)
+            text = f"{head} ({missed} of {len(found)} never)" if missed else head
+            axis.annotate(text, (last, at), (7, 0), textcoords="offset points", va="center", fontsize=8,
+                          color=COLOURS[head])  # fmt: skip
+    axis.set_yticks(range(len(accuracies)), [f"{a:g} %" for a in accuracies])
+    axis.tick_params(axis="y", length=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="epochs to this test accuracy (a dot a seed, a bar the mean)", xlim=(0, never * 1.02))
+    axis.invert_yaxis()
+    data, recipe, epochs, precision = rows[0].condition
+    title = f"Epochs to an accuracy: {data}, recipe {recipe}, {epochs} epochs, {precision}"
+    name = f"convergence-{data}-{recipe}-{epochs}-{precision}".strip("-")
+    return Answer(name, title, "\n".join(lines), figure)
+
+
+def overfitting(rows: Sequence[Row]) -> list[Answer]:
+    """Training error and test error (%) by head and by the share of the training images (`data.share`), an answer a
+    recipe. Where a share was trained for several numbers of epochs, the most count. Raises ClaimError where nothing
+    but one share was trained on."""
+    varied = [(share, row) for row in rows if row.status == "ok" and (share := _share(row)) is not None]
+    conditions = defaultdict(list)
+    for share, row in varied:
+        conditions[row.data, row.recipe, row.precision].append((share, row))
+    several = {c: found for c, found in conditions.items() if len({share for share, _ in found}) > 1}
+    if not several:
+        raise ClaimError(
+            "overfitting: the study has no runs with several shares of the training images; train them with "
+            "scripts/ablate.py data.share=0.01,0.05,0.2,1"
+        )
+    return [_overfitting(condition, found) for condition, found in sorted(several.items())]
+
+
+def _share(row: Row) -> float | None:
+    """What was trained on, of the training images; None where something else was varied too."""
+    given = [override.split("=")[1] for override in shlex.split(row.variant) if override.startswith("data.share=")]
+    return float(given[0]) if given and row.variant == f"data.share={given[0]}" else None if row.variant else 1.0
+
+
+def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, Row]]) -> Answer:
+    epochs = {share: max(row.epochs for s, row in found if s == share) for share, _ in found}
+    runs = {(row.head, share, row.seed): row for share, row in found if row.epochs == epochs[share]}
+    heads = [head for head in HEADS if any(h == head for h, _, _ in runs)]
+    lines = [
+        table_row(
+            "images", "epochs", "head", "n", "training error (%)", "test error (%)", "test − training", "minus `gap`"
+        ),
+        table_rule(7),
+    ]
+    findings = []
+    means: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+    minus: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
+    for share in sorted(epochs):
+        for head in heads:
+            chosen = [row for (h, s, _), row in sorted(runs.items()) if (h, s) == (head, share)]
+            if not chosen:
+                continue
+            train, test = [row.train_error for row in chosen], [row.test_error for row in chosen]
+            gaps = [b - a for a, b in zip(train, test, strict=True)]
+            gap = [(r.test_error, runs.get(("gap", share, r.seed))) for r in chosen]
+            differences = [error - other.test_error for error, other in gap if other and head != "gap"]
+            cells = [mean_and_deviation(values) for values in (train, test, gaps)]
+            cells.append("" if head == "gap" else paired(differences))
+            lines.append(table_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", str(len(chosen)), *cells))
+            means[head].append((100 * share, float(np.mean(train)), float(np.mean(test))))
+            if differences:
+                minus[head].append((100 * share, differences))
+            if share == min(epochs) and _clear(differences):
+                findings.append(f"`{head}` {cells[-1]}")
+    finding = (
+        f"With {100 * min(epochs):g} % of the images, test error minus that of `gap` in points (95 % interval), where "
+        f"its sign is clear: {', '.join(findings)}."
+    )
+
+    figure = Figure(figsize=(9.4 if minus else 5.6, 4.0), layout="constrained")
+    axes = figure.subplots(1, 2 if minus else 1, squeeze=False)[0]
+    for axis in axes:
+        clean(axis).set(xscale="log", xlabel="share of the training images")
+        axis.xaxis.set_major_locator(FixedLocator([100 * share for share in epochs]))
+        axis.xaxis.set_major_formatter("{x:g} %")
+        axis.xaxis.set_minor_locator(NullLocator())
+    ends = []
+    for head, points in means.items():
+        shares, train, test = zip(*points, strict=True)
+        axes[0].plot(shares, test, "o-", color=COLOURS[head], markersize=4)
+        axes[0].plot(shares, train, "o:", color=COLOURS[head], markersize=3, alpha=0.8)
+        ends.append((shares[-1], test[-1], head, COLOURS[head]))
+    axes[0].plot([], [], "o-", color="#555555", markersize=4, label="test")
+    axes[0].plot([], [], "o:", color="#555555", markersize=3, label="training")
+    axes[0].set(ylabel="error (%)", ylim=(0, None))
+    axes[0].legend(frameon=False, fontsize=9)
+    label(axes[0], ends)
+    ends = []
+    for head, points in minus.items():
+        for share, differences in points:
+            axes[1].scatter([share] * len(differences), differences, s=10, color=COLOURS[head], alpha=0.5, linewidths=0)
+        shares, middles = zip(*((share, float(np.mean(d))) for share, d in points), strict=True)
+        axes[1].plot(shares, middles, "o-", color=COLOURS[head], markersize=4)
+        ends.append((shares[-1], middles[-1], head, COLOURS[head]))
+    if minus:
+        axes[1].plot([100 * min(epochs), 100 * max(epochs)], [0, 0], color=COLOURS["gap"], linewidth=1.5)
+        axes[1].set_ylabel("test error minus gap's, seed by seed (points)")
+        label(axes[1], [*ends, (100 * max(epochs), 0.0, "gap", COLOURS["gap"])])
+    data, recipe, precision = condition
+    title = f"Training and test error: {data}, recipe {recipe}, {precision}".rstrip(", ")
+    name = f"overfitting-{data}-{recipe}-{precision}".strip("-")
+    return Answer(name, title, "\n".join(lines), figure, finding if findings else "")
+
+
+WAYS = {"from scratch": (), "fine-tuned": ("checkpoint",), "probed": ("checkpoint", "freeze")}
+
+
+def transfer(rows: Sequence[Row]) -> list[Answer]:
+    """Test error (%) on a set of nets that were trained on another one before, by head: from scratch, fine-tuned
+    (`checkpoint=NAME`) and with all but the new layers frozen (`freeze=true`: a linear probe); an answer a condition.
+    Raises ClaimError where no run started from a checkpoint."""
+    found = [(way, row) for row in rows if row.status == "ok" and (way := _way(row)) is not None]
+    conditions = sorted({row.condition for way, row in found if way != "from scratch"})
+    if not conditions:
+        raise ClaimError(
+            "transfer: no run of the study started from a checkpoint; train some with scripts/ablate.py data=flowers17 "
+            "recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
+        )
+    return [_transfer(c, [(way, row) for way, row in found if row.condition == c]) for c in conditions]
+
+
+def _way(row: Row) -> str | None:
+    """How a run was started; None where something else was varied."""
+    given = dict(override.split("=", 1) for override in shlex.split(row.variant))
+    if given.get("freeze") == "false":
+        del given["freeze"]
+    return next((way for way, names in WAYS.items() if tuple(sorted(given)) == names), None)
+
+
+def _transfer(condition: tuple[str, str, int, str], found: Sequence[tuple[str, Row]]) -> Answer:
+    runs = {(way, row.head, row.seed): row.test_error for way, row in found}
+    ways = [way for way in WAYS if any(w == way for w, _, _ in runs)]
+    heads = [head for head in HEADS if any(h == head for _, h, _ in runs)]
+    columns = ("", "head", "test error of each seed (%)", "mean ± s.d.", "n", "minus `gap`", "minus from scratch")
+    lines = [table_row(*columns), table_rule(len(columns) - 1)]
+    findings = []
+    figure = Figure(figsize=(1.6 + 1.7 * len(ways), 3.8), layout="constrained")
+    axis = clean(figure.subplots(), "y")
+    for x, way in enumerate(ways):
+        for place, head in enumerate(heads):
+            errors = {seed: error for (w, h, seed), error in sorted(runs.items()) if (w, h) == (way, head)}
+            if not errors:
+                continue
+            minus = {
+                other: [error - runs[key] for seed, error in errors.items() if (key := (*other, seed)) in runs]
+                for other in ((way, "gap"), ("from scratch", head))
+                if other != (way, head)
+            }
+            each, mean = ", ".join(f"{error:.2f}" for error in errors.values()), mean_and_deviation([*errors.values()])
+            cells = [paired(minus[o]) if o in minus else "" for o in ((way, "gap"), ("from scratch", head))]
+            lines.append(table_row(way, f"`{head}`", each, mean, str(len(errors)), *cells))
+            if _clear(minus.get((way, "gap"), [])):
+                findings.append(f"{way} `{head}` {cells[0]}")
+            at = x + 0.18 * (place - (len(heads) - 1) / 2)
+            axis.scatter([at] * len(errors), [*errors.values()], s=16, color=COLOURS[head], alpha=0.7, linewidths=0)
+            axis.hlines(np.mean([*errors.values()]), at - 0.07, at + 0.07, color=COLOURS[head], linewidth=2)
+    for head in heads:
+        axis.scatter([], [], s=16, color=COLOURS[head], label=head)
+    axis.set(ylabel="test error (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
+    axis.set_xticks(range(len(ways)), ways)
+    axis.legend(frameon=False, fontsize=9)
+    data, recipe, epochs, precision = condition
+    said = "Test error minus that of `gap` in points (95 % interval), where its sign is clear: "
+    finding = f"{said}{'; '.join(findings)}." if findings else ""
+    title = f"Transfer to {data}: recipe {recipe}, {epochs} epochs, {precision}"
+    return Answer(f"transfer-{data}-{recipe}-{epochs}-{precision}", title, "\n".join(lines), figure, finding)
+
+
+def _clear(differences: Sequence[float]) -> bool:
+    """Whether three seeds or more leave no doubt about the sign."""
+    if len(differences) < 3:
+        return False
+    low, high = interval(differences)
+    return low > 0 or high < 0

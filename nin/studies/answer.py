@@ -1,0 +1,58 @@
+"""What a study answers with: a table, a figure and, where the numbers say it by themselves, a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nin.studies.ablation import HEADS
+
+# apart for every kind of colour vision: no two nearer than 31 (CIELAB), simulated protanopia and deuteranopia included
+COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#009e73", "#e69f00", "#0072b2"), strict=True))
+
+
+class ClaimError(RuntimeError):
+    """Nothing to answer a question from."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one question: `name` for a file, `title` for people, a Markdown `table`, a `figure`, a sentence or none."""
+
+    name: str
+    title: str
+    table: str
+    figure: Figure
+    finding: str = ""
+
+
+def table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def table_rule(columns: int) -> str:
+    return "|---" * (columns + 1) + "|"
+
+
+def clean(axis: Axes, grid: str = "both") -> Axes:
+    axis.grid(alpha=0.25, axis=grid)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return axis
+
+
+def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names lines at their ends (x, y, name, colour), none over another. To be called when the axis has its limits."""
+    low, high = axis.get_ylim()
+    apart = 0.055 * (high - low)
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [y for _, y, _, _ in ends]
+    for i in range(1, len(ends)):
+        if ends[i][0] == ends[i - 1][0]:
+            heights[i] = max(heights[i], heights[i - 1] + apart)
+    for (x, _, name, colour), height in zip(ends, heights, strict=True):
+        axis.annotate(name, (x, height), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9,
+                      annotation_clip=False)  # fmt: skip

@@ -3,8 +3,9 @@
 
 from typing import Any
 
+from nin.cost import multiply_accumulates
 from nin.heads import FC, GAP, GMP, HEADS, DepthPool
-from nin.model import BLOCKS, NIN, Block, MLPConv, multiply_accumulates
+from nin.model import BLOCKS, NIN, Block, MLPConv
 
 __all__ = ["BLOCKS", "FC", "GAP", "GMP", "HEADS", "NIN", "Block", "DepthPool", "MLPConv"]
 __all__ += ["available", "load", "multiply_accumulates"]

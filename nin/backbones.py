@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from nin.bounds import one_of
+from nin.bounds import one_of, sides, whole
 from nin.heads import GAP, GMP, HEADS, build_head
+from nin.model import LARGEST, WIDEST
 
 BACKBONES = {"vgg19": "features", "inception_v3": "Mixed_7c"}  # the layer whose output are the feature maps
 SMALLEST = {"vgg19": 32, "inception_v3": 75}  # pixels of a side from which there is a feature map
@@ -58,9 +59,8 @@ class Backbone(nn.Module):
     ) -> None:
         one_of(BACKBONES, backbone=backbone)
         one_of((*HEADS, *ARTICLE_HEADS), head=head)
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: at least 1")
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        whole(1, WIDEST, num_classes=num_classes)
+        height, width = sides(LARGEST, image_size=image_size)
         if min(height, width) < SMALLEST[backbone]:
             raise ValueError(f"image_size={image_size}: {backbone} takes from {SMALLEST[backbone]} pixels a side")
         super().__init__()
@@ -73,14 +73,14 @@ class Backbone(nn.Module):
         }
         on_meta = torch.get_default_device().type == "meta"
         # Inception's and VGG's own initial values take half a minute to draw; torch's defaults where they are replaced
-        whole = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta)
+        source = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta)
         if weights != "none" and not on_meta:
-            _load_imagenet(whole, backbone, weights)
+            _load_imagenet(source, backbone, weights)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "NOTE: The nodes obtained by tracing")  # Inception's auxiliary classifier
-            self.features = create_feature_extractor(whole, {BACKBONES[backbone]: "maps"})
+            self.features = create_feature_extractor(source, {BACKBONES[backbone]: "maps"})
         with torch.no_grad():
-            shape = self.features.eval()(torch.zeros(1, 3, height, width, device=next(whole.parameters()).device))
+            shape = self.features.eval()(torch.zeros(1, 3, height, width, device=next(source.parameters()).device))
         self.train()
         channels, *map_size = shape["maps"].shape[1:]
         if head in ARTICLE_HEADS:

@@ -1,18 +1,11 @@
-"""What a setting may be: a value that cannot be is refused in one sentence with its name and the choices.
-
-And the memory that a net takes, known before it takes it.
-"""
+"""What a setting may be: a value that cannot be is refused in one sentence with its name and the choices."""
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
-
-import torch
-from torch import nn
 
 
 def shown(value: Any) -> str:
@@ -69,17 +62,13 @@ def share(**settings: Any) -> None:
             raise ValueError(f"{name}={shown(value)}: a number of at least 0 and less than 1")
 
 
-def activations(net: nn.Module, *shape: int) -> list[int]:
-    """How many numbers each convolution of `net` puts out for a batch of this shape, (128, 3, 32, 32) say; computed on
-    torch's meta device, without memory for them. A net that is trained is asked about a training step.
-
-    Raises:
-        ValueError: batch normalisation that a training step would give one value a channel.
-    """
-    net = copy.deepcopy(net).to("meta")
-    sizes: list[int] = []
-    for layer in net.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel()))
-    net(torch.empty(shape, device="meta"))
-    return sizes
+def sides(most: int, **settings: Any) -> tuple[int, int]:
+    """Height and width of a setting that is both of them, or one number for both. Raises ValueError where it is
+    neither, or a side is no integer from 1 to `most`."""
+    ((name, value),) = settings.items()
+    both = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(both) != 2 or not all(map(is_whole, both)):
+        raise ValueError(f"{name}={shown(value)}: a number of pixels, or height and width")
+    if not all(1 <= side <= most for side in both):
+        raise ValueError(f"{name}={shown(value)}: from 1 to {most} pixels")
+    return both[0], both[1]

@@ -16,7 +16,8 @@ import torch
 from omegaconf import OmegaConf
 
 from nin.backbones import Backbone
-from nin.bounds import activations, shown, whole
+from nin.bounds import shown, whole
+from nin.cost import activations
 from nin.data import Images
 from nin.data.module import CLASSES, SIZES
 from nin.model import NIN, Block

@@ -7,11 +7,12 @@ blocks, which is what the paper's Table 5 compares.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nin.bounds import one_of, share, shown, whole
+from nin.bounds import one_of, share, sides, whole
 
 
 class GAP(nn.Module):
@@ -72,15 +73,11 @@ class FC(nn.Module):
 
     def __init__(self, num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float = 0.0) -> None:
         whole(1, 65_536, num_maps=num_maps, num_classes=num_classes)
-        if not isinstance(map_size, list | tuple) or len(map_size) != 2:
-            raise ValueError(f"map_size={shown(map_size)}: height and width of a map")
-        for side in map_size:
-            whole(1, 100_000, map_size=side)
         share(dropout=dropout)
         super().__init__()
-        self.map_size = tuple(map_size)
+        self.map_size = sides(100_000, map_size=map_size)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.linear = nn.Linear(num_maps * map_size[0] * map_size[1], num_classes)
+        self.linear = nn.Linear(num_maps * math.prod(self.map_size), num_classes)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Raises ValueError where the maps are not of the size that the layer was built for."""

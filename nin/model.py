@@ -8,17 +8,14 @@ maps as there are classes; a head (`nin.heads`) turns these class maps into one 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from nin.bounds import is_whole, one_of, share, shown, truth, whole
+from nin.bounds import one_of, share, shown, sides, truth, whole
 from nin.heads import HEADS, build_head
 
 NORMS = ("none", "batch")
@@ -64,8 +61,7 @@ class MLPConv(nn.Sequential):
     ) -> None:
         plan = Block(widths, kernel_size, stride, padding)
         widths = plan.widths
-        for name, value in (("in_channels", in_channels), ("widths", widths[-1])):
-            whole(1, WIDEST, **{name: value})
+        whole(1, WIDEST, in_channels=in_channels, widths=widths[-1])
         one_of(NORMS, norm=norm)
         truth(last_relu=last_relu)
         padding = kernel_size // 2 if padding is None else padding
@@ -109,16 +105,10 @@ class Block:
         if len(widths) != 3:
             raise ValueError(f"widths={shown(self.widths)}: a block takes three widths, or one for all three")
         object.__setattr__(self, "widths", tuple(widths))
-        numbers = [*widths[:2], *(w for w in widths[2:] if w is not None)]
-        for name, values, least, most in (
-            ("widths", numbers, 1, WIDEST),
-            ("kernel_size", [self.kernel_size], 1, LARGEST),
-            ("stride", [self.stride], 1, LARGEST),
-            ("padding", [] if self.padding is None else [self.padding], 0, LARGEST),
-        ):
-            if any(not is_whole(v) or not least <= v <= most for v in values):
-                value = shown(getattr(self, name))
-                raise ValueError(f"{name}={value}: a block takes whole numbers from {least} to {most}")
+        for width in widths[: 2 if widths[2] is None else 3]:
+            whole(1, WIDEST, widths=width)
+        whole(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
+        whole(0, LARGEST, padding=0 if self.padding is None else self.padding)
         truth(dropout=self.dropout)
 
 
@@ -191,15 +181,9 @@ class NIN(nn.Module):
             blocks = BLOCKS[blocks]
         if not isinstance(blocks, list | tuple) or not all(isinstance(block, Block) for block in blocks):
             raise ValueError(f"blocks={shown(blocks)}: choose one of {', '.join(BLOCKS)}, or give a list of blocks")
-        if not blocks:
-            raise ValueError("blocks=[]: a net has at least one block")
-        if len(blocks) > DEEPEST:
-            raise ValueError(f"blocks={shown(blocks)}: {len(blocks)} of them, at most {DEEPEST}")
-        sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size]
-        if len(sides) not in (1, 2) or not all(map(is_whole, sides)):
-            raise ValueError(f"image_size={shown(image_size)}: a number of pixels, or height and width")
-        if not all(1 <= s <= LARGEST for s in sides):
-            raise ValueError(f"image_size={shown(image_size)}: from 1 to {LARGEST} pixels")
+        if not 0 < len(blocks) <= DEEPEST:
+            raise ValueError(f"blocks={shown(blocks)}: {len(blocks)} of them, where a net has from 1 to {DEEPEST}")
+        size = sides(LARGEST, image_size=image_size)
         super().__init__()
         self.num_classes = num_classes
         self.arguments = {  # plain values from which the same net is built again, stored beside its weights
@@ -215,7 +199,6 @@ class NIN(nn.Module):
             "init": init,
         }
 
-        size = tuple(sides * 2 if len(sides) == 1 else sides)
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         channels = in_channels
         for number, block in enumerate(blocks, 1):
@@ -240,9 +223,8 @@ class NIN(nn.Module):
             if block.dropout:
                 layers[f"drop{number}"] = nn.Dropout(dropout)
             if min(size) < 1:
-                given = "×".join(map(str, sides * 2 if len(sides) == 1 else sides))
                 raise ValueError(
-                    f"blocks: block {number} leaves nothing of an image of {given} pixels, with "
+                    f"blocks: block {number} leaves nothing of images of image_size={image_size}, with "
                     f"kernel_size={block.kernel_size}, stride={block.stride}, padding={padding}"
                 )
         self.blocks = nn.Sequential(layers)
@@ -264,12 +246,3 @@ class NIN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of images (N, in_channels, H, W): before the softmax, which the loss holds."""
         return self.head(self.forward_maps(images))
-
-
-def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
-    """Multiply-accumulates of one forward pass for one image of this shape, (3, 32, 32) say: convolutions and linear
-    layers, counted by torch's own flop counter (a multiply-accumulate is two of its operations)."""
-    net = copy.deepcopy(net).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, *image_shape, device=next(net.parameters()).device))
-    return counter.get_total_flops() // 2

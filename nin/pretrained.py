@@ -25,9 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nin.backbones import Backbone
-from nin.bounds import one_of, shown
+from nin.bounds import one_of, shown, sides
+from nin.cost import multiply_accumulates
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
-from nin.model import NIN, Block, multiply_accumulates
+from nin.model import LARGEST, NIN, Block
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
 CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
@@ -299,7 +300,8 @@ def publish(trained: Pretrained, name: str, folder: Path | None = None, whitenin
     save(draft, Pretrained(trained.net, trained.preprocess, trained.classes, {"data": facts["data"]}), whitening)
     sha256 = _sha256(draft)
     file = draft.rename(folder / f"{name}-{sha256[:8]}.safetensors")
-    logits = _open(file, name)(golden_images()).detach()
+    size = sides(LARGEST, image_size=trained.net.arguments["image_size"])
+    logits = _open(file, name)(golden_images(size)).detach()
     card = {
         **facts,
         "file": file.name,
@@ -308,7 +310,7 @@ def publish(trained: Pretrained, name: str, folder: Path | None = None, whitenin
         "net": trained.net.arguments,
         "classes": list(trained.classes),
         "preprocessing": type(trained.preprocess).__name__.lower(),
-        "multiply_accumulates": multiply_accumulates(trained.net, 3, 32, 32),
+        "multiply_accumulates": multiply_accumulates(trained.net, 3, *size),
         "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
         "licence": f"weights: Apache-2.0; trained on {facts['data']}, whose images are not part of this",
     }

@@ -98,7 +98,7 @@ def test_blocks_from_the_command_line():
     ("override", "message"),
     [
         ("recipe.lr=-1", "recipe.lr=-1.0: a number greater than 0"),
-        ("model.blocks=[]", r"model.blocks=\[\]: a net has at least one block"),
+        ("model.blocks=[]", r"model.blocks=\[\]: 0 of them, where a net has from 1"),
         ("model.blocks=[3]", r"model.blocks=\[3\]: block 1"),
         ("model.blocks=[{width: 3}]", r"model.blocks=\[.*width.*\]: block 1"),
         ("model.blocks=7", "model.blocks=7"),
@@ -134,7 +134,7 @@ def test_impossible_values_are_refused_by_name(override, message):
         (["hydra.foo=1"], 2, ["hydra.foo=1"]),
         (["recipe=null"], 2, ["recipe"]),
         (["data.urls=[https://a.b/~c]"], 2, ["data.urls", "quotes"]),
-        (["model.blocks=[]"], 2, ["model.blocks=[]", "at least one block"]),
+        (["model.blocks=[]"], 2, ["model.blocks=[]", "a net has from 1"]),
         (["trainer.max_epochs=-3"], 2, ["trainer.max_epochs=-3", "at least 1"]),
         (["trainer.limit_test_batches=0.3", "data=digits"], 2, ["trainer.limit_test_batches=0.3"]),
         (["seed=abc"], 2, ["seed=abc", "Integer"]),

@@ -59,7 +59,7 @@ def test_fc_dropout_differs_from_fc_in_its_dropout_alone():
     assert fc.state_dict().keys() == fc_dropout.state_dict().keys()
 
 
-@pytest.mark.parametrize("map_size", [(0, 5), (4, -1), (4,), 4, (4, 2.5)])
+@pytest.mark.parametrize("map_size", [(0, 5), (4, -1), (4,), (4, 2.5)])
 def test_a_map_of_no_size_is_refused(map_size):
     with pytest.raises(ValueError, match="map_size="):
         FC(3, 7, map_size)

@@ -118,6 +118,7 @@ GOOD = {
     "eval_curve": st.booleans(),
     "resume": st.none() | st.just("auto"),
     "checkpoint": st.none() | st.just("somewhere"),
+    "freeze": st.booleans(),
 }
 
 
@@ -207,7 +208,7 @@ def test_both_ends_were_met():
     [
         (["model.blocks=[{widths: 60000, kernel_size: 1000}, {widths: [1, 1, null]}]"], "GB at the least"),
         (["model.blocks=[{widths: [8, 8, null], padding: 10000}]", "data.batch_size=1000"], "GB at the least"),
-        (["model.blocks=[" + ",".join(["{widths: [1, 1, null], padding: 3}"] * 1001) + "]"], "1001 of them, at most"),
+        (["model.blocks=[" + ",".join(["{widths: [1, 1, null], padding: 3}"] * 1001) + "]"], "1001 of them, where"),
         (["data.batch_size=1", "model.blocks=[{widths: [8, 8, null], stride: 40}]"], "batch of 1 leaves it one"),
         (["data=digits", "data.val=1436", "model.blocks=[{widths: [8, 8, null], stride: 40}]"], "batch of 1 leaves"),
         (["seed=" + "9" * 5000], "seed=999"),

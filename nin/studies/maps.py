@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from nin.bounds import activations
+from nin.cost import activations
 from nin.data import ImageSet
 from nin.heads import GAP, GMP
 from nin.pretrained import Pretrained

@@ -7,7 +7,7 @@ python scripts/claims.py study=FILE                            all that is asked
 
 claim=         one or several of size, shift, channels, convergence, overfitting, transfer
 images=N       how many test images, the first ones; by default all
-out=FOLDER     where the pictures go, by default claims/
+out=FOLDER     where the pictures go and claims.md, a page with all of it; by default claims/
 data.root=     folder of CIFAR-10, by default NIN_DATA
 
 The rows of convergence are those of any study of scripts/ablate.py, heads and seeds. For overfitting a study varies
@@ -21,6 +21,7 @@ python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.sha
 With eval_curve=false the test images are not evaluated after each of so many epochs. The warm-up keeps its epochs.
 """
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,13 +52,17 @@ def main(arguments: list[str]) -> int:
         print(f"error: {wrong}", file=sys.stderr)
         return 2
     out = Path(settings["out"])
+    given = [argument for argument in arguments if not argument.startswith("data.root=")]
+    page = ["# What is said about pooling, measured", f"Made by `python scripts/claims.py {shlex.join(given)}`."]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for answer in answers(settings):
+        for answer in answers(settings, page):
             file = out / f"{answer.name}.png"
             answer.figure.savefig(file, dpi=150, metadata={"Software": None})
-            print(f"## {answer.title}\n\n{answer.table}\n")
-            print(f"{answer.finding}\n" * bool(answer.finding) + f"{file}\n", flush=True)
+            said = [f"## {answer.title}", answer.table, *[answer.finding] * bool(answer.finding)]
+            print("\n\n".join([*said, str(file)]) + "\n", flush=True)
+            page += [*said, f"![{answer.title}]({file.name})"]
+        (out / "claims.md").write_text("\n\n".join(page) + "\n")
     except (
         pretrained.CheckpointError,
         ClaimError,
@@ -92,11 +97,13 @@ def complain(settings: dict[str, str]) -> str:
     return ""
 
 
-def answers(settings: dict[str, str]) -> Iterator[Answer]:
+def answers(settings: dict[str, str], page: list[str]) -> Iterator[Answer]:
+    """One answer after the other; what nets were asked goes onto the page."""
     asked = settings["claim"].split(",") if settings["claim"] else QUESTIONS
     if settings["checkpoint"] and (of_nets := [claim for claim in asked if claim in OF_NETS]):
         images = int(settings["images"]) if settings["images"] else None
         nets = claims.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
+        page += ["Asked of these nets:", claims.described(nets)]
         for claim in of_nets:
             yield OF_NETS[claim](nets)
     if settings["study"] and (of_rows := [claim for claim in asked if claim in OF_ROWS]):

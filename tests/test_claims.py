@@ -201,6 +201,9 @@ def test_the_command(tmp_path):
     pictures = sorted((tmp_path / "claims").glob("*.png"))
     asked = ["channels", "convergence", "overfitting", "shift", "size", "transfer"]
     assert [picture.stem.split("-")[0] for picture in pictures] == asked
+    page = (tmp_path / "claims" / "claims.md").read_text()
+    assert all(f"]({picture.name})" in page for picture in pictures)
+    assert page.count("| digits | quick | 8 | 0 |") == 2  # the nets that were asked
     for picture in pictures:  # more than an empty canvas
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
 

@@ -85,6 +85,16 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
     return sorted(nets, key=lambda net: (HEADS.index(net.trained.net.arguments["head"]), net.name))
 
 
+def described(nets: Sequence[Net]) -> str:
+    """A Markdown table of the nets: what they were trained on and for how long, and their own test error."""
+    columns = ("data", "recipe", "epochs", "seed", "test_error", "commit")
+    lines = [table_row("net", *columns[:-2], "test error (%)", "commit"), table_rule(len(columns))]
+    for net in nets:
+        facts = {**net.trained.facts, "commit": str(net.trained.facts.get("commit", ""))[:8]}
+        lines.append(table_row(f"`{net.name}`", *(str(facts.get(column, "")) for column in columns)))
+    return "\n".join(lines)
+
+
 def _names(found: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
     facts = [[t.facts.get("data"), t.facts.get("recipe"), f"{t.facts.get('epochs')} epochs"] for t in found]
     differ = [len(set(column)) > 1 for column in zip(*facts, strict=True)]

@@ -1,10 +1,16 @@
 import hashlib
 import json
+import os
 import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -247,3 +253,48 @@ def test_the_cards_of_the_published_nets(name):
     assert json.loads(json.dumps(net.net.arguments)) == card["net"]
     assert (pretrained.CHECKPOINTS / card["file"]).stat().st_size == card["bytes"]
     torch.testing.assert_close(net(golden_images()), torch.tensor(card["golden_logits"]), atol=1e-4, rtol=0)
+
+
+NO_NETWORK = """
+import socket
+def refuse(*_, **__):
+    raise OSError("the network is off")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import nin
+print(nin.__file__)
+print(*nin.available())
+for name in nin.available():
+    net = nin.load(name)
+    print(name, *net(nin.pretrained.golden_images()).shape)
+"""
+
+
+def test_a_wheel_carries_the_published_nets(tmp_path):
+    """Built from the tracked files, unpacked elsewhere, loaded in an empty folder without a network."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, tracked.stdout.splitlines()):
+        if (ROOT / name).is_file():
+            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "source" / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(tmp_path), str(tmp_path / "source")]
+    built = subprocess.run(build, capture_output=True, text=True)
+    if "No matching distribution found for setuptools" in built.stderr:
+        pytest.skip("setuptools cannot be had without a network")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = opened.namelist()
+        opened.extractall(tmp_path / "installed")
+    assert not [name for name in names if name.endswith((".csv", ".png")) or name.startswith(("tests", "scripts"))]
+    (tmp_path / "empty").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_NETWORK], cwd=tmp_path / "empty", env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    where, listed, *loaded = done.stdout.splitlines()
+    assert where.startswith(str(tmp_path / "installed"))
+    assert listed.split() == nin.available()
+    assert loaded == [f"{name} 2 10" for name in nin.available()]

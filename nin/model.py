@@ -32,11 +32,12 @@ class MLPConv(nn.Sequential):
     The 1×1 convolutions apply one small multilayer perceptron to the channels at every position: what a convolution
     does with a linear filter, mlpconv does with a function that can bend.
 
-        (N, in_channels, H, W) ─► (N, widths[2], H', W'), H' = (H + 2 padding − kernel_size) // stride + 1
+        (N, in_channels, H, W) ─► (N, widths[-1], H', W'), H' = (H + 2 padding − kernel_size) // stride + 1
 
     Args:
         in_channels: channels of the input.
-        widths: output channels of the three convolutions, or one number where all three are equal.
+        widths: output channels of the three convolutions, or one number where all three are equal. [width] alone
+            leaves the 1×1 convolutions away: a plain convolution, to compare with.
         kernel_size: k, side of the first convolution's window in pixels.
         stride: of the first convolution.
         padding: zeros around the input of the first convolution; by default k // 2, which keeps the size.
@@ -83,8 +84,7 @@ class Block:
     """One line of a net's plan: an mlpconv block and what follows it.
 
     Attributes:
-        widths: output channels of the three convolutions, or one number where all three are equal. None as the last
-            one stands for the number of classes.
+        widths: as in `MLPConv`. None as the last one stands for the number of classes.
         kernel_size: side of the first convolution's window in pixels.
         stride: of the first convolution.
         padding: of the first convolution; None keeps the size (kernel_size // 2).
@@ -102,10 +102,10 @@ class Block:
 
     def __post_init__(self) -> None:
         widths = self.widths if isinstance(self.widths, Sequence) else (self.widths,) * 3
-        if len(widths) != 3:
-            raise ValueError(f"widths={shown(self.widths)}: a block takes three widths, or one for all three")
+        if len(widths) not in (1, 3):
+            raise ValueError(f"widths={shown(self.widths)}: a block takes three widths, one number for all, or [one]")
         object.__setattr__(self, "widths", tuple(widths))
-        for width in widths[: 2 if widths[2] is None else 3]:
+        for width in widths[:-1] if widths[-1] is None else widths:
             whole(1, WIDEST, widths=width)
         whole(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
         whole(0, LARGEST, padding=0 if self.padding is None else self.padding)

@@ -137,6 +137,19 @@ def test_impossible_blocks_are_refused(arguments):
         Block(**arguments)
 
 
+def test_without_1x1_layers_a_block_is_a_plain_convolution():
+    net = NIN([Block([96], 5, dropout=True), Block((192,), 5, dropout=True), Block([None], 3)], last_relu=False).eval()
+    assert net.blocks.block1.state_dict().keys() == {"conv1.weight", "conv1.bias"}
+    macs = 25 * 3 * 96 * 32 * 32 + 25 * 96 * 192 * 16 * 16 + 9 * 192 * 10 * 8 * 8
+    assert multiply_accumulates(net, 3, 32, 32) == macs
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    x = images
+    for number, conv in enumerate((net.blocks.block1.conv1, net.blocks.block2.conv1, net.blocks.block3.conv1), 1):
+        x = F.conv2d(x, conv.weight, conv.bias, padding=conv.kernel_size[0] // 2)
+        x = F.max_pool2d(x.relu(), 3, 2, ceil_mode=True) if number < 3 else x
+    torch.testing.assert_close(net(images), x.mean((2, 3)))
+
+
 def test_mlpconv_refuses_what_it_cannot_be():
     with pytest.raises(ValueError, match="three widths"):
         MLPConv(3, (8, 8), 3)

@@ -1,14 +1,18 @@
 """Makes the tables and figures of a study from its rows.
 
-python scripts/report.py                      checkpoints/runs.csv: tables printed and put into README.md, figures saved
-python scripts/report.py study=FILE           another study: tables printed, figures saved beside the file
+python scripts/report.py                  checkpoints/runs.csv: tables printed and put into README.md, figures saved,
+                                          and the table of the published nets brought up to date
+python scripts/report.py study=FILE       another study: tables printed, figures saved beside the file
 """
 
 import os
 import re
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from nin import pretrained
 from nin.recovery import RunError, replace
 from nin.studies import ablation, report
 
@@ -26,14 +30,22 @@ def main(arguments: list[str]) -> int:
         print(f"error: {unknown[0] if unknown else file}: give study=FILE, the CSV of a study", file=sys.stderr)
         return 2
     try:
-        return write([row for row in ablation.read(file) if row.status in ablation.DONE], file)
-    except (ablation.RowsError, RunError, OSError) as error:
+        rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
+        text, figures = of_rows(rows, file.parent / "figures")
+        print(text)
+        for draw in figures:
+            draw()
+        if file == PUBLISHED:
+            into_readme(rows=text, nets=of_nets())
+    except (ablation.RowsError, pretrained.CheckpointError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
-def write(rows: list[ablation.Row], file: Path) -> int:
-    parts = []
+def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
+    """The tables in Markdown, which show the figures, and what draws these into `folder`."""
+    parts, figures = [], []
     for condition in sorted({row.condition for row in rows}):
         chosen = [row for row in rows if row.condition == condition]
         heads = [row for row in chosen if not row.variant]
@@ -42,22 +54,36 @@ def write(rows: list[ablation.Row], file: Path) -> int:
         if len({row.head for row in heads}) > 1:
             title = f"{data}, recipe {recipe}, {epochs} epochs, {precision}"
             for kind, plot in (("heads", report.plot_heads), ("curves", report.plot_curves)):
-                figure = file.parent / "figures" / f"{data}-{recipe}-{epochs}-{precision}-{kind}.png"
-                plot(heads, figure, title)
+                figure = folder / f"{data}-{recipe}-{epochs}-{precision}-{kind}.png"
+                figures.append(partial(plot, heads, figure, title))
                 parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
             parts.append(f"\n{report.epochs_table(heads)}\n")
-    text = "\n".join(parts)
-    print(text)
-    if file == PUBLISHED:
-        readme = ROOT / "README.md"
-        block = f"<!-- report -->\n{text}\n<!-- end of report -->"
-        marked = re.compile(r"<!-- report -->.*<!-- end of report -->", re.S)
-        before = readme.read_text()
-        if not marked.search(before):
-            print("error: README.md has no place marked <!-- report --> for the tables", file=sys.stderr)
-            return 1
-        replace(readme, marked.sub(lambda _: block, before))
-    return 0
+    return "\n".join(parts), figures
+
+
+def of_nets() -> str:
+    """The published nets in Markdown, from their cards."""
+    lines = ["| name | head | recipe | epochs | parameters | file | test error |", "|---" * 7 + "|"]
+    for name in pretrained.available():
+        card = pretrained.read_card(name)
+        lines.append(
+            f"| `{name}` | {card['head']} | `{card['recipe']}` | {card['epochs']} | {card['parameters']:,} | "
+            f"{card['bytes'] / 1e6:.1f} MB | {card['test_error']:.2f} % |"
+        )
+    return "\n".join(lines)
+
+
+def into_readme(**blocks: str) -> None:
+    """Puts each text between README.md's marks of its name. Raises OSError where there are none."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, block in blocks.items():
+        marked = re.compile(rf"<!-- {name} -->.*<!-- end of {name} -->", re.S)
+        if not marked.search(text):
+            raise OSError(f"{readme} has no place marked <!-- {name} -->")
+        marks = f"<!-- {name} -->\n{block}\n<!-- end of {name} -->"
+        text = marked.sub(lambda _, marks=marks: marks, text)
+    replace(readme, text)
 
 
 if __name__ == "__main__":

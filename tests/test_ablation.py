@@ -1,4 +1,5 @@
 import os
+import re
 import runpy
 import shlex
 import subprocess
@@ -162,9 +163,14 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no rows are published")
-def test_readme_has_the_tables_of_the_published_rows():
-    said = subprocess.run([sys.executable, str(ROOT / "scripts" / "report.py"), f"study={PUBLISHED}"], **CAPTURED)
-    assert said.stdout.strip() in (ROOT / "README.md").read_text()
+def test_readme_has_the_tables_of_the_published_rows_and_nets():
+    script = runpy.run_path(str(ROOT / "scripts" / "report.py"))
+    rows = [row for row in ablation.read(PUBLISHED) if row.status in ablation.DONE]
+    readme = (ROOT / "README.md").read_text()
+    assert f"<!-- rows -->\n{script['of_rows'](rows, ROOT / 'checkpoints' / 'figures')[0]}\n<!-- end of" in readme
+    assert f"<!-- nets -->\n{script['of_nets']()}\n<!-- end of" in readme
+    for figure in re.findall(r"\]\((checkpoints/.*\.png)\)", readme):
+        assert (ROOT / figure).stat().st_size > 0
 
 
 @pytest.mark.skipif(not (PUBLISHED.exists() and (ROOT / ".git").exists()), reason="no rows, or no history")

@@ -161,7 +161,7 @@ def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pr
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has no description of a net in its header")
     try:
         arguments = dict(header["net"])
-        net = _build(arguments)
+        net = build_net(arguments)
         described = header["preprocess"]
         if "file" in described:
             whitening = file.parent / Path(described["file"]).name
@@ -227,7 +227,7 @@ def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
     theirs, ours = _shapes(trained.net), _shapes(net)
     fitting = ours
     if trained.net.num_classes != net.num_classes:
-        fitting = _shapes(_build({**net.arguments, "num_classes": trained.net.num_classes}))
+        fitting = _shapes(build_net({**net.arguments, "num_classes": trained.net.num_classes}))
     differ = [name for name in {**fitting, **theirs} if fitting.get(name) != theirs.get(name)]
     if differ:
         raise CheckpointError(
@@ -244,8 +244,8 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
-def _build(arguments: dict[str, Any]) -> NIN | Backbone:
-    """The net of these arguments, without memory for its weights."""
+def build_net(arguments: dict[str, Any]) -> NIN | Backbone:
+    """The net of the arguments that stand beside weights, on torch's meta device: without memory for weights."""
     with torch.device("meta"):
         if "backbone" in arguments:
             return Backbone(**arguments)

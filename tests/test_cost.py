@@ -54,7 +54,7 @@ def test_torchvisions_own_counts():
     assert total(of("alexnet", "fc")) == 61_100_840
     assert total(of("vgg19", "fc")) == 143_667_240
     assert total(of("vgg19", "gap")) == 20_024_384 + 512 * 1000 + 1000
-    assert of("vgg19", "gap")[-1].output == (1000,)
+    assert [layer.output for layer in of("vgg19", "gap")[-2:]] == [(1000, 7, 7), (1000,)]
 
 
 def test_memory_is_of_float32():
@@ -69,6 +69,9 @@ def test_the_command():
 
     said = cost_of("model=vgg_regressor").stdout
     assert all(number in said for number in ("583,699,000", "361,019,000", "9,747,000", "954,012,400", "19,041,400"))
+    said = cost_of("checkpoint=cifar10-gap").stdout
+    assert "968,394 parameters" in said and "with fc" in said
+    assert cost_of("checkpoint=nothing").returncode == 1
     wrong = cost_of("model=resnet")
     assert wrong.returncode == 2
     assert "model=resnet: give model= and one of cifar10, imagenet, vgg_regressor" in wrong.stderr
@@ -76,7 +79,7 @@ def test_the_command():
 
 @pytest.mark.parametrize("name", cost.NETS)
 def test_the_heads_differ_and_what_comes_before_them_does_not(name):
-    text = cost.compare(name)
+    text = cost.compare(name, *cost.NETS[name])
     assert text.count("-- head fc") == text.count("-- head gap") == 1
     before = text.index("-- head fc")
     assert "conv" in text[:before] or "features" in text[:before]

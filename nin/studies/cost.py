@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nin.bounds import sides
 from nin.heads import GAP, GMP
-from nin.model import NIN
+from nin.model import LARGEST, NIN
+from nin.pretrained import Pretrained, build_net
 
 BYTES = 4  # of a float32
 
@@ -122,8 +124,10 @@ def _torchvision(name: str, head: str) -> nn.Module:
     net = models.get_model(name)
     if head == "gap":
         channels = [m for m in net.features if isinstance(m, nn.Conv2d)][-1].out_channels
+        net.classifier = nn.Sequential(  # torchvision's forward flattens the maps of `avgpool` before it
+            nn.Unflatten(1, (channels, *net.avgpool.output_size)), nn.Conv2d(channels, 1000, 1), GAP()
+        )
         net.avgpool = nn.Identity()
-        net.classifier = nn.Sequential(nn.Unflatten(1, (channels, -1, 1)), nn.Conv2d(channels, 1000, 1), GAP())
     return net
 
 
@@ -137,9 +141,21 @@ NETS: dict[str, tuple[Callable[[str], nn.Module], tuple[int, int, int]]] = {
 }
 
 
-def compare(name: str) -> str:
-    """The layers of a net of `NETS`, those before the head once, then the head's under fc and under gap, and sums."""
-    build, shape = NETS[name]
+def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int]]:
+    """How to build a trained net with a head, and the shape of an image: a line of `NETS`."""
+    arguments = trained.net.arguments
+    shape = (arguments.get("in_channels", 3), *sides(LARGEST, image_size=arguments["image_size"]))
+    return lambda head: build_net({**arguments, "head": head}), shape
+
+
+def compare(name: str, build: Callable[[str], nn.Module], shape: tuple[int, int, int]) -> str:
+    """The layers of a net, those before the head once, then the head's under fc and under gap, and sums.
+
+    Args:
+        name: for the first line.
+        build: makes the net with a head, "fc" or "gap".
+        shape: (C, H, W) of an image.
+    """
     costs = {head: layers(lambda head=head: build(head), *shape) for head in ("fc", "gap")}
     shared = 0
     while costs["fc"][shared] == costs["gap"][shared]:

@@ -36,9 +36,9 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
         if head in PAPER and rows[0].data == "cifar10":
             axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color="#888888", zorder=2)
     if rows[0].data == "cifar10":
-        axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5")
+        axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5: no augmentation")
     axis.scatter([], [], color="#555555", label="one seed")
-    axis.set(xticks=range(len(shown)), ylabel="test error (%)", title=title)
+    axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4), ylabel="test error (%)", title=title)
     axis.set_xticklabels(shown)
     _finish(figure, file)
 
@@ -81,7 +81,8 @@ def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) 
             reached = [epochs_to(row, accuracy) for row in chosen]
             found = [epoch for epoch in reached if epoch is not None]
             missed = len(reached) - len(found)
-            cells.append((mean_and_deviation(found) if found else "") + f" ({missed} never)" * bool(missed))
+            mean = mean_and_deviation(found) if len(found) > 1 else "".join(map(str, found))
+            cells.append(mean + f" ({missed} never)" * bool(missed))
         lines.append(f"| `{head}` | " + " | ".join(cell.strip() for cell in cells) + " |")
     return "\n".join(lines)
 

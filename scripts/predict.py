@@ -104,7 +104,7 @@ def test_figure(trained: pretrained.Pretrained, figure: str, root: str | None, o
         print(maps.blanking(trained, data.set))
         return
     out.mkdir(parents=True, exist_ok=True)
-    maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(out / "paper.png", dpi=150)
+    maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(out / "paper.png", dpi=80)
     print(out / "paper.png")
 
 

@@ -168,7 +168,7 @@ class Config:
     eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing reads it
     resume: str | None = None  # auto: go on with the run in hydra.run.dir, if there is one
     checkpoint: str | None = None  # a run's folder or a weights file: what training starts from, evaluation looks at
-    freeze: bool = False  # train only what the checkpoint has not brought, the layers of other classes: a linear probe
+    freeze: bool = False  # train only what the checkpoint does not bring: layers that depend on the classes' number
 
     def __post_init__(self) -> None:
         try:
@@ -179,8 +179,8 @@ class Config:
             raise ConfigError(
                 f"resume={shown(self.resume)}: auto, which goes on with the run in hydra.run.dir, or null"
             )
-        if self.freeze and self.checkpoint is None:
-            raise ConfigError("freeze=true: there is nothing to freeze without checkpoint=")
+        if self.freeze and not self.checkpoint:
+            raise ConfigError("freeze=true: it freezes what checkpoint= brings, and none is given")
         if self.data.batch_size % self.trainer.devices:
             raise ConfigError(
                 f"data.batch_size={shown(self.data.batch_size)}: trainer.devices={self.trainer.devices} have no equal "

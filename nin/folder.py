@@ -46,6 +46,8 @@ def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
     here = yaml.safe_load(resolved(config))
     try:
         there = yaml.safe_load((folder / "config.yaml").read_text())
+        for name, default in yaml.safe_load(resolved(Config())).items():  # settings that have come since
+            there[name] = {**default, **there[name]} if isinstance(default, dict) else there.get(name, default)
         summary = json.loads((folder / "summary.json").read_text())
         for each in (there, here):
             each.pop("resume", None)

@@ -218,25 +218,31 @@ def _verify(file: Path, sha256: str, checkpoint: str) -> None:
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
-    """Gives `net` the weights of `trained`; where the nets differ in their number of classes alone, all that does not
-    depend on it. Gives the names of the weights that stay as they were.
+    """Gives `net` the weights of `trained`; where the nets differ in their number of classes, all that does not depend
+    on it. Gives the names of the weights that stay as they were.
 
     Raises:
-        CheckpointError: the nets differ in more.
+        CheckpointError: the nets differ in more, dropout, initial values and a size that the head takes excepted.
     """
-    theirs, ours = _shapes(trained.net), _shapes(net)
-    fitting = ours
-    if trained.net.num_classes != net.num_classes:
-        fitting = _shapes(build_net({**net.arguments, "num_classes": trained.net.num_classes}))
-    differ = [name for name in {**fitting, **theirs} if fitting.get(name) != theirs.get(name)]
+    free = ("num_classes", "image_size", "dropout", "init")
+    theirs, ours = trained.net.arguments, net.arguments
+    differ = [name for name in {**ours, **theirs} if name not in free and ours.get(name) != theirs.get(name)]
     if differ:
+        name = differ[0]
         raise CheckpointError(
-            f"the checkpoint's net is another one than these settings make ({len(differ)} of {len(theirs)} tensors "
-            f"differ, {differ[0]} is the first); take the model and head settings that it was trained with"
+            "the checkpoint's net is another one than these settings make: its "
+            f"{name} is {shown(theirs.get(name, 'none'))}, here it is {shown(ours.get(name, 'none'))}"
         )
-    new = [name for name in ours if ours[name] != theirs[name]]
+    before, after = _shapes(trained.net), _shapes(net)
+    fitting = _shapes(build_net({**ours, "num_classes": trained.net.num_classes}))
+    if fitting != before:
+        raise CheckpointError(
+            f"the checkpoint's head is tied to images of image_size={theirs['image_size']}, these are of "
+            f"{ours['image_size']}; set data.size, or take a net that pools"
+        )
+    new = [name for name in after if after[name] != before[name]]
     weights = trained.net.state_dict()
-    net.load_state_dict({name: weights[name] for name in ours if name not in new}, strict=False)
+    net.load_state_dict({name: weights[name] for name in after if name not in new}, strict=False)
     return new
 
 

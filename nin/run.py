@@ -23,7 +23,7 @@ from nin import pretrained
 from nin.bounds import shown
 from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
-from nin.data.preprocess import PREPROCESSINGS
+from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.folder import alone_in, in_words, look_at_folder, plot_curves, write_summary
 from nin.processes import ending_together, first, join, started
 from nin.provenance import commit, device_name, peak_memory_gb, versions
@@ -145,6 +145,10 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
                 f"{next(name for name, kind in PREPROCESSINGS.items() if isinstance(start.preprocess, kind))}"
             )
     data.setup()
+    if isinstance(data.preprocess, Whiten) and data.preprocess.shape != data.train_images.shape[1:]:
+        raise ConfigError(
+            f"data.size={config.data.size}: the checkpoint's whitening is tied to {data.preprocess.shape[1]} pixels"
+        )
     net = config.build_net()
     new = pretrained.copy_weights(start, net) if start else []
     if config.freeze:
@@ -164,6 +168,8 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
         "data": config.data.name,
         "head": config.head.name,
         "recipe": config.recipe.name,
+        "started_from": config.checkpoint,
+        "frozen": config.freeze,
         "epochs": config.trainer.max_epochs,
         "seed": config.seed,
         "parameters": sum(p.numel() for p in net.parameters()),

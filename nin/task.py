@@ -126,7 +126,8 @@ class Classifier(L.LightningModule):
         """As in any module, but that the statistics of frozen batch norms stay as they are."""
         super().train(mode)
         for module in self.net.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.weight.requires_grad:
+            parameters = [*module.parameters()] if isinstance(module, nn.modules.batchnorm._BatchNorm) else []
+            if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()
         return self
 

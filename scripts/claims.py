@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
             said = [f"## {answer.title}", answer.table, *[answer.finding] * bool(answer.finding)]
             print("\n\n".join([*said, str(file)]) + "\n", flush=True)
             page += [*said, f"![{answer.title}]({file.name})"]
-        (out / "claims.md").write_text("\n\n".join(page) + "\n")
+            (out / "claims.md").write_text("\n\n".join(page) + "\n")
     except (
         pretrained.CheckpointError,
         ClaimError,

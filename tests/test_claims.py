@@ -10,6 +10,7 @@ from conftest import ROOT
 from PIL import Image
 
 from nin import NIN, Block, pretrained
+from nin.command import sweep
 from nin.data import Normalise
 from nin.pretrained import Pretrained
 from nin.studies import ablation, claims, report
@@ -97,6 +98,10 @@ def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
     assert [net.name for net in claims.gather([files["d"], files["a"]])] == ["gap 20 epochs", "gap 8 epochs"]
     names = [net.name for net in claims.gather([files["c"], files["e"]], images=7)]
     assert names == [f"fc {files['c']}", f"fc {files['e']}"]  # one seed twice: not two seeds of one thing
+    tuned = tiny(started_from="cifar10-gap", frozen=True)
+    pretrained.save(tmp_path / "tuned.safetensors", tuned)
+    names = [net.name for net in claims.gather([files["a"], str(tmp_path / "tuned.safetensors")], images=7)]
+    assert names == ["gap from cifar10-gap, frozen", "gap from scratch"]
     (net,) = claims.gather([files["a"]], images=7)
     assert len(net.images) == len(net.labels) == 7
     answer = claims.channels(claims.gather([files["a"], files["b"]], images=50))
@@ -160,22 +165,32 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
 
 
 def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
-    ways = {"": 30.0, "checkpoint=net": 20.0, "checkpoint=net freeze=false": None, "checkpoint=net freeze=true": 50.0}
+    ways = sweep(["checkpoint=null,net", "freeze=false,true"])  # as scripts/ablate.py writes them down
+    errors = {("null", "False"): 30.0, ("net", "False"): 20.0, ("net", "True"): 50.0}
     rows = []
-    for seed in range(3):
-        for more, error in ways.items():
-            if error is not None:
-                rows.append(row("gap", seed, error + seed, more=more))
-                rows.append(row("fc", seed, error + seed + 5 + 0.1 * (seed == 1), more=more))
-    rows[2] = row("gap", 0, 20.0, more="checkpoint=net freeze=false")  # the same as without freeze
+    for way in ways:
+        error = errors.get(tuple(override.split("=")[1] for override in way))
+        for seed in range(3) if error else ():
+            rows.append(row("gap", seed, error + seed, more=" ".join(way)))
+            rows.append(row("fc", seed, error + seed + 5 + 0.1 * (seed == 1), more=" ".join(way)))
+    rows[1] = row("fc", 0, None, more="checkpoint=null", status="dead")
     rows.append(row("gap", 0, 1.0, more="checkpoint=net model.dropout=0.5"))  # something else was varied
+    rows.append(row("fc", 0, 1.0, more="checkpoint=another"))
+    rows.append(row("fc", 0, 1.0, more="'model.blocks=[{widths: 8}, {widths: [8, 8, null]}]'"))
     (answer,) = report.transfer(rows)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:]]
-    assert [line[:2] for line in lines] == [
-        [way, head] for way in ("from scratch", "fine-tuned", "probed") for head in ("`gap`", "`fc`")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:-2]]
+    assert [line[:3] for line in lines] == [
+        ["from scratch", "`gap`", ""],
+        ["from scratch", "`fc`", ""],
+        ["fine-tuned", "`gap`", "net"],
+        ["fine-tuned", "`fc`", "another"],
+        ["fine-tuned", "`fc`", "net"],
+        ["probed", "`gap`", "net"],
+        ["probed", "`fc`", "net"],
     ]
-    assert lines[2][2:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (-10.00 to -10.00)"]
-    assert lines[5][5].startswith("+5.03 (") and lines[5][6].startswith("+20.00 (")
+    assert lines[1][3:6] == ["dead, 36.10, 37.00", "36.55 ± 0.64", "2"]
+    assert lines[2][3:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (-10.00 to -10.00)"]
+    assert lines[6][6].startswith("+5.03 (") and lines[6][7].startswith("+20.00 (")
     assert "probed `fc` +5.03 (" in answer.finding
     with pytest.raises(ClaimError, match="checkpoint="):
         report.transfer([row("gap", 0), row("fc", 0)])

@@ -10,7 +10,7 @@ from PIL import Image
 from nin import pretrained, run
 from nin.command import compose
 from nin.config import ConfigError
-from nin.data import DataError, Normalise
+from nin.data import DataError, Normalise, Whiten
 from nin.data.flowers import FLOWERS, load_flowers17
 
 
@@ -58,7 +58,7 @@ def test_what_is_missing_or_damaged_is_named(root, tmp_path, monkeypatch):
 
 
 TINY = ["data=flowers17", "recipe=transfer", "model.blocks=[{widths: 8},{widths: [8, 8, null]}]", "data.download=false"]
-TINY += ["trainer.max_epochs=1", "trainer.limit_train_batches=3", "trainer.progress_bar=false"]
+TINY += ["trainer.max_epochs=2", "trainer.limit_train_batches=3", "eval_curve=true", "trainer.progress_bar=false"]
 
 
 @pytest.mark.parametrize("freeze", [False, True])
@@ -84,15 +84,37 @@ def test_a_net_of_ten_classes_is_transferred_to_seventeen(root, tmp_path, head, 
 
 def test_a_probe_needs_something_to_train(root, tmp_path):
     settings = [*TINY, f"data.root={root}"]
-    with pytest.raises(ConfigError, match="freeze=true: there is nothing to freeze without checkpoint="):
+    with pytest.raises(ConfigError, match="freeze=true: it freezes what checkpoint= brings"):
         compose(CONF, [*settings, "freeze=true"])
     run.train(compose(CONF, settings), tmp_path / "run")
     again = [*settings, f"checkpoint={tmp_path / 'run'}", "freeze=true"]
     with pytest.raises(ConfigError, match="none is left to train"):
         run.train(compose(CONF, again), tmp_path / "again")
-    with pytest.raises(pretrained.CheckpointError, match="another one than these settings make"):
+    with pytest.raises(pretrained.CheckpointError, match="another one than these settings make: its blocks is"):
         other = [*again, "data=digits", "model.blocks=[{widths: 8},{widths: [8, 9, null]}]"]
         run.train(compose(CONF, other), tmp_path / "other")
+
+
+def test_a_checkpoint_that_does_not_fit_the_images_is_refused(root, tmp_path):
+    settings = [*TINY, f"data.root={root}", f"checkpoint={tmp_path / 'ten.safetensors'}", "data.size=40"]
+    for head, preprocess, words in (
+        (
+            "fc",
+            Normalise(torch.full((3,), 100.0), torch.full((3,), 50.0)),
+            "tied to images of image_size=32, these are of",
+        ),
+        (
+            "gap",
+            Whiten(torch.zeros(3072), torch.eye(3072), (3, 32, 32)),
+            "data.size=40: the checkpoint's whitening is tied",
+        ),
+    ):
+        of_ten = compose(CONF, [*TINY, "data=digits", f"head={head}"]).build_net()
+        trained = pretrained.Pretrained(of_ten, preprocess, [str(k) for k in range(10)], {"data": "digits"})
+        pretrained.save(tmp_path / "ten.safetensors", trained)
+        kind = f"data.preprocessing={'whiten' if head == 'gap' else 'normalise'}"
+        with pytest.raises((pretrained.CheckpointError, ConfigError), match=words):
+            run.train(compose(CONF, [*settings, f"head={head}", kind]), tmp_path / head)
 
 
 REAL = Path(os.environ.get("NIN_DATA", "data"))

@@ -138,9 +138,10 @@ def test_impossible_blocks_are_refused(arguments):
 
 
 def test_without_1x1_layers_a_block_is_a_plain_convolution():
-    net = NIN([Block([96], 5, dropout=True), Block((192,), 5, dropout=True), Block([None], 3)], last_relu=False).eval()
+    net = NIN([Block([192], 5, dropout=True), Block((192,), 5, dropout=True), Block([None], 3)], last_relu=False).eval()
     assert net.blocks.block1.state_dict().keys() == {"conv1.weight", "conv1.bias"}
-    macs = 25 * 3 * 96 * 32 * 32 + 25 * 96 * 192 * 16 * 16 + 9 * 192 * 10 * 8 * 8
+    assert sum(p.numel() for p in net.parameters()) == 953_674
+    macs = 25 * 3 * 192 * 32 * 32 + 25 * 192 * 192 * 16 * 16 + 9 * 192 * 10 * 8 * 8
     assert multiply_accumulates(net, 3, 32, 32) == macs
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     x = images

@@ -3,12 +3,14 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import lightning
 import pytest
 import torch
+import yaml
 from conftest import CONF, ROOT
 from safetensors.torch import load_file
 
@@ -110,6 +112,18 @@ def test_training_starts_from_a_checkpoint(ended, tmp_path):
     weights = [load_file(f / "model.safetensors")["net.blocks.block1.conv1.weight"] for f in (folder, tmp_path)]
     torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
     assert again["epochs"] == 2
+
+
+def test_a_run_from_before_a_setting_existed_is_still_taken_up(ended, tmp_path):
+    folder, summary = ended
+    shutil.copytree(folder, tmp_path / "run")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["freeze"], config["trainer"]["gradient_clip_val"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    again = [*SHORT, "data.val=100", "eval_curve=true", "logger=tensorboard", "resume=auto"]
+    assert run.train(compose(CONF, again), tmp_path / "run") == summary
+    with pytest.raises(ConfigError, match="checkpoint is None there and cifar10-gap here"):
+        run.train(compose(CONF, [*again, "freeze=true", "checkpoint=cifar10-gap"]), tmp_path / "run")
 
 
 def test_a_folder_holds_one_run(ended):

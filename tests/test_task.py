@@ -243,3 +243,14 @@ def test_a_learning_net_is_left_alone_and_learns():
 def test_impossible_settings_are_refused_by_name(arguments, message):
     with pytest.raises(ValueError, match=message):
         Classifier(NIN(), **arguments)
+
+
+def test_batch_norms_without_parameters_follow_the_task():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    net.num_classes = 4
+    net[3].requires_grad_(False)
+    task = Classifier(net)
+    task.train()
+    assert [layer.training for layer in net] == [True, True, True, False]
+    task.eval()
+    assert not any(layer.training for layer in net)

@@ -26,6 +26,9 @@ from scipy import stats
 ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
 HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
+NAMED = ("head", "seed", "recipe", "data", "experiment", "eval_curve", "data.root", "data.download", "trainer")
+NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.progress_bar", "trainer.accelerator", "trainer.devices")
+NOTHING = {"freeze": ("false", "no", "off", "0"), "checkpoint": ("null", "")}  # as if the setting had not been given
 
 
 class RowsError(RuntimeError):
@@ -59,11 +62,17 @@ class Row:
     test_curve: str = ""
 
     @property
+    def varied(self) -> dict[str, str]:
+        """What was varied besides head and seed: the settings but those that name the condition, or say nothing."""
+        given = (override.lstrip("+").partition("=") for override in shlex.split(self.overrides))
+        return {
+            name: value for name, _, value in given if name not in NAMED and value.lower() not in NOTHING.get(name, ())
+        }
+
+    @property
     def variant(self) -> str:
-        """What was varied besides head and seed: the overrides but those that name the condition."""
-        named = ("head", "seed", "recipe", "data", "experiment", "eval_curve")
-        named += ("trainer.max_epochs", "trainer.precision", "data.root")
-        return " ".join(o for o in shlex.split(self.overrides) if o.split("=")[0] not in named)
+        """The same in words."""
+        return " ".join(f"{name}={value}" for name, value in self.varied.items())
 
     @property
     def condition(self) -> tuple[str, str, int, str]:
@@ -248,8 +257,14 @@ def table(rows: Iterable[Row]) -> str:
             alone = (variant, head) == ("", "gap") or all(v != to for v, _ in gap)  # nothing to be compared with
             difference = "" if alone else paired(differences)
             parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
-        parts.append("")
+        parts += ["", _made_with(of_condition), ""]
     return "\n".join(parts)
+
+
+def _made_with(rows: Sequence[Row]) -> str:
+    """Commits and versions of torch: where they differ, runs are compared across them."""
+    commits, versions = ({getattr(row, name)[:8] for row in rows} - {""} for name in ("commit", "torch"))
+    return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(v.split('+')[0] for v in versions))}."
 
 
 def _order(name: tuple[str, str]) -> tuple[str, int]:

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from nin.studies.ablation import HEADS
 
-# apart for every kind of colour vision: no two nearer than 31 (CIELAB), simulated protanopia and deuteranopia included
-COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#009e73", "#e69f00", "#0072b2"), strict=True))
+# The first four are apart for every kind of colour vision: no two nearer than 31 (CIELAB) under simulated protanopia
+# and deuteranopia. The article's three heads have Okabe and Ito's remaining colours.
+COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#56b4e9", "#000000", "#cc79a7"), strict=True))
 
 
 class ClaimError(RuntimeError):

@@ -68,9 +68,9 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sets = {}
     for trained in found:
-        name = trained.facts.get("data", "unknown")
-        if name not in sets:
-            sets[name] = images_of(trained, root).set
+        which = trained.facts.get("data"), trained.net.arguments["image_size"]
+        if which not in sets:
+            sets[which] = images_of(trained, root).set
     names = _names(found, checkpoints)
     styles: dict[str, list[str]] = defaultdict(list)
     for name, trained in zip(names, found, strict=True):
@@ -78,7 +78,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
             of_head.append(name)
     nets = []
     for name, trained in zip(names, found, strict=True):
-        test = sets[trained.facts["data"]]
+        test = sets[trained.facts["data"], trained.net.arguments["image_size"]]
         style = STYLES[styles[trained.net.arguments["head"]].index(name) % len(STYLES)]
         trained.to(device)
         nets.append(Net(name, style, trained, test.test_images[:images], test.test_labels[:images].to(device)))
@@ -96,7 +96,13 @@ def described(nets: Sequence[Net]) -> str:
 
 
 def _names(found: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
-    facts = [[t.facts.get("data"), t.facts.get("recipe"), f"{t.facts.get('epochs')} epochs"] for t in found]
+    facts = [
+        [
+            *(t.facts.get("data"), t.facts.get("recipe"), f"{t.facts.get('epochs')} epochs"),
+            f"from {t.facts.get('started_from') or 'scratch'}" + ", frozen" * bool(t.facts.get("frozen")),
+        ]
+        for t in found
+    ]
     differ = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
     heads = [trained.net.arguments["head"] for trained in found]
     names = [

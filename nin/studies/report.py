@@ -7,7 +7,6 @@ transfer       does a net that pools transfer worse?
 
 from __future__ import annotations
 
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,7 +147,7 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
 def overfitting(rows: Sequence[Row]) -> list[Answer]:
     """Training error and test error (%) by head and by the share of the training images (`data.share`), an answer a
     recipe. Where a share was trained for several numbers of epochs, the most count. Raises ClaimError where nothing
-    but one share was trained on."""
+    but one share was trained on. Nets that died are in no mean."""
     varied = [(share, row) for row in rows if row.status == "ok" and (share := _share(row)) is not None]
     conditions = defaultdict(list)
     for share, row in varied:
@@ -164,8 +163,7 @@ def overfitting(rows: Sequence[Row]) -> list[Answer]:
 
 def _share(row: Row) -> float | None:
     """What was trained on, of the training images; None where something else was varied too."""
-    given = [override.split("=")[1] for override in shlex.split(row.variant) if override.startswith("data.share=")]
-    return float(given[0]) if given and row.variant == f"data.share={given[0]}" else None if row.variant else 1.0
+    return float(row.varied.get("data.share", 1)) if set(row.varied) <= {"data.share"} else None
 
 
 def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, Row]]) -> Answer:
@@ -238,73 +236,78 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
     return Answer(name, title, "\n".join(lines), figure, finding if findings else "")
 
 
-WAYS = {"from scratch": (), "fine-tuned": ("checkpoint",), "probed": ("checkpoint", "freeze")}
+WAYS = {"from scratch": set(), "fine-tuned": {"checkpoint"}, "probed": {"checkpoint", "freeze"}}
 
 
 def transfer(rows: Sequence[Row]) -> list[Answer]:
     """Test error (%) on a set of nets that were trained on another one before, by head: from scratch, fine-tuned
-    (`checkpoint=NAME`) and with all but the new layers frozen (`freeze=true`: a linear probe); an answer a condition.
-    Raises ClaimError where no run started from a checkpoint."""
-    found = [(way, row) for row in rows if row.status == "ok" and (way := _way(row)) is not None]
-    conditions = sorted({row.condition for way, row in found if way != "from scratch"})
+    (`checkpoint=NAME`) and with all frozen that the checkpoint brought (`freeze=true`); an answer a condition. Raises
+    ClaimError where no run started from a checkpoint."""
+    ways = [(next((way for way, names in WAYS.items() if set(row.varied) == names), None), row) for row in rows]
+    conditions = sorted({row.condition for way, row in ways if way in ("fine-tuned", "probed")})
     if not conditions:
         raise ClaimError(
-            "transfer: no run of the study started from a checkpoint; train some with scripts/ablate.py data=flowers17 "
-            "recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
+            "transfer: no run of the study started from a checkpoint, with nothing else varied; train some with "
+            "scripts/ablate.py data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
         )
-    return [_transfer(c, [(way, row) for way, row in found if row.condition == c]) for c in conditions]
-
-
-def _way(row: Row) -> str | None:
-    """How a run was started; None where something else was varied."""
-    given = dict(override.split("=", 1) for override in shlex.split(row.variant))
-    if given.get("freeze") == "false":
-        del given["freeze"]
-    return next((way for way, names in WAYS.items() if tuple(sorted(given)) == names), None)
+    return [_transfer(c, [(way, row) for way, row in ways if way and row.condition == c]) for c in conditions]
 
 
 def _transfer(condition: tuple[str, str, int, str], found: Sequence[tuple[str, Row]]) -> Answer:
-    runs = {(way, row.head, row.seed): row.test_error for way, row in found}
-    ways = [way for way in WAYS if any(w == way for w, _, _ in runs)]
-    heads = [head for head in HEADS if any(h == head for _, h, _ in runs)]
-    columns = ("", "head", "test error of each seed (%)", "mean ± s.d.", "n", "minus `gap`", "minus from scratch")
+    groups: dict[tuple[str, str, str], dict[int, Row]] = defaultdict(dict)  # by way, head and checkpoint; of seeds
+    for way, row in found:
+        groups[way, row.head, row.varied.get("checkpoint", "")][row.seed] = row
+    ways, heads = list(WAYS), [head for head in HEADS if any(h == head for _, h, _ in groups)]
+    order = sorted(groups, key=lambda key: (ways.index(key[0]), heads.index(key[1]), key[2]))
+    columns = (
+        "",
+        "head",
+        "from",
+        "test error of each seed (%)",
+        "mean ± s.d.",
+        "n",
+        "minus `gap`",
+        "minus from scratch",
+    )
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
     findings = []
-    figure = Figure(figsize=(1.6 + 1.7 * len(ways), 3.8), layout="constrained")
+    figure = Figure(figsize=(6.6, 3.8), layout="constrained")
     axis = clean(figure.subplots(), "y")
-    for x, way in enumerate(ways):
-        for place, head in enumerate(heads):
-            errors = {seed: error for (w, h, seed), error in sorted(runs.items()) if (w, h) == (way, head)}
-            if not errors:
-                continue
-            minus = {
-                other: [error - runs[key] for seed, error in errors.items() if (key := (*other, seed)) in runs]
-                for other in ((way, "gap"), ("from scratch", head))
-                if other != (way, head)
-            }
-            each, mean = ", ".join(f"{error:.2f}" for error in errors.values()), mean_and_deviation([*errors.values()])
-            cells = [paired(minus[o]) if o in minus else "" for o in ((way, "gap"), ("from scratch", head))]
-            lines.append(table_row(way, f"`{head}`", each, mean, str(len(errors)), *cells))
-            if _clear(minus.get((way, "gap"), [])):
+    for way, head, checkpoint in order:
+        runs = groups[way, head, checkpoint]
+        errors = {seed: row.test_error for seed, row in sorted(runs.items()) if row.status == "ok"}
+        cells = []
+        for others in ([key for key in order if key[:2] == (way, "gap")], [("from scratch", head, "")]):
+            other = groups.get(others[0], {}) if len(others) == 1 and others[0] != (way, head, checkpoint) else {}
+            pairs = [(e, other[s].test_error) for s, e in errors.items() if s in other and other[s].status == "ok"]
+            differences = [one - another for one, another in pairs]
+            cells.append(paired(differences) if differences else "")
+            if len(cells) == 1 and _clear(differences):
                 findings.append(f"{way} `{head}` {cells[0]}")
-            at = x + 0.18 * (place - (len(heads) - 1) / 2)
-            axis.scatter([at] * len(errors), [*errors.values()], s=16, color=COLOURS[head], alpha=0.7, linewidths=0)
+        each = ", ".join(f"{row.test_error:.2f}" if s in errors else row.status for s, row in sorted(runs.items()))
+        mean = mean_and_deviation([*errors.values()]) if errors else "none"
+        lines.append(table_row(way, f"`{head}`", checkpoint, each, mean, str(len(errors)), *cells))
+        at = ways.index(way) + 0.18 * (heads.index(head) - (len(heads) - 1) / 2)
+        axis.scatter([at] * len(errors), [*errors.values()], s=16, color=COLOURS[head], alpha=0.7, linewidths=0)
+        if errors:
             axis.hlines(np.mean([*errors.values()]), at - 0.07, at + 0.07, color=COLOURS[head], linewidth=2)
     for head in heads:
         axis.scatter([], [], s=16, color=COLOURS[head], label=head)
     axis.set(ylabel="test error (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
-    data, recipe, epochs, precision = condition
+    lines += ["", "Intervals (95 %) are over the seeds of new layers and order: the nets they start from are the same."]
     said = "Test error minus that of `gap` in points (95 % interval), where its sign is clear: "
     finding = f"{said}{'; '.join(findings)}." if findings else ""
-    title = f"Transfer to {data}: recipe {recipe}, {epochs} epochs, {precision}"
-    return Answer(f"transfer-{data}-{recipe}-{epochs}-{precision}", title, "\n".join(lines), figure, finding)
+    data, recipe, epochs, precision = condition
+    title = f"Transfer to {data}: recipe {recipe}, {epochs} epochs, {precision}".rstrip(", ")
+    name = f"transfer-{data}-{recipe}-{epochs}-{precision}".strip("-")
+    return Answer(name, title, "\n".join(lines), figure, finding)
 
 
 def _clear(differences: Sequence[float]) -> bool:
-    """Whether three seeds or more leave no doubt about the sign."""
-    if len(differences) < 3:
+    """Whether three seeds or more, not all of one difference, leave no doubt about the sign."""
+    if len(differences) < 3 or max(differences) - min(differences) < 1e-6:
         return False
     low, high = interval(differences)
     return low > 0 or high < 0

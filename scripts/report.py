@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
     """The tables in Markdown, which show the figures, and what draws these into `folder`."""
     parts, figures = [], []
-    for condition in sorted({row.condition for row in rows}):
+    for condition in ablation.conditions(rows):
         chosen = [row for row in rows if row.condition == condition]
         heads = [row for row in chosen if not row.variant]
         data, recipe, epochs, precision = condition

@@ -227,6 +227,11 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
     return statistics.mean(differences) - half, statistics.mean(differences) + half
 
 
+def conditions(rows: Iterable[Row]) -> list[tuple[str, str, int, str]]:
+    """The conditions of these rows: a set's longest runs first."""
+    return sorted({row.condition for row in rows}, key=lambda condition: (condition[0], -condition[2], condition))
+
+
 def table(rows: Iterable[Row]) -> str:
     """A Markdown table a condition: test errors of each head and variant, and the paired difference to GAP.
 
@@ -234,7 +239,7 @@ def table(rows: Iterable[Row]) -> str:
     """
     rows = list(rows)
     parts = []
-    for condition in sorted({row.condition for row in rows}):
+    for condition in conditions(rows):
         data, recipe, epochs, precision = condition
         of_condition = [row for row in rows if row.condition == condition]
         gap = {(r.variant, r.seed): r.test_error for r in of_condition if r.head == "gap" and r.status == "ok"}

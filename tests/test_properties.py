@@ -50,7 +50,7 @@ def schema(node=Config, prefix=""):
 FIELDS = sorted(schema())
 
 width = st.integers(1, 12)
-widths = width | st.lists(width, min_size=3, max_size=3)
+widths = width | st.lists(width, min_size=3, max_size=3) | st.lists(width, min_size=1, max_size=1)
 block = st.fixed_dictionaries(
     {"widths": widths},
     optional={
@@ -305,12 +305,12 @@ def test_block_and_mlpconv(arguments):
     with torch.device("meta"):
         convolution = build(MLPConv, layer)
         if made is not None:  # None as the last width is the net's to replace
-            assert (convolution is None) == (made.widths[2] is None)
+            assert (convolution is None) == (made.widths[-1] is None)
         if made is not None and convolution is not None:
             side = max(made.kernel_size, 8)
             padding = made.kernel_size // 2 if made.padding is None else made.padding
             out = (side + 2 * padding - made.kernel_size) // made.stride + 1
-            assert convolution(torch.zeros(2, 3, side, side)).shape == (2, made.widths[2], out, out)
+            assert convolution(torch.zeros(2, 3, side, side)).shape == (2, made.widths[-1], out, out)
 
 
 @settings(max_examples=80)
@@ -340,7 +340,7 @@ def test_heads(arguments, height, width):
     with torch.device("meta"):
         head = build(FC, arguments)
         if head is not None:
-            given_ = torch.zeros(2, arguments["num_maps"], *arguments["map_size"])
+            given_ = torch.zeros(2, arguments["num_maps"], *head.map_size)
             assert head(given_).shape == (2, arguments["num_classes"])
 
 

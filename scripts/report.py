@@ -32,11 +32,11 @@ def main(arguments: list[str]) -> int:
     try:
         rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
         text, figures = of_rows(rows, file.parent / "figures")
-        print(text)
         for draw in figures:
             draw()
         if file == PUBLISHED:
             into_readme(rows=text, nets=of_nets())
+        print(text)  # last: who reads it may stop reading
     except (ablation.RowsError, pretrained.CheckpointError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

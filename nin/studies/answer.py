@@ -35,6 +35,7 @@ def table_row(*cells: str) -> str:
 
 
 def table_rule(columns: int) -> str:
+    """The line under a table's head: of so many columns and the one that names the rows."""
     return "|---" * (columns + 1) + "|"
 
 

@@ -47,12 +47,12 @@ def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
     for head in HEADS:
-        label = head
+        name = head
         for row in rows:
             curve = [float(error) for error in row.test_curve.split()]
             if row.head == head and curve:
-                axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label=label)
-                label = None
+                axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label=name)
+                name = None
     axis.set(xlabel="epoch", ylabel="test error (%)", title=title, yscale="log")
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
@@ -67,10 +67,7 @@ def _finish(figure: Figure, file: Path) -> None:
 
 def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> str:
     """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds."""
-    lines = [
-        "| head | " + " | ".join(f"epochs to {a:g} %" for a in accuracies) + " |",
-        "|---" * (len(accuracies) + 1) + "|",
-    ]
+    lines = [table_row("head", *(f"epochs to {a:g} %" for a in accuracies)), table_rule(len(accuracies))]
     for head in HEADS:
         chosen = [row for row in rows if row.head == head and row.test_curve]
         if not chosen:
@@ -82,7 +79,7 @@ def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) 
             missed = len(reached) - len(found)
             mean = mean_and_deviation(found) if len(found) > 1 else "".join(map(str, found))
             cells.append(mean + f" ({missed} never)" * bool(missed))
-        lines.append(f"| `{head}` | " + " | ".join(cell.strip() for cell in cells) + " |")
+        lines.append(table_row(f"`{head}`", *(cell.strip() for cell in cells)))
     return "\n".join(lines)
 
 

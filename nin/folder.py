@@ -99,11 +99,12 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 def for_people(summary: dict[str, Any], folder: Path) -> str:
     """The summary in a few lines."""
     s = summary
+    held_out = f"\n  held-out error {s['val_error']:6.2f} %" if "val_error" in s else ""
     return f"""
 {s["head"]} on {s["data"]}, recipe {s["recipe"]}, seed {s["seed"]}: {s["parameters"]:,} parameters
 {s["epochs"]} epochs in {in_words(s["seconds"])}, {s["images_per_second"]:.0f} images/s, {s["precision"]}, {s["device"]}
 
-  training error {s["train_error"]:6.2f} %
+  training error {s["train_error"]:6.2f} %{held_out}
   test error     {s["test_error"]:6.2f} %
 
 in {folder}: curves.png, model.safetensors, summary.json, metrics.csv

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         for answer in answers(settings, page):
             file = out / f"{answer.name}.png"
             answer.figure.savefig(file, dpi=150, metadata={"Software": None})
-            said = [f"## {answer.title}", answer.table, *[answer.finding] * bool(answer.finding)]
+            said = [f"## {answer.title}", f"> {answer.claim}", answer.finding, answer.table]
             print("\n\n".join([*said, str(file)]) + "\n", flush=True)
             page += [*said, f"![{answer.title}]({file.name})"]
             (out / "claims.md").write_text("\n\n".join(page) + "\n")

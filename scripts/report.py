@@ -46,17 +46,16 @@ def main(arguments: list[str]) -> int:
 def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
     """The tables in Markdown, which show the figures, and what draws these into `folder`."""
     parts, figures = [], []
+    rows = report.without_claims(rows)
     for condition in ablation.conditions(rows):
         chosen = [row for row in rows if row.condition == condition]
         heads = [row for row in chosen if not row.variant]
-        data, recipe, epochs, precision = condition
         parts.append(ablation.table(chosen))
         if len({row.head for row in heads}) > 1:
-            title = f"{data}, recipe {recipe}, {epochs} epochs, {precision}"
             for kind, plot in (("heads", report.plot_heads), ("curves", report.plot_curves)):
-                figure = folder / f"{data}-{recipe}-{epochs}-{precision}-{kind}.png"
-                figures.append(partial(plot, heads, figure, title))
-                parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
+                figure = folder / f"{condition.stem}-{kind}.png"
+                figures.append(partial(plot, heads, figure, condition.title))
+                parts.append(f"![{kind}: {condition.title}]({os.path.relpath(figure, ROOT)})")
             parts.append(f"\n{report.epochs_table(heads)}\n")
     return "\n".join(parts), figures
 

@@ -63,7 +63,7 @@ def test_the_table():
     rows += [row("fc", s, e) for s, e in ((1, 11.4), (0, 11.2), (2, 11.5), (7, 30.0))]
     rows += [row("fc_dropout", 0, status="dead"), row("gap", 0, 12.0, overrides="model.dropout=0.5")]
     lines = ablation.table(rows).splitlines()
-    assert lines[0] == "**cifar10, recipe `quick`, 8 epochs, **"
+    assert lines[0] == "**cifar10, recipe quick, 8 epochs**"
     assert "| `gap` | 10.00, 10.40, 10.20 | 10.20 ± 0.20 | 3 | 5.10 ± 0.10 |  |" in lines
     (fc,) = (line for line in lines if line.startswith("| `fc` |"))
     assert "11.20, 11.40, 11.50, 30.00" in fc  # by seed

@@ -2,6 +2,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +51,9 @@ def test_pooling_takes_any_size_and_a_fully_connected_head_says_why_not():
     assert all(0 <= float(cell) <= 100 for cell in cells(answer.table, "`gap`"))
     assert [cells(answer.table, "`fc`")[i] for i in (0, 2)] == ["refused", "refused"]
     assert "`fc` at 24 pixels: a fully connected head is tied to one image size" in answer.table
-    assert "`gap` takes 3 of 3 sizes" in answer.finding and "`fc` takes 32 pixels alone" in answer.finding
+    assert answer.finding.startswith("Supported: `gap` takes 3 of 3 sizes")
+    assert "`fc` takes 32 pixels alone" in answer.finding
+    assert claims.size(nets[1:], (24, 32)).finding.startswith("Not answered")
 
 
 def test_each_image_moves_its_own_way():
@@ -75,6 +78,18 @@ def test_shifts_are_counted_against_the_unshifted_image():
     assert float(cells(error, row)[1]) == pytest.approx(100 * (moved != net.labels).double().mean().item(), abs=0.01)
     assert float(cells(same, row)[1]) == pytest.approx(100 * (moved == still).double().mean().item(), abs=0.01)
     assert cells(same, row)[0] == "100.00"
+    assert answer.finding.startswith("Not answered, for want of")
+
+
+def test_whether_shifts_matter_less_to_gap_is_read_off_the_nets(monkeypatch):
+    nets = [asked(tiny("gap"), "gap"), asked(tiny("fc"), "fc")]
+    steady, swayed = lambda x: x.new_ones(len(x), 2), lambda x: torch.stack([x[:, 0, 16, 16], -x[:, 0, 16, 16]], 1)
+    for (of_gap, of_fc), said in zip(
+        ((steady, swayed), (swayed, steady), (swayed, swayed)), ("Supported", "Refuted", "Undecided"), strict=True
+    ):
+        monkeypatch.setattr(nets[0].trained.net, "forward", of_gap)
+        monkeypatch.setattr(nets[1].trained.net, "forward", of_fc)
+        assert claims.shifts(nets, (0, 4)).finding.startswith(f"{said}, as far as 1 and 1 nets can tell: shifted by 4")
 
 
 def test_under_gap_the_highest_mean_is_the_prediction_and_elsewhere_not():
@@ -87,6 +102,11 @@ def test_under_gap_the_highest_mean_is_the_prediction_and_elsewhere_not():
         highest = trained.forward_maps(images).mean((2, 3)).argmax(1)
     assert float(cells(answer.table, "`fc`")[1]) == pytest.approx(100 * (highest == labels).double().mean().item())
     assert "by definition" in answer.table
+    fc_accuracy, _, fc_named = map(float, cells(answer.table, "`fc`"))
+    known = fc_named / fc_accuracy
+    verdict = "Supported" if known > 0.9 else "Refuted" if known < 0.5 else "In part"
+    assert answer.finding.startswith(f"{verdict} for fully connected heads")
+    assert claims.channels(nets[:1]).finding.startswith("Not answered")
 
 
 def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
@@ -134,6 +154,12 @@ def test_convergence_is_paired_by_seed():
     assert cells(upper, "`gap`")[0] == "2.00 ± 0.00"
     assert cells(upper, "`fc`")[0] == "3.33 ± 0.58 (1 never)"
     assert cells(lower, "`fc`") == ["+1, +1, +2 (mean +1.33)", "+1", "none"]
+    assert answer.finding.startswith("Refuted, as far as 3 seeds of `gap` can tell: of 9 comparisons")
+    assert "sooner than `gap` in 0, later in 8, in the same epoch in 1" in answer.finding  # seed 1 never has 90 %
+    (answer,) = report.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 0, curve="19 14 9 8")])
+    assert answer.finding.startswith("Supported, as far as 1 seed of `gap` can tell")
+    (answer,) = report.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 0, curve="30 19 14 9")])
+    assert answer.finding.startswith("Undecided")
     with pytest.raises(ClaimError, match="no row"):
         report.convergence([row("gap", 0)])
 
@@ -155,11 +181,12 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
     ]
     assert lines[0][4:7] == ["1.00 ± 0.00", "41.00 ± 1.00", "40.00 ± 1.00"]
     assert lines[1][7].startswith("+5.03 (")
-    assert answer.finding.startswith("With 5 % of the images, test error minus that of `gap`")
+    assert answer.finding.startswith("Supported, as far as 3 seeds of `gap` can tell: of 6 comparisons")
+    assert "than `gap`'s in 3, less far in 0. With 5 % of the images, test error minus" in answer.finding
     assert "`fc` +5.03 (" in answer.finding
     doubtful = [row("fc", s, 45 + 10 * s, share=0.05, epochs=160) for s in range(3)]
     (answer,) = report.overfitting([r for r in rows if r.head == "gap"] + doubtful)
-    assert answer.finding == ""
+    assert "With 5 %" not in answer.finding
     with pytest.raises(ClaimError, match=r"data\.share="):
         report.overfitting([row("gap", 0), row("fc", 0)])
 
@@ -191,7 +218,16 @@ def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
     assert lines[1][3:6] == ["dead, 36.10, 37.00", "36.55 ± 0.64", "2"]
     assert lines[2][3:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (-10.00 to -10.00)"]
     assert lines[6][6].startswith("+5.03 (") and lines[6][7].startswith("+20.00 (")
-    assert "probed `fc` +5.03 (" in answer.finding
+    assert answer.finding.startswith("Refuted: of a fully connected head's test error minus that of `gap`")
+    assert "probed `fc` +5.03 (" in answer.finding and "scratch" not in answer.finding
+    (answer,) = report.transfer(rows[:6] + [r for r in rows[6:] if r.head == "gap"])
+    assert answer.finding.startswith("Undecided")
+    worse = [
+        replace(r, test_error=10.0 + 0.9 * r.seed) if r.head == "fc" and "freeze=True" in r.overrides else r
+        for r in rows
+    ]
+    (answer,) = report.transfer(worse)
+    assert answer.finding.startswith("In part")
     with pytest.raises(ClaimError, match="checkpoint="):
         report.transfer([row("gap", 0), row("fc", 0)])
 

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -50,7 +51,7 @@ def test_the_folder_of_a_run(ended):
         rows = list(csv.DictReader(file))
     for name in ("train/error", "train/loss", "val/error", "test_curve/error", "lr"):
         assert sum(bool(row[name]) for row in rows) == 2, name
-    assert for_people(summary, folder).count("%") == 2
+    assert for_people(summary, folder).count("%") == 3
 
 
 def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):
@@ -60,7 +61,9 @@ def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):
     with torch.no_grad():
         wrong = (net(digits.test_images).argmax(1) != digits.test_labels).double().mean().item()
         wrong_train = (net(digits.train_images[:-100]).argmax(1) != digits.train_labels[:-100]).double().mean().item()
+        wrong_val = (net(digits.train_images[-100:]).argmax(1) != digits.train_labels[-100:]).double().mean().item()
     assert summary["test_error"] == pytest.approx(100 * wrong, abs=1e-3)
+    assert summary["val_error"] == pytest.approx(100 * wrong_val, abs=1e-3)
     assert summary["train_error"] == pytest.approx(100 * wrong_train, abs=0.5)  # measured in the run's precision
 
 
@@ -103,6 +106,23 @@ def test_the_test_curve_changes_nothing(tmp_path):
         run.train(compose(CONF, [*SHORT, "model.dropout=0.5", f"eval_curve={curve}"]), tmp_path / curve)
         weights.append(load_file(tmp_path / curve / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library than glibc gives the memory")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept(kept):
+    code = f"""
+import resource, torch
+from nin.run import keep_freed_memory
+if {kept}:
+    keep_freed_memory()
+torch.ones(30_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(30_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(said.stdout) < 100) == kept  # pages of a tensor of 120 MB that had to be mapped
 
 
 def test_training_starts_from_a_checkpoint(ended, tmp_path):

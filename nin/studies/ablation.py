@@ -20,13 +20,25 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from scipy import stats
 
 ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
 HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
-NAMED = ("head", "seed", "recipe", "data", "experiment", "eval_curve", "data.root", "data.download", "trainer")
+NAMED = (
+    "head",
+    "seed",
+    "recipe",
+    "data",
+    "experiment",
+    "eval_curve",
+    "data.root",
+    "data.download",
+    "data.val",
+    "trainer",
+)
 NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.progress_bar", "trainer.accelerator", "trainer.devices")
 NOTHING = {"freeze": ("false", "no", "off", "0"), "checkpoint": ("null", "")}  # as if the setting had not been given
 
@@ -39,9 +51,32 @@ class StoppedError(RuntimeError):
     """A study that could not go on."""
 
 
+class Condition(NamedTuple):
+    """What runs have in common that can be compared."""
+
+    data: str
+    recipe: str
+    epochs: int
+    precision: str
+    held_out: int  # training images
+
+    @property
+    def title(self) -> str:
+        parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs", self.precision]
+        parts.append(f"{self.held_out:,} training images held out" * bool(self.held_out))
+        return ", ".join(filter(None, parts))
+
+    @property
+    def stem(self) -> str:
+        """The same for the name of a file."""
+        parts = [self.data, self.recipe, str(self.epochs), self.precision, f"val{self.held_out}" * bool(self.held_out)]
+        return "-".join(filter(None, parts))
+
+
 @dataclass(frozen=True)
 class Row:
-    """One run. Errors in %, `test_curve` the test error after each epoch, separated by spaces."""
+    """One run. Errors in %, `val_error` on training images that were held out, `test_curve` the test error after each
+    epoch, separated by spaces."""
 
     overrides: str
     data: str
@@ -52,6 +87,7 @@ class Row:
     status: str  # ok, dead (the net died, which is a result) or stopped (the run was)
     test_error: float | None = None
     train_error: float | None = None
+    val_error: float | None = None
     seconds: float | None = None
     images_per_second: float | None = None
     precision: str = ""
@@ -62,11 +98,24 @@ class Row:
     test_curve: str = ""
 
     @property
+    def error(self) -> float | None:
+        """What the run is compared by: the error on the images that were held out, where some were, so that the test
+        set chooses nothing."""
+        return self.test_error if self.val_error is None else self.val_error
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The overrides by name."""
+        pairs = (override.lstrip("+").partition("=") for override in shlex.split(self.overrides))
+        return {name: value for name, _, value in pairs}
+
+    @property
     def varied(self) -> dict[str, str]:
         """What was varied besides head and seed: the settings but those that name the condition, or say nothing."""
-        given = (override.lstrip("+").partition("=") for override in shlex.split(self.overrides))
         return {
-            name: value for name, _, value in given if name not in NAMED and value.lower() not in NOTHING.get(name, ())
+            name: value
+            for name, value in self.given.items()
+            if name not in NAMED and value.lower() not in NOTHING.get(name, ())
         }
 
     @property
@@ -75,9 +124,8 @@ class Row:
         return " ".join(f"{name}={value}" for name, value in self.varied.items())
 
     @property
-    def condition(self) -> tuple[str, str, int, str]:
-        """Runs of one condition can be compared: set, recipe, epochs, precision."""
-        return self.data, self.recipe, self.epochs, self.precision
+    def condition(self) -> Condition:
+        return Condition(self.data, self.recipe, self.epochs, self.precision, int(self.given.get("data.val", 0)))
 
 
 def read(file: Path) -> list[Row]:
@@ -99,7 +147,7 @@ def _typed(row: dict[str, str]) -> Row:
         return float(row[name]) if row[name] else None
 
     values: dict = {f.name: row[f.name] for f in fields(Row)}
-    for name in ("test_error", "train_error", "seconds", "images_per_second"):
+    for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
         values[name] = number(name)
     values |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
     return Row(**values)
@@ -137,8 +185,8 @@ def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
         "clean": not summary["commit"].endswith("+changes"),
     }
     if "test_error" in summary:
-        for name in ("test_error", "train_error", "seconds", "images_per_second"):
-            described[name] = summary[name]
+        for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
+            described[name] = summary.get(name)
     metrics = folder / "metrics.csv"
     if metrics.exists():
         with open(metrics, newline="") as opened:
@@ -172,7 +220,8 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
             if (folder / "summary.json").exists():
                 row = row_of(folder, overrides, process.returncode)
                 append(file, row)
-                error = f"test error {row.test_error:.2f} %" if row.status == "ok" else row.status
+                which = "test" if row.val_error is None else "held-out"
+                error = f"{which} error {row.error:.2f} %" if row.status == "ok" else row.status
                 print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
             if process.returncode not in (0, 3) or row_of(folder, overrides, process.returncode).status == "stopped":
                 raise StoppedError(f"the run {overrides} ended with exit code {process.returncode}")
@@ -227,38 +276,39 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
     return statistics.mean(differences) - half, statistics.mean(differences) + half
 
 
-def conditions(rows: Iterable[Row]) -> list[tuple[str, str, int, str]]:
+def conditions(rows: Iterable[Row]) -> list[Condition]:
     """The conditions of these rows: a set's longest runs first."""
-    return sorted({row.condition for row in rows}, key=lambda condition: (condition[0], -condition[2], condition))
+    return sorted({row.condition for row in rows}, key=lambda condition: (condition.data, -condition.epochs, condition))
 
 
 def table(rows: Iterable[Row]) -> str:
-    """A Markdown table a condition: test errors of each head and variant, and the paired difference to GAP.
+    """A Markdown table a condition: the errors of each head and variant, and the paired difference to GAP. Where
+    training images were held out the errors are those on them.
 
     A head is compared with GAP under the same variant, a variant of GAP with plain GAP, seed by seed.
     """
     rows = list(rows)
     parts = []
     for condition in conditions(rows):
-        data, recipe, epochs, precision = condition
         of_condition = [row for row in rows if row.condition == condition]
-        gap = {(r.variant, r.seed): r.test_error for r in of_condition if r.head == "gap" and r.status == "ok"}
+        gap = {(r.variant, r.seed): r.error for r in of_condition if r.head == "gap" and r.status == "ok"}
         names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
+        which = "held-out" if condition.held_out else "test"
         parts += [
-            f"**{data}, recipe `{recipe}`, {epochs} epochs, {precision}**",
+            f"**{condition.title}**",
             "",
-            "| head | test error of each seed (%) | mean ± s.d. | n | train error (%) | minus `gap` (95 %) |",
+            f"| head | {which} error of each seed (%) | mean ± s.d. | n | train error (%) | minus `gap` (95 %) |",
             "|---|---|---|---|---|---|",
         ]
         for variant, head in names:
             chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
             ok = [r for r in chosen if r.status == "ok"]
-            each = ", ".join(f"{r.test_error:.2f}" if r.status == "ok" else r.status for r in chosen)
+            each = ", ".join(f"{r.error:.2f}" if r.status == "ok" else r.status for r in chosen)
             name = f"`{head}`" + f" `{variant}`" * bool(variant)
-            mean = mean_and_deviation([r.test_error for r in ok]) if ok else "none"
+            mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
             train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
             to = "" if head == "gap" else variant
-            differences = [r.test_error - gap[to, r.seed] for r in ok if (to, r.seed) in gap]
+            differences = [r.error - gap[to, r.seed] for r in ok if (to, r.seed) in gap]
             alone = (variant, head) == ("", "gap") or all(v != to for v, _ in gap)  # nothing to be compared with
             difference = "" if alone else paired(differences)
             parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")

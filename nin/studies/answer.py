@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 
 from nin.studies.ablation import HEADS
 
+POOLING = ("gap", "gmp", "gap_article", "gmp_article")
+FULLY_CONNECTED = ("fc", "fc_dropout", "fc_article")
+
 # The first four are apart for every kind of colour vision: no two nearer than 31 (CIELAB) under simulated protanopia
 # and deuteranopia. The article's three heads have Okabe and Ito's remaining colours.
 COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#56b4e9", "#000000", "#cc79a7"), strict=True))
@@ -21,13 +24,15 @@ class ClaimError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one question: `name` for a file, `title` for people, a Markdown `table`, a `figure`, a sentence or none."""
+    """Of one question: `name` for a file, `title` for people, the `claim` as it is heard, a Markdown `table`, a
+    `figure`, and what these say of the claim: Supported, Refuted, In part, Undecided or Not answered, and why."""
 
     name: str
     title: str
+    claim: str
     table: str
     figure: Figure
-    finding: str = ""
+    finding: str
 
 
 def table_row(*cells: str) -> str:

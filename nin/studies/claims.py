@@ -26,7 +26,7 @@ from nin.data.module import EVALUATION_BATCH
 from nin.pretrained import Pretrained
 from nin.run import images_of
 from nin.studies.ablation import HEADS, mean_and_deviation
-from nin.studies.answer import COLOURS, Answer, clean, label, table_row, table_rule
+from nin.studies.answer import COLOURS, FULLY_CONNECTED, POOLING, Answer, clean, label, table_row, table_rule
 
 SIZES = tuple(range(24, 65, 4))  # pixels
 SHIFTS = tuple(range(9))  # pixels
@@ -45,8 +45,12 @@ class Net:
     labels: Tensor
 
     @property
+    def head(self) -> str:
+        return self.trained.net.arguments["head"]
+
+    @property
     def colour(self) -> str:
-        return COLOURS[self.trained.net.arguments["head"]]
+        return COLOURS[self.head]
 
 
 def gather(checkpoints: Sequence[str], root: str | None = None, images: int | None = None) -> list[Net]:
@@ -82,7 +86,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
         style = STYLES[styles[trained.net.arguments["head"]].index(name) % len(STYLES)]
         trained.to(device)
         nets.append(Net(name, style, trained, test.test_images[:images], test.test_labels[:images].to(device)))
-    return sorted(nets, key=lambda net: (HEADS.index(net.trained.net.arguments["head"]), net.name))
+    return sorted(nets, key=lambda net: (HEADS.index(net.head), net.name))
 
 
 def described(nets: Sequence[Net]) -> str:
@@ -198,8 +202,14 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
         axis.annotate(
             note, (own, 1), at, ("data", "axes fraction"), "offset points", fontsize=9, va="top", color=colour
         )
+    pooling = [len(found) == len(sizes) for net, found in zip(nets, errors, strict=True) if net.head in POOLING]
+    said = "Not answered" if not pooling else "Supported" if all(pooling) else "In part" if any(pooling) else "Refuted"
+    finding = f"{said}: {'; '.join(findings) or 'no net takes any of the sizes'}."
+    if any(pooling):
+        finding += " What a net takes it does not therefore know: it was trained on objects of one size."
+    claim = "A net that pools takes images of any size, one with a fully connected head only the size it was built for."
     title = f"Test error by image size ({_counted(nets)})"
-    return Answer("size", title, "\n".join(lines), figure, "; ".join(findings) + "." * bool(findings))
+    return Answer("size", title, claim, "\n".join(lines), figure, finding)
 
 
 # shifts ---------------------------------------------------------------------------------------------------------------
@@ -266,14 +276,21 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
             if fill == tuple(PAD_MODES)[-1]:
                 axes[row, 0].set(ylabel=what, ylim=(0, None) if row == 0 else (None, 100.5))
                 label(axis, ends)
-    at = 4 if 4 in pixels else pixels[-1]
-    said = [
-        f"`{name}` {mean_and_deviation([kept[i, 'reflect'][pixels.index(at)] for i in chosen])} %"
-        for name, chosen in places.items()
-    ]
-    finding = f"Shifted by {at} pixels with reflected borders, this many predictions stay: {', '.join(said)}."
+    at = pixels.index(4) if 4 in pixels else -1
+    averaging = [kept[i, "reflect"][at] for i, net in enumerate(nets) if net.head == "gap"]
+    connected = [kept[i, "reflect"][at] for i, net in enumerate(nets) if net.head in FULLY_CONNECTED]
+    if averaging and connected:
+        above, below = min(averaging) > max(connected), max(averaging) < min(connected)
+        said = "Supported" if above else "Refuted" if below else "Undecided"
+        said += f", as far as {len(averaging)} and {len(connected)} nets can tell"
+    else:
+        said = "Not answered, for want of a net with `gap` and one with a fully connected head"
+    stay = {name: mean_and_deviation([kept[i, "reflect"][at] for i in chosen]) for name, chosen in places.items()}
+    shares = ", ".join(f"`{name}` {share} %" for name, share in stay.items())
+    finding = f"{said}: shifted by {pixels[at]} pixels with reflected borders this many predictions stay: {shares}."
+    claim = "Where an object is matters less to a net that averages over all places than to a fully connected head."
     title = f"Shifted images, a quarter of them each way ({_counted(nets)})"
-    return Answer("shift", title, "\n".join(lines).strip(), figure, finding)
+    return Answer("shift", title, claim, "\n".join(lines).strip(), figure, finding)
 
 
 # a channel means a class ----------------------------------------------------------------------------------------------
@@ -309,7 +326,7 @@ def channels(nets: Sequence[Net]) -> Answer:
     for name, chosen in places.items():
         cells = (mean_and_deviation([values[i] for i in chosen]) for values in (accuracies, own, named))
         lines.append(table_row(f"`{name}`", *cells))
-    if any(net.trained.net.arguments["head"] == "gap" for net in nets):
+    if any(net.head == "gap" for net in nets):
         lines += ["", "For `gap` the first two are one by definition: the mean of a class's map is its score."]
 
     figure = Figure(figsize=(1.5 + 3.2 * len(places), 4.5), layout="constrained")
@@ -322,7 +339,7 @@ def channels(nets: Sequence[Net]) -> Answer:
             if share >= 1:
                 colour = "white" if share > 55 else "#333333"
                 axis.text(m, k, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
-        pooled = net.trained.net.arguments["head"] in ("gap", "gmp")
+        pooled = net.head in ("gap", "gmp")
         columns = net.trained.classes if pooled else [f"no. {m + 1}" for m in range(shares.shape[1])]
         axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=8)
         same = axis is not axes[0] and net.trained.classes == nets[0].trained.classes
@@ -335,8 +352,17 @@ def channels(nets: Sequence[Net]) -> Answer:
     axes[0].set_ylabel("true class", fontsize=9)
     figure.colorbar(drawn, ax=axes[-1], shrink=0.75, label="images of the class (%)")
     said = [f"`{name}` {mean_and_deviation([own[i] for i in chosen])} %" for name, chosen in places.items()]
-    finding = f"The true class's own map has the highest mean for {', '.join(said)} of the images."
-    return Answer("channels", f"Does a channel mean a class? ({_counted(nets)})", "\n".join(lines), figure, finding)
+    others = [i for i, net in enumerate(nets) if net.head in FULLY_CONNECTED]
+    if others:
+        known = [named[i] / max(accuracies[i], 1e-9) for i in others]  # of what the head recognises
+        verdict = "Supported" if min(known) > 0.9 else "Refuted" if max(known) < 0.5 else "In part"
+        finding = f"{verdict} for fully connected heads, however the maps are named; under `gap` true by definition. "
+    else:
+        finding = "Not answered, for want of a net with a fully connected head; under `gap` true by definition. "
+    finding += f"The true class's own map has the highest mean for {', '.join(said)} of the images."
+    title = f"Does a channel mean a class? ({_counted(nets)})"
+    claim = "Each of the last maps means a class, whatever head reads them."
+    return Answer("channels", title, claim, "\n".join(lines), figure, finding)
 
 
 def _progress(what: str, nets: Sequence[Net], passes: int) -> tqdm:

@@ -7,19 +7,26 @@ transfer       does a net that pools transfer worse?
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from nin.studies.ablation import HEADS, Row, epochs_to, interval, mean_and_deviation, paired
-from nin.studies.answer import COLOURS, Answer, ClaimError, clean, label, table_row, table_rule
+from nin.studies.ablation import HEADS, Condition, Row, epochs_to, interval, mean_and_deviation, paired
+from nin.studies.answer import COLOURS, FULLY_CONNECTED, Answer, ClaimError, clean, label, table_row, table_rule
 
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
 ACCURACIES = (80, 85, 90)  # %
+
+
+def without_claims(rows: Sequence[Row]) -> list[Row]:
+    """What `transfer` and `overfitting` leave for a table of heads and variants."""
+    transferred = {row.condition for row in rows if "checkpoint" in row.varied}
+    return [row for row in rows if row.condition not in transferred and "data.share" not in row.varied]
 
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -28,7 +35,7 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
     axis = figure.subplots()
     shown = [head for head in HEADS if any(row.head == head for row in rows)]
     for x, head in enumerate(shown):
-        errors = [row.test_error for row in rows if row.head == head and row.status == "ok"]
+        errors = [row.error for row in rows if row.head == head and row.status == "ok"]
         axis.scatter([x] * len(errors), errors, color=COLOURS[head], alpha=0.8, zorder=3)
         if errors:
             axis.hlines(sum(errors) / len(errors), x - 0.2, x + 0.2, color=COLOURS[head], linewidth=2)
@@ -37,7 +44,8 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
     if rows[0].data == "cifar10":
         axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5: no augmentation")
     axis.scatter([], [], color="#555555", label="one seed")
-    axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4), ylabel="test error (%)", title=title)
+    axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4), title=title)
+    axis.set_ylabel("held-out error (%)" if rows[0].condition.held_out else "test error (%)")
     axis.set_xticklabels(shown)
     _finish(figure, file)
 
@@ -135,10 +143,36 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epochs to this test accuracy (a dot a seed, a bar the mean)", xlim=(0, never * 1.02))
     axis.invert_yaxis()
-    data, recipe, epochs, precision = rows[0].condition
-    title = f"Epochs to an accuracy: {data}, recipe {recipe}, {epochs} epochs, {precision}"
-    name = f"convergence-{data}-{recipe}-{epochs}-{precision}".strip("-")
-    return Answer(name, title, "\n".join(lines), figure)
+    condition = rows[0].condition
+    return Answer(
+        f"convergence-{condition.stem}",
+        f"Epochs to an accuracy: {condition.title}",
+        "A net that pools converges more slowly than one with a fully connected head.",
+        "\n".join(lines),
+        figure,
+        _sooner_or_later(reached),
+    )
+
+
+def _sooner_or_later(reached: dict[tuple[str, int, float], int | None]) -> str:
+    """Whether fully connected heads reach an accuracy before GAP of the same seed does."""
+    differences = []
+    for (head, seed, accuracy), epoch in reached.items():
+        if head in FULLY_CONNECTED and ("gap", seed, accuracy) in reached:
+            mine, gaps = (math.inf if e is None else e for e in (epoch, reached["gap", seed, accuracy]))
+            differences.append(0 if mine == gaps else mine - gaps)
+    sooner, later = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+    return (
+        f"{_tally(sooner, later, {seed for head, seed, _ in reached if head == 'gap'})}: of {len(differences)} "
+        f"comparisons (head, accuracy, seed) the fully connected head is sooner than `gap` in {sooner}, later in "
+        f"{later}, in the same epoch in {len(differences) - sooner - later}."
+    )
+
+
+def _tally(speak_for: int, against: int, seeds: Collection[int]) -> str:
+    """What counted comparisons say of a claim. With fewer than three to one they decide nothing."""
+    said = "Supported" if speak_for > 3 * against else "Refuted" if against > 3 * speak_for else "Undecided"
+    return f"{said}, as far as {len(seeds)} seed{'s' * (len(seeds) > 1)} of `gap` can tell"
 
 
 def overfitting(rows: Sequence[Row]) -> list[Answer]:
@@ -174,6 +208,7 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
         table_rule(7),
     ]
     findings = []
+    further: list[float] = []  # above its training error stands a fully connected head's test error than gap's
     means: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     minus: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
     for share in sorted(epochs):
@@ -185,6 +220,9 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
             gaps = [b - a for a, b in zip(train, test, strict=True)]
             gap = [(r.test_error, runs.get(("gap", share, r.seed))) for r in chosen]
             differences = [error - other.test_error for error, other in gap if other and head != "gap"]
+            if head in FULLY_CONNECTED:
+                beside = [(r, g) for r in chosen if (g := runs.get(("gap", share, r.seed)))]
+                further += [(r.test_error - r.train_error) - (g.test_error - g.train_error) for r, g in beside]
             cells = [mean_and_deviation(values) for values in (train, test, gaps)]
             cells.append("" if head == "gap" else paired(differences))
             lines.append(table_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", str(len(chosen)), *cells))
@@ -193,10 +231,17 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
                 minus[head].append((100 * share, differences))
             if share == min(epochs) and _clear(differences):
                 findings.append(f"`{head}` {cells[-1]}")
+    more, less = sum(d > 0 for d in further), sum(d < 0 for d in further)
     finding = (
-        f"With {100 * min(epochs):g} % of the images, test error minus that of `gap` in points (95 % interval), where "
-        f"its sign is clear: {', '.join(findings)}."
+        f"{_tally(more, less, {seed for head, _, seed in runs if head == 'gap'})}: of {len(further)} comparisons "
+        "(head, share, seed) the fully connected head's test error is further above its training error than `gap`'s in "
+        f"{more}, less far in {less}."
     )
+    if findings:
+        finding += (
+            f" With {100 * min(epochs):g} % of the images, test error minus that of `gap` in points (95 % interval), "
+            f"where its sign is clear: {', '.join(findings)}."
+        )
 
     figure = Figure(figsize=(9.4 if minus else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if minus else 1, squeeze=False)[0]
@@ -230,7 +275,8 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
     data, recipe, precision = condition
     title = f"Training and test error: {data}, recipe {recipe}, {precision}".rstrip(", ")
     name = f"overfitting-{data}-{recipe}-{precision}".strip("-")
-    return Answer(name, title, "\n".join(lines), figure, finding if findings else "")
+    claim = "With fewer parameters a net that pools overfits less than one with a fully connected head."
+    return Answer(name, title, claim, "\n".join(lines), figure, finding)
 
 
 WAYS = {"from scratch": set(), "fine-tuned": {"checkpoint"}, "probed": {"checkpoint", "freeze"}}
@@ -250,7 +296,7 @@ def transfer(rows: Sequence[Row]) -> list[Answer]:
     return [_transfer(c, [(way, row) for way, row in ways if way and row.condition == c]) for c in conditions]
 
 
-def _transfer(condition: tuple[str, str, int, str], found: Sequence[tuple[str, Row]]) -> Answer:
+def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     groups: dict[tuple[str, str, str], dict[int, Row]] = defaultdict(dict)  # by way, head and checkpoint; of seeds
     for way, row in found:
         groups[way, row.head, row.varied.get("checkpoint", "")][row.seed] = row
@@ -267,7 +313,7 @@ def _transfer(condition: tuple[str, str, int, str], found: Sequence[tuple[str, R
         "minus from scratch",
     )
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
-    findings = []
+    findings, signs = [], set()
     figure = Figure(figsize=(6.6, 3.8), layout="constrained")
     axis = clean(figure.subplots(), "y")
     for way, head, checkpoint in order:
@@ -279,8 +325,9 @@ def _transfer(condition: tuple[str, str, int, str], found: Sequence[tuple[str, R
             pairs = [(e, other[s].test_error) for s, e in errors.items() if s in other and other[s].status == "ok"]
             differences = [one - another for one, another in pairs]
             cells.append(paired(differences) if differences else "")
-            if len(cells) == 1 and _clear(differences):
+            if len(cells) == 1 and way != "from scratch" and head in FULLY_CONNECTED and _clear(differences):
                 findings.append(f"{way} `{head}` {cells[0]}")
+                signs.add(differences[0] > 0)
         each = ", ".join(f"{row.test_error:.2f}" if s in errors else row.status for s, row in sorted(runs.items()))
         mean = mean_and_deviation([*errors.values()]) if errors else "none"
         lines.append(table_row(way, f"`{head}`", checkpoint, each, mean, str(len(errors)), *cells))
@@ -294,12 +341,15 @@ def _transfer(condition: tuple[str, str, int, str], found: Sequence[tuple[str, R
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
     lines += ["", "Intervals (95 %) are over the seeds of new layers and order: the nets they start from are the same."]
-    said = "Test error minus that of `gap` in points (95 % interval), where its sign is clear: "
-    finding = f"{said}{'; '.join(findings)}." if findings else ""
-    data, recipe, epochs, precision = condition
-    title = f"Transfer to {data}: recipe {recipe}, {epochs} epochs, {precision}".rstrip(", ")
-    name = f"transfer-{data}-{recipe}-{epochs}-{precision}".strip("-")
-    return Answer(name, title, "\n".join(lines), figure, finding)
+    finding = {(): "Undecided", (False,): "Supported", (True,): "Refuted"}.get(tuple(signs), "In part")
+    finding += ": of a fully connected head's test error minus that of `gap` "
+    if findings:
+        finding += f"the sign is clear in {'; '.join(findings)} (points, 95 % interval)."
+    else:
+        finding += "no sign is clear from three seeds or more."
+    claim = "A net that pools transfers worse to another set than one with a fully connected head."
+    title = f"Transfer to {condition.title}"
+    return Answer(f"transfer-{condition.stem}", title, claim, "\n".join(lines), figure, finding)
 
 
 def _clear(differences: Sequence[float]) -> bool:

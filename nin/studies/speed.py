@@ -29,7 +29,7 @@ from nin.config import Config
 from nin.data import Images, ImageSet
 from nin.optim import Muon
 from nin.provenance import device_name
-from nin.run import build_trainer, precision, quiet
+from nin.run import build_trainer, keep_freed_memory, precision, quiet
 
 WARMUP = 3  # steps before the clock starts
 
@@ -73,6 +73,7 @@ def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> dict[str, Any
     step and lightning : usual port (medians of the rounds' ratios).
     """
     quiet()
+    keep_freed_memory()
     config.data.val, config.eval_curve = 0, False
     L.seed_everything(config.seed, verbose=False)
     count = max(2000, (steps + WARMUP) * config.data.batch_size)

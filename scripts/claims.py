@@ -7,7 +7,7 @@ python scripts/claims.py study=FILE                            all that is asked
 
 claim=         one or several of size, shift, channels, convergence, overfitting, transfer
 images=N       how many test images, the first ones; by default all
-out=FOLDER     where the pictures go and claims.md, a page with all of it; by default claims/
+out=FOLDER     where the pictures go, and two pages with all of it, nets.md and runs.md; by default claims/
 data.root=     folder of CIFAR-10, by default NIN_DATA
 
 The rows of convergence are those of any study of scripts/ablate.py, heads and seeds. For overfitting a study varies
@@ -23,7 +23,7 @@ With eval_curve=false the test images are not evaluated after each of so many ep
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nin import pretrained
@@ -31,7 +31,7 @@ from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.data import DataError
 from nin.studies import ablation, claims, report
-from nin.studies.answer import Answer, ClaimError
+from nin.studies.answer import Answer, ClaimError, table_row, table_rule
 
 OF_NETS = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels}
 OF_ROWS = {"convergence": report.convergence, "overfitting": report.overfitting, "transfer": report.transfer}
@@ -53,16 +53,16 @@ def main(arguments: list[str]) -> int:
         return 2
     out = Path(settings["out"])
     given = [argument for argument in arguments if not argument.startswith("data.root=")]
-    page = ["# What is said about pooling, measured", f"Made by `python scripts/claims.py {shlex.join(given)}`."]
+    made_by = f"Made by `python scripts/claims.py {shlex.join(given)}`."
+    pages: dict[str, list[Answer]] = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for answer in answers(settings, page):
-            file = out / f"{answer.name}.png"
-            answer.figure.savefig(file, dpi=150, metadata={"Software": None})
-            said = [f"## {answer.title}", f"> {answer.claim}", answer.finding, answer.table]
-            print("\n\n".join([*said, str(file)]) + "\n", flush=True)
-            page += [*said, f"![{answer.title}]({file.name})"]
-            (out / "claims.md").write_text("\n\n".join(page) + "\n")
+        for name, heading, answer in answers(settings):
+            answer.figure.savefig(out / f"{answer.name}.png", dpi=150, metadata={"Software": None})
+            print(f"{section(answer)}\n\n{out / answer.name}.png\n", flush=True)
+            answered = pages.setdefault(name, [])
+            answered.append(answer)
+            (out / f"{name}.md").write_text(page([heading, made_by], answered))
     except (
         pretrained.CheckpointError,
         ClaimError,
@@ -97,21 +97,34 @@ def complain(settings: dict[str, str]) -> str:
     return ""
 
 
-def answers(settings: dict[str, str], page: list[str]) -> Iterator[Answer]:
-    """One answer after the other; what nets were asked goes onto the page."""
+def section(answer: Answer) -> str:
+    """An answer in Markdown, without its picture."""
+    return "\n\n".join([f"## {answer.title}", f"> {answer.claim}", answer.finding, answer.table])
+
+
+def page(top: Sequence[str], answered: Sequence[Answer]) -> str:
+    """A page in Markdown: what is asked, what was found in short, then each answer with its table and its picture."""
+    short = [table_row("what is said", "what was found"), table_rule(1)]
+    short += [table_row(answer.claim, answer.finding) for answer in answered]
+    parts = [f"{section(answer)}\n\n![{answer.title}]({answer.name}.png)" for answer in answered]
+    return "\n\n".join(["# What is said about pooling, measured", *top, "\n".join(short), *parts]) + "\n"
+
+
+def answers(settings: dict[str, str]) -> Iterator[tuple[str, str, Answer]]:
+    """One answer after the other, with the name of its page and what stands on top of it."""
     asked = settings["claim"].split(",") if settings["claim"] else QUESTIONS
     if settings["checkpoint"] and (of_nets := [claim for claim in asked if claim in OF_NETS]):
         images = int(settings["images"]) if settings["images"] else None
         nets = claims.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
-        page += ["Asked of these nets:", claims.described(nets)]
         for claim in of_nets:
-            yield OF_NETS[claim](nets)
+            yield "nets", f"Asked of these nets:\n\n{claims.described(nets)}", OF_NETS[claim](nets)
     if settings["study"] and (of_rows := [claim for claim in asked if claim in OF_ROWS]):
         rows = ablation.read(Path(settings["study"]))
         missing = []
         for claim in of_rows:
             try:
-                yield from OF_ROWS[claim](rows)
+                for answer in OF_ROWS[claim](rows):
+                    yield "runs", f"Asked of the runs in `{Path(settings['study']).name}`.", answer
             except ClaimError as error:
                 if settings["claim"]:
                     raise

@@ -252,11 +252,34 @@ def test_the_command(tmp_path):
     pictures = sorted((tmp_path / "claims").glob("*.png"))
     asked = ["channels", "convergence", "overfitting", "shift", "size", "transfer"]
     assert [picture.stem.split("-")[0] for picture in pictures] == asked
-    page = (tmp_path / "claims" / "claims.md").read_text()
-    assert all(f"]({picture.name})" in page for picture in pictures)
-    assert page.count("| digits | quick | 8 | 0 |") == 2  # the nets that were asked
+    of_nets, of_runs = ((tmp_path / "claims" / f"{name}.md").read_text() for name in ("nets", "runs"))
+    for picture in pictures:
+        assert (f"]({picture.name})" in of_nets) == (picture.stem in ("channels", "shift", "size"))
+        assert (f"]({picture.name})" in of_nets) != (f"]({picture.name})" in of_runs)
+    assert of_nets.count("| digits | quick | 8 | 0 |") == 2  # the nets that were asked
+    assert (
+        "| A net that pools converges more slowly than one with a fully connected head. | Refuted, as far as 1 seed"
+        in of_runs
+    )
     for picture in pictures:  # more than an empty canvas
         assert np.asarray(Image.open(picture).convert("L")).std() > 5
+
+
+PAGES = ROOT / "checkpoints" / "claims"
+
+
+@pytest.mark.skipif(not PAGES.exists(), reason="no pages are published")
+def test_the_published_pages_are_of_the_published_rows_and_nets():
+    script = runpy.run_path(str(ROOT / "scripts" / "claims.py"))
+    rows = ablation.read(ROOT / "checkpoints" / "runs.csv")
+    of_runs, of_nets = ((PAGES / f"{name}.md").read_text() for name in ("runs", "nets"))
+    found = [answer for ask in script["OF_ROWS"].values() for answer in ask(rows)]
+    assert script["page"]([], found).split("\n\n")[1:] == of_runs.split("\n\n")[3:]
+    names = re.search(r"checkpoint=([\w,-]+)", of_nets)[1].split(",")
+    for card in map(pretrained.read_card, names):
+        assert f"| {card['recipe']} | {card['epochs']} | {card['seed']} | {card['test_error']} |" in of_nets
+    for picture in re.findall(r"\]\((.*\.png)\)", of_runs + of_nets):
+        assert (PAGES / picture).stat().st_size > 0
 
 
 @pytest.mark.parametrize(

@@ -275,14 +275,19 @@ def evaluate(config: Config, task: Classifier, data: Images, split: str) -> floa
 
 
 def evaluate_checkpoint(config: Config) -> tuple[float, torch.Tensor, tuple[str, ...]]:
-    """Test error in % of `config.checkpoint`, its confusion matrix (K, K) with the true class by row, and the names of
-    the classes; on the set and with the preprocessing that it was trained with."""
+    """As `evaluate_pretrained`, of the net that `config.checkpoint` names, with the names of its classes."""
+    trained = pretrained.load(config.checkpoint)
+    return *evaluate_pretrained(trained, config), trained.classes
+
+
+def evaluate_pretrained(trained: pretrained.Pretrained, config: Config) -> tuple[float, torch.Tensor]:
+    """Test error in % of a net, in fp32, and its confusion matrix (K, K) with the true class by row; on the set and
+    with the preprocessing that it was trained with. Of `config` the trainer counts, and where the set is."""
     quiet()
     keep_freed_memory()
-    trained = pretrained.load(config.checkpoint)
     data = images_of(trained, config.data.root, download=config.data.download, urls=config.data.urls)
     task = Classifier(trained.net.to(memory_format=torch.channels_last))
-    return evaluate(config, task, data, "test"), task.confusion.compute().cpu(), trained.classes
+    return evaluate(config, task, data, "test"), task.confusion.compute().cpu()
 
 
 def images_of(trained: pretrained.Pretrained, root: str | None = None, **arguments: Any) -> Images:

@@ -1,6 +1,8 @@
 """Publishes the net of a run: weights and card into checkpoints/, under a name for nin.load and checkpoint=NAME.
 
 python scripts/publish.py runs/2026-11-21_18-00-00_cifar10_gap_0 cifar10-gap
+
+The card's test error is measured here, on the CPU in fp32, with the whitening as it is published.
 """
 
 import shlex
@@ -8,11 +10,12 @@ import sys
 from pathlib import Path
 
 from nin import pretrained
-from nin.command import load_config, overrides_of
+from nin.command import compose, load_config, overrides_of
 from nin.config import ConfigError
-from nin.data import Whiten
+from nin.data import DataError, Whiten
+from nin.run import evaluate_pretrained
 
-ROOT = Path(__file__).parents[1]
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def main(arguments: list[str]) -> int:
@@ -24,14 +27,21 @@ def main(arguments: list[str]) -> int:
         return 2
     run, name = arguments
     try:
-        trained = pretrained.load(run)
-        overrides = overrides_of(load_config(Path(run) / "config.yaml"), ROOT / "conf")
-        trained.facts["command"] = shlex.join(["python", "scripts/train.py", *overrides])
+        trained, config = pretrained.load(run), load_config(Path(run) / "config.yaml")
+        facts, overrides = trained.facts, overrides_of(config, CONF)
+        facts["command"] = shlex.join(["python", "scripts/train.py", *overrides])
+        own = compose(CONF, [o for o in overrides if not o.startswith("trainer.max_epochs=")]).trainer.max_epochs
+        if own != facts["epochs"]:
+            facts["schedule"] = f"the recipe's, scaled from {own} epochs to {facts['epochs']}"
         whitening = None
         if isinstance(trained.preprocess, Whiten):
             whitening = pretrained.publish_whitening(trained.preprocess)
+            trained.preprocess.matrix = trained.preprocess.matrix.half().float()
+        on_cpu = compose(CONF, ["trainer=cpu"])
+        on_cpu.data.root = config.data.root
+        facts["test_error"] = round(evaluate_pretrained(trained, on_cpu)[0], 4)
         card = pretrained.publish(trained, name, whitening=whitening)
-    except (pretrained.CheckpointError, ConfigError, OSError) as error:
+    except (pretrained.CheckpointError, ConfigError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{name}: {card}")

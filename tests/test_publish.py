@@ -25,6 +25,20 @@ def test_a_card_states_the_command_that_trained_its_net(tmp_path, monkeypatch, c
     assert (python, script) == ("python", "scripts/train.py")
     again = compose(CONF, [*overrides, "trainer.progress_bar=false"])
     assert again == settings
+    assert card["schedule"] == "the recipe's, scaled from 8 epochs to 1"
+
+
+def test_the_cards_error_is_that_of_the_net_with_its_whitening_as_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrained, "CHECKPOINTS", tmp_path / "shelf")
+    run.train(compose(CONF, [*SHORT, "recipe=paper"]), tmp_path / "run")
+    summary = tmp_path / "run" / "summary.json"
+    assert publish(tmp_path / "run", "digits-paper") == 0, capsys.readouterr()
+    card = json.loads((tmp_path / "shelf" / "digits-paper.json").read_text())
+    error = run.evaluate_checkpoint(compose(CONF, ["checkpoint=digits-paper", "trainer=cpu"]))[0]
+    assert card["test_error"] == pytest.approx(error, abs=1e-4)
+    assert card["test_error"] == pytest.approx(json.loads(summary.read_text())["test_error"], abs=2)
+    (whitening,) = (tmp_path / "shelf").glob("whitening-*.safetensors")
+    assert whitening.stat().st_size < 20e6
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 2), (["nosuch", "name"], 1)])

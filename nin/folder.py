@@ -15,7 +15,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,20 @@ def alone_in(folder: Path) -> Iterator[None]:
             yield
         finally:
             (folder / ".lock").unlink(missing_ok=True)
+
+
+def held(folder: Path) -> bool:
+    """Whether another process trains in `folder`, as far as the operating system knows."""
+    if not fcntl or not (folder / ".lock").exists():
+        return False
+    with suppress(FileNotFoundError), open(folder / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

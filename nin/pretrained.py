@@ -278,9 +278,18 @@ def read_card(name: str) -> dict[str, Any]:
 
 
 def golden_images(size: Sequence[int] = (32, 32)) -> Tensor:
-    """Two fixed images, (2, 3, H, W) uint8: soft stripes, the same on every machine."""
+    """Two fixed images, (2, 3, H, W) uint8: stripes, the same on every machine."""
     n = torch.arange(2 * 3 * size[0] * size[1]).reshape(2, 3, *size)
     return ((n * 37) % 251 // 2 + (n // 96) % 128).to(torch.uint8)
+
+
+def check_name(name: str, folder: Path | None = None) -> None:
+    """Raises CheckpointError where a net cannot be published under `name`."""
+    folder = folder or CHECKPOINTS
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise CheckpointError(f"name={name}: small letters, digits and hyphens")
+    if (folder / f"{name}.json").exists():
+        raise CheckpointError(f"name={name}: {folder} has this name already; remove its card and weights first")
 
 
 def publish(trained: Pretrained, name: str, folder: Path | None = None, whitening: Path | None = None) -> Path:
@@ -296,10 +305,7 @@ def publish(trained: Pretrained, name: str, folder: Path | None = None, whitenin
         CheckpointError: a name that is taken, or that is none; or the files cannot be written.
     """
     folder = folder or CHECKPOINTS
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-        raise CheckpointError(f"name={name}: small letters, digits and hyphens")
-    if (folder / f"{name}.json").exists():
-        raise CheckpointError(f"name={name}: {folder} has this name already; remove its card and weights first")
+    check_name(name, folder)
     folder.mkdir(parents=True, exist_ok=True)
     facts = trained.facts
     draft = folder / f"{name}.draft"
@@ -328,12 +334,16 @@ def publish(trained: Pretrained, name: str, folder: Path | None = None, whitenin
     return folder / f"{name}.json"
 
 
-def publish_whitening(whiten: Whiten, folder: Path | None = None) -> Path:
-    """Writes a whitening that several nets share, its matrix in fp16, which changes a whitened pixel by less than
-    0.01; gives the file."""
+def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path, Whiten]:
+    """Writes a whitening that several nets share, its matrix in fp16; gives the file and the whitening that it holds.
+    Where a file holds the same already, but for rounding, that one is given."""
     folder = folder or CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "whitening.draft"
-    tensors = {"preprocess.mean": whiten.mean, "preprocess.matrix": whiten.matrix.half()}
-    _write(draft, lambda part: save_file(tensors, str(part)))
-    return draft.rename(folder / f"whitening-{_sha256(draft)[:8]}.safetensors")
+    for file in sorted(folder.glob("whitening-*.safetensors")):
+        mean, matrix = (_read(file, file.name)[1][f"preprocess.{name}"].float() for name in ("mean", "matrix"))
+        if matrix.shape == whiten.matrix.shape and (matrix - whiten.matrix).abs().max() < 2e-3:
+            return file, Whiten(mean, matrix, whiten.shape)
+    draft, half = folder / "whitening.draft", whiten.matrix.half()
+    _write(draft, lambda part: save_file({"preprocess.mean": whiten.mean, "preprocess.matrix": half}, str(part)))
+    file = draft.rename(folder / f"whitening-{_sha256(draft)[:8]}.safetensors")
+    return file, Whiten(whiten.mean, half.float(), whiten.shape)

@@ -6,7 +6,7 @@ python scripts/claims.py study=FILE                            all that is asked
                                                                transfer
 
 claim=         one or several of size, shift, channels, convergence, overfitting, transfer
-images=N       how many test images, the first ones; by default all
+images=N       how many test images, drawn once; by default all
 out=FOLDER     where the pictures go, and two pages with all of it, nets.md and runs.md; by default claims/
 data.root=     folder of CIFAR-10, by default NIN_DATA
 
@@ -111,26 +111,33 @@ def page(top: Sequence[str], answered: Sequence[Answer]) -> str:
 
 
 def answers(settings: dict[str, str]) -> Iterator[tuple[str, str, Answer]]:
-    """One answer after the other, with the name of its page and what stands on top of it."""
+    """One answer after the other, with the name of its page and what stands on top of it. A question that finds nothing
+    to be answered from is an error only where it was asked by name, or none is answered."""
     asked = settings["claim"].split(",") if settings["claim"] else QUESTIONS
-    if settings["checkpoint"] and (of_nets := [claim for claim in asked if claim in OF_NETS]):
+    of_nets = [claim for claim in asked if claim in OF_NETS and settings["checkpoint"]]
+    of_rows = [claim for claim in asked if claim in OF_ROWS and settings["study"]]
+    answered = False
+    if of_nets:
         images = int(settings["images"]) if settings["images"] else None
         nets = claims.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
-        for claim in of_nets:
-            yield "nets", f"Asked of these nets:\n\n{claims.described(nets)}", OF_NETS[claim](nets)
-    if settings["study"] and (of_rows := [claim for claim in asked if claim in OF_ROWS]):
-        rows = ablation.read(Path(settings["study"]))
-        missing = []
-        for claim in of_rows:
-            try:
-                for answer in OF_ROWS[claim](rows):
-                    yield "runs", f"Asked of the runs in `{Path(settings['study']).name}`.", answer
-            except ClaimError as error:
-                if settings["claim"]:
-                    raise
-                missing.append(error)
-        if len(missing) == len(of_rows):
-            raise missing[0]
+    if of_rows:
+        rows = ablation.ended(Path(settings["study"]))
+    for claim in (*of_nets, *of_rows):
+        try:
+            found = [OF_NETS[claim](nets)] if claim in OF_NETS else OF_ROWS[claim](rows)
+        except ClaimError as error:
+            if settings["claim"]:
+                raise
+            print(f"not answered: {error}\n", file=sys.stderr)
+            continue
+        for answer in found:
+            if claim in OF_NETS:
+                yield "nets", f"Asked of these nets:\n\n{claims.described(nets)}", answer
+            else:
+                yield "runs", f"Asked of the runs in `{Path(settings['study']).name}`.", answer
+            answered = True
+    if not answered:
+        raise ClaimError("nothing of what was given answers any question")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         net = cost.NETS[name] if kind == "model" else cost.of_checkpoint(pretrained.load(name))
-    except pretrained.CheckpointError as error:
+        print(cost.compare(name, *net))
+    except (pretrained.CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(cost.compare(name, *net))
     return 0
 
 

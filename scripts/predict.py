@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
     try:
         trained = pretrained.load(settings["checkpoint"])
         if settings["figure"]:
-            test_figure(trained, settings["figure"], settings["data.root"] or None, out)
+            test_figure(
+                trained, Path(settings["checkpoint"]).stem, settings["figure"], settings["data.root"] or None, out
+            )
         else:
             predict(trained, maps.find_pictures(paths), settings["size"], out)
     except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError, OSError) as error:
@@ -98,14 +100,15 @@ def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: P
         raise maps.PictureError("; ".join(map(str, failures)))
 
 
-def test_figure(trained: pretrained.Pretrained, figure: str, root: str | None, out: Path) -> None:
-    data = images_of(trained, root)
-    if figure == "blanking":
+def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: Path) -> None:
+    data = images_of(trained, settings["data.root"] or None)
+    if settings["figure"] == "blanking":
         print(maps.blanking(trained, data.set))
         return
     out.mkdir(parents=True, exist_ok=True)
-    maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(out / "paper.png", dpi=80)
-    print(out / "paper.png")
+    file = out / f"paper_{Path(settings['checkpoint']).stem}.png"
+    maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(file, dpi=80)
+    print(file)
 
 
 if __name__ == "__main__":

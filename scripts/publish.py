@@ -27,16 +27,20 @@ def main(arguments: list[str]) -> int:
         return 2
     run, name = arguments
     try:
+        pretrained.check_name(name)
         trained, config = pretrained.load(run), load_config(Path(run) / "config.yaml")
         facts, overrides = trained.facts, overrides_of(config, CONF)
         facts["command"] = shlex.join(["python", "scripts/train.py", *overrides])
         own = compose(CONF, [o for o in overrides if not o.startswith("trainer.max_epochs=")]).trainer.max_epochs
-        if own != facts["epochs"]:
+        if own != facts["epochs"] and f"recipe={facts['recipe']}" in overrides:
             facts["schedule"] = f"the recipe's, scaled from {own} epochs to {facts['epochs']}"
         whitening = None
         if isinstance(trained.preprocess, Whiten):
-            whitening = pretrained.publish_whitening(trained.preprocess)
-            trained.preprocess.matrix = trained.preprocess.matrix.half().float()
+            whitening, published = pretrained.publish_whitening(trained.preprocess)
+            images = pretrained.golden_images(trained.preprocess.shape[1:])
+            change = (published(images) - trained.preprocess(images)).abs().max().item()
+            facts["whitening"] = {"file": whitening.name, "matrix": "fp16", "changes_a_pixel_by": round(change, 5)}
+            trained.preprocess = published
         on_cpu = compose(CONF, ["trainer=cpu"])
         on_cpu.data.root = config.data.root
         facts["test_error"] = round(evaluate_pretrained(trained, on_cpu)[0], 4)

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {unknown[0] if unknown else file}: give study=FILE, the CSV of a study", file=sys.stderr)
         return 2
     try:
-        rows = [row for row in ablation.read(file) if row.status in ablation.DONE]
+        rows = ablation.ended(file)
         text, figures = of_rows(rows, file.parent / "figures")
         for draw in figures:
             draw()
@@ -46,17 +46,24 @@ def main(arguments: list[str]) -> int:
 def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
     """The tables in Markdown, which show the figures, and what draws these into `folder`."""
     parts, figures = [], []
-    rows = report.without_claims(rows)
-    for condition in ablation.conditions(rows):
-        chosen = [row for row in rows if row.condition == condition]
+    for_tables = report.without_claims(rows)
+    for condition in ablation.conditions(for_tables):
+        chosen = [row for row in for_tables if row.condition == condition]
         heads = [row for row in chosen if not row.variant]
+        curves = [row for row in heads if row.test_curve]
         parts.append(ablation.table(chosen))
         if len({row.head for row in heads}) > 1:
-            for kind, plot in (("heads", report.plot_heads), ("curves", report.plot_curves)):
-                figure = folder / f"{condition.stem}-{kind}.png"
-                figures.append(partial(plot, heads, figure, condition.title))
-                parts.append(f"![{kind}: {condition.title}]({os.path.relpath(figure, ROOT)})")
-            parts.append(f"\n{report.epochs_table(heads)}\n")
+            for kind, plot, of in (("heads", report.plot_heads, heads), ("curves", report.plot_curves, curves)):
+                if of:
+                    figure = folder / f"{condition.stem}-{kind}.png"
+                    figures.append(partial(plot, of, figure, condition.title))
+                    parts.append(f"![{kind}: {condition.title}]({os.path.relpath(figure, ROOT)})")
+            parts.append(f"\n{report.epochs_table(curves)}\n" * bool(curves))
+    if others := len(rows) - len(for_tables):
+        parts.append(
+            f"{others} more runs started from a trained net or had a share of the training images: "
+            "`scripts/claims.py study=` answers with them.\n"
+        )
     return "\n".join(parts), figures
 
 

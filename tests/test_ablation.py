@@ -4,6 +4,8 @@ import runpy
 import shlex
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,23 @@ def test_the_table():
     assert "+2.00 (one seed)" in variant
 
 
+def test_held_out_images_are_compared_by_their_own_error():
+    rows = [
+        replace(row(head, 0, 50.0, overrides="data.val=1000"), val_error=e) for head, e in (("gap", 9.0), ("fc", 9.5))
+    ]
+    text = ablation.table([*rows, row()])
+    assert "**cifar10, recipe quick, 8 epochs, 1,000 training images held out**" in text
+    assert "| head | held-out error of each seed (%) |" in text and "| head | test error of each seed (%) |" in text
+    assert "| `fc` | 9.50 | 9.50 | 1 | 25.00 | +0.50 (one seed) |" in text
+
+
+def test_a_run_recorded_twice_counts_once(tmp_path):
+    for each in (row(error=10.0), row(error=11.0, overrides="trainer.progress_bar=false eval_curve=true"), row("fc")):
+        ablation.append(tmp_path / "runs.csv", each)
+    ablation.append(tmp_path / "runs.csv", row("fc", 1, status="stopped"))
+    assert [(r.head, r.error) for r in ablation.ended(tmp_path / "runs.csv")] == [("gap", 11.0), ("fc", 10.0)]
+
+
 def test_epochs_to_an_accuracy():
     curve = row(curve="30.00 19.00 21.00 14.00")
     assert [ablation.epochs_to(curve, a) for a in (70, 80, 86, 90)] == [1, 2, 4, None]
@@ -122,6 +141,36 @@ def test_a_stopped_run_is_run_again(tmp_path):
     assert done.status == "ok"
 
 
+def test_a_study_that_is_killed_outright_goes_on_and_repeats_nothing(tmp_path):
+    small = ["data=digits", "head=gap", "trainer.progress_bar=false", "'model.blocks=[{widths: [8, 8, 10]}]'"]
+    overrides = [o.strip("'") for o in small] + ["seed=0,1", "trainer.max_epochs=20"]
+    command = [sys.executable, str(ROOT / "scripts" / "ablate.py"), f"study={tmp_path / 'runs.csv'}", *overrides]
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    patience = time.monotonic() + 120
+    while not (tmp_path / "runs.csv").exists() and time.monotonic() < patience:
+        time.sleep(0.1)
+    (first,) = ablation.read(tmp_path / "runs.csv")
+    time.sleep(6)  # into the second run
+    study.kill()
+    study.wait()
+    again = ablate(tmp_path, *overrides)
+    assert again.returncode == 0, again.stderr
+    assert "2 runs, 1 of them recorded already" in again.stdout
+    rows = ablation.read(tmp_path / "runs.csv")
+    assert [(r.seed, r.status) for r in rows] == [(0, "ok"), (1, "ok")] and rows[0] == first
+
+
+def test_a_refused_run_leaves_no_row_of_an_older_one(tmp_path):
+    point = [*SMALL, "eval_curve=false", "model.blocks=[{widths: [8, 8, 10]}]"]
+    ablation.study([point], tmp_path / "runs.csv", tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("seed: 0", "seed: 1"))  # the recipe has changed, say
+    with pytest.raises(ablation.StoppedError, match="exit code 2"):
+        ablation.study([point], tmp_path / "other.csv", tmp_path / "runs")
+    assert not (tmp_path / "other.csv").exists()
+
+
 def test_a_typo_is_refused_before_anything_runs(tmp_path):
     ended = ablate(tmp_path, "head=gap,gpa")
     assert ended.returncode == 2
@@ -165,7 +214,7 @@ for line in sys.stdin:
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no rows are published")
 def test_readme_has_the_tables_of_the_published_rows_and_nets():
     script = runpy.run_path(str(ROOT / "scripts" / "report.py"))
-    rows = [row for row in ablation.read(PUBLISHED) if row.status in ablation.DONE]
+    rows = ablation.ended(PUBLISHED)
     readme = (ROOT / "README.md").read_text()
     assert f"<!-- rows -->\n{script['of_rows'](rows, ROOT / 'checkpoints' / 'figures')[0]}\n<!-- end of" in readme
     assert f"<!-- nets -->\n{script['of_nets']()}\n<!-- end of" in readme

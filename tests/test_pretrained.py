@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CONF, ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import nin
-from nin import NIN, Block, pretrained
-from nin.data import Normalise, Whiten
+from nin import NIN, Block, pretrained, run
+from nin.bounds import sides
+from nin.command import compose
+from nin.data import DataError, Normalise, Whiten
 from nin.pretrained import CheckpointError, Pretrained, copy_weights, golden_images, load, save
 
 
@@ -191,7 +194,11 @@ def test_whitened_nets_share_one_file(shelf):
     images = torch.randint(0, 256, (4000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     whiten = Whiten.fit(images[:, :, :8, :8])
     nets = [trained(whiten), trained(whiten, head="fc")]
-    whitening = pretrained.publish_whitening(whiten, shelf)
+    whitening, published = pretrained.publish_whitening(whiten, shelf)
+    nearly = Whiten(whiten.mean, whiten.matrix + 1e-4, whiten.shape)
+    assert pretrained.publish_whitening(nearly, shelf)[0] == whitening  # fitted again, on another machine say
+    other = Whiten.fit(images[:2000, :, :8, :8])
+    assert pretrained.publish_whitening(other, shelf)[0] != whitening
     small = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     small[0, 0, 2:5] = 200
     for net, name in zip(nets, ("one", "two"), strict=True):
@@ -199,6 +206,7 @@ def test_whitened_nets_share_one_file(shelf):
         save(shelf / f"{name}.safetensors", net, whitening)
         back = load(shelf / f"{name}.safetensors")
         torch.testing.assert_close(back(small), net(small), atol=0.05, rtol=0.01)
+        assert torch.equal(back.preprocess(small), published(small))
         assert (shelf / f"{name}.safetensors").stat().st_size < 30_000
     whitening.write_bytes(whitening.read_bytes()[:-1] + b"x")
     with pytest.raises(CheckpointError, match=r"whitening-.* has sha256 .* its card says"):
@@ -249,10 +257,30 @@ def test_the_cards_of_the_published_nets(name):
     card = pretrained.read_card(name)
     net = nin.load(name)
     assert sum(p.numel() for p in net.net.parameters()) == card["parameters"]
-    assert nin.multiply_accumulates(net.net, 3, 32, 32) == card["multiply_accumulates"]
+    size = sides(10_000, image_size=card["net"]["image_size"])
+    assert nin.multiply_accumulates(net.net, 3, *size) == card["multiply_accumulates"]
     assert json.loads(json.dumps(net.net.arguments)) == card["net"]
-    assert (pretrained.CHECKPOINTS / card["file"]).stat().st_size == card["bytes"]
-    torch.testing.assert_close(net(golden_images()), torch.tensor(card["golden_logits"]), atol=1e-4, rtol=0)
+    assert card["head"] == card["net"]["head"]
+    assert list(net.classes) == card["classes"]
+    assert type(net.preprocess).__name__.lower() == card["preprocessing"]
+    file = pretrained.CHECKPOINTS / card["file"]
+    assert file.stat().st_size == card["bytes"]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == card["sha256"]
+    assert card["file"] == f"{name}-{card['sha256'][:8]}.safetensors"
+    torch.testing.assert_close(net(golden_images(size)), torch.tensor(card["golden_logits"]), atol=1e-4, rtol=0)
+    again = compose(CONF, shlex.split(card["command"])[2:])
+    assert (again.head.name, again.recipe.name, again.seed) == (card["head"], card["recipe"], card["seed"])
+    assert again.trainer.max_epochs == card["epochs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", pretrained.available())
+def test_the_error_of_a_card_is_measured_again(name):
+    try:
+        error = run.evaluate_checkpoint(compose(CONF, [f"checkpoint={name}", "trainer=cpu", "data.download=false"]))[0]
+    except DataError as missing:
+        pytest.skip(str(missing))
+    assert error == pytest.approx(pretrained.read_card(name)["test_error"], abs=0.02)
 
 
 NO_NETWORK = """

@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 from scipy import stats
 
+from nin.folder import held
+from nin.recovery import STARTER
+
 ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
 HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
@@ -40,6 +43,7 @@ NAMED = (
     "trainer",
 )
 NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.progress_bar", "trainer.accelerator", "trainer.devices")
+NEUTRAL = ("trainer.progress_bar", "data.root", "data.download")  # a run does not depend on them
 NOTHING = {"freeze": ("false", "no", "off", "0"), "checkpoint": ("null", "")}  # as if the setting had not been given
 
 
@@ -52,7 +56,7 @@ class StoppedError(RuntimeError):
 
 
 class Condition(NamedTuple):
-    """What runs have in common that can be compared."""
+    """What runs have in common that can be compared; epochs are 0 where their number may differ."""
 
     data: str
     recipe: str
@@ -61,15 +65,21 @@ class Condition(NamedTuple):
     held_out: int  # training images
 
     @property
+    def errors(self) -> str:
+        """Which error its runs are compared by."""
+        return "held-out error" if self.held_out else "test error"
+
+    @property
     def title(self) -> str:
-        parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs", self.precision]
+        parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs" * bool(self.epochs), self.precision]
         parts.append(f"{self.held_out:,} training images held out" * bool(self.held_out))
         return ", ".join(filter(None, parts))
 
     @property
     def stem(self) -> str:
         """The same for the name of a file."""
-        parts = [self.data, self.recipe, str(self.epochs), self.precision, f"val{self.held_out}" * bool(self.held_out)]
+        held_out = f"val{self.held_out}" * bool(self.held_out)
+        parts = [self.data, self.recipe, str(self.epochs) * bool(self.epochs), self.precision, held_out]
         return "-".join(filter(None, parts))
 
 
@@ -101,7 +111,7 @@ class Row:
     def error(self) -> float | None:
         """What the run is compared by: the error on the images that were held out, where some were, so that the test
         set chooses nothing."""
-        return self.test_error if self.val_error is None else self.val_error
+        return self.val_error if self.condition.held_out else self.test_error
 
     @property
     def given(self) -> dict[str, str]:
@@ -126,6 +136,13 @@ class Row:
     @property
     def condition(self) -> Condition:
         return Condition(self.data, self.recipe, self.epochs, self.precision, int(self.given.get("data.val", 0)))
+
+
+def ended(file: Path) -> list[Row]:
+    """The rows of the runs that came to an end, one a run: the last of those that differ in nothing that a run depends
+    on. Raises RowsError."""
+    rows = [row for row in read(file) if row.status in DONE]
+    return list({(row.condition, row.variant, row.head, row.seed): row for row in rows}.values())
 
 
 def read(file: Path) -> list[Row]:
@@ -178,13 +195,13 @@ def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
     described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
     described |= {
         "overrides": overrides,
-        "status": "ok" if "test_error" in summary else "dead" if exit_code == 3 else "stopped",
+        "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
         "hardware": summary["device"],
         "torch": summary["versions"]["torch"],
         "commit": summary["commit"].removesuffix("+changes"),
         "clean": not summary["commit"].endswith("+changes"),
     }
-    if "test_error" in summary:
+    if exit_code == 0:
         for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
             described[name] = summary.get(name)
     metrics = folder / "metrics.csv"
@@ -200,13 +217,14 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
 
     A point that is recorded as ok or dead is not run again, whatever the order of its overrides; one that was stopped
     is. With several `jobs` as many runs go on side by side, each with its share of the cores and a log in its folder.
+    Where this process is killed its runs end with their next step.
 
     Raises:
         StoppedError: a run ended otherwise than by its end or its net's death. The others at work are ended too.
     """
     wanted = [shlex.join(sorted(point)) for point in points]
-    ended = {row.overrides for row in read(file) if row.status in DONE}
-    todo = [overrides for overrides in dict.fromkeys(wanted) if overrides not in ended]
+    recorded = {_point(row.overrides) for row in read(file) if row.status in DONE}
+    todo = [overrides for overrides in dict.fromkeys(wanted) if _point(overrides) not in recorded]
     print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them recorded already in {file}", flush=True)
     running: dict[subprocess.Popen, tuple[str, Path]] = {}
     try:
@@ -217,20 +235,26 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                 running[_start(overrides, folder, jobs)] = overrides, folder
             process = _first_to_end(list(running))
             overrides, folder = running.pop(process)
-            if (folder / "summary.json").exists():
+            trained = process.returncode in (0, 3, 130, 143)  # else the folder's summary is an older run's, if any
+            if trained and (folder / "summary.json").exists():
                 row = row_of(folder, overrides, process.returncode)
                 append(file, row)
-                which = "test" if row.val_error is None else "held-out"
-                error = f"{which} error {row.error:.2f} %" if row.status == "ok" else row.status
+                error = f"{row.condition.errors} {row.error:.2f} %" if row.status == "ok" else row.status
                 print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
-            if process.returncode not in (0, 3) or row_of(folder, overrides, process.returncode).status == "stopped":
+            if process.returncode not in (0, 3):
                 raise StoppedError(f"the run {overrides} ended with exit code {process.returncode}")
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
-    return [row for row in read(file) if row.overrides in wanted and row.status in DONE]
+    asked = set(map(_point, wanted))
+    return [row for row in ended(file) if _point(row.overrides) in asked]
+
+
+def _point(overrides: str) -> frozenset[str]:
+    """Overrides without those that a run does not depend on: equal for what is one run."""
+    return frozenset(o for o in shlex.split(overrides) if o.partition("=")[0] not in NEUTRAL)
 
 
 def _folder_name(overrides: str) -> str:
@@ -241,14 +265,18 @@ def _folder_name(overrides: str) -> str:
 def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
     """Starts one run, or goes on with it; alone it shows its progress, beside others it writes it to log.txt."""
     folder.mkdir(parents=True, exist_ok=True)
+    patience = time.monotonic() + 60
+    while held(folder) and time.monotonic() < patience:  # a study was killed, and its run ends with its next step
+        time.sleep(0.2)
+    environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process is gone
     script = str(ROOT / "scripts" / "train.py")
     command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'", "resume=auto"]
     if jobs == 1:
         print(f"\n{overrides}", flush=True)
-        return subprocess.Popen(command)
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        return subprocess.Popen(command, env=environment)
+    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with open(folder / "log.txt", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": threads})
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def _first_to_end(processes: Sequence[subprocess.Popen]) -> subprocess.Popen:
@@ -291,19 +319,18 @@ def table(rows: Iterable[Row]) -> str:
     parts = []
     for condition in conditions(rows):
         of_condition = [row for row in rows if row.condition == condition]
-        gap = {(r.variant, r.seed): r.error for r in of_condition if r.head == "gap" and r.status == "ok"}
+        gap = {(r.variant, r.seed): r.error for r in of_condition if r.head == "gap" and r.error is not None}
         names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
-        which = "held-out" if condition.held_out else "test"
         parts += [
             f"**{condition.title}**",
             "",
-            f"| head | {which} error of each seed (%) | mean ± s.d. | n | train error (%) | minus `gap` (95 %) |",
+            f"| head | {condition.errors} of each seed (%) | mean ± s.d. | n | train error (%) | minus `gap` (95 %) |",
             "|---|---|---|---|---|---|",
         ]
         for variant, head in names:
             chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
-            ok = [r for r in chosen if r.status == "ok"]
-            each = ", ".join(f"{r.error:.2f}" if r.status == "ok" else r.status for r in chosen)
+            ok = [r for r in chosen if r.error is not None]
+            each = ", ".join(r.status if r.error is None else f"{r.error:.2f}" for r in chosen)
             name = f"`{head}`" + f" `{variant}`" * bool(variant)
             mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
             train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"

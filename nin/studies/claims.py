@@ -21,12 +21,25 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from nin import pretrained
+from nin.bounds import sides
 from nin.data.augment import PAD_MODES
 from nin.data.module import EVALUATION_BATCH
+from nin.data.preprocess import Whiten
+from nin.model import LARGEST
 from nin.pretrained import Pretrained
 from nin.run import images_of
-from nin.studies.ablation import HEADS, mean_and_deviation
-from nin.studies.answer import COLOURS, FULLY_CONNECTED, POOLING, Answer, clean, label, table_row, table_rule
+from nin.studies.ablation import HEADS, interval, mean_and_deviation, paired
+from nin.studies.answer import (
+    COLOURS,
+    FULLY_CONNECTED,
+    POOLING,
+    Answer,
+    ClaimError,
+    clean,
+    label,
+    table_row,
+    table_rule,
+)
 
 SIZES = tuple(range(24, 65, 4))  # pixels
 SHIFTS = tuple(range(9))  # pixels
@@ -61,7 +74,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
     Args:
         checkpoints: folders of runs, weights files or published names.
         root: folder of CIFAR-10, as in `nin.data.Images`.
-        images: how many of the test images, the first ones; None for all.
+        images: how many of the test images, drawn once for all nets of a set; None for all.
 
     Raises:
         nin.pretrained.CheckpointError: a checkpoint that cannot be read.
@@ -72,9 +85,11 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sets = {}
     for trained in found:
-        which = trained.facts.get("data"), trained.net.arguments["image_size"]
-        if which not in sets:
-            sets[which] = images_of(trained, root).set
+        if (which := _set(trained)) not in sets:
+            found_set = images_of(trained, root).set
+            order = torch.randperm(len(found_set.test_labels), generator=torch.Generator().manual_seed(0))[:images]
+            chosen = order.sort().values
+            sets[which] = found_set.test_images[chosen], found_set.test_labels[chosen]
     names = _names(found, checkpoints)
     styles: dict[str, list[str]] = defaultdict(list)
     for name, trained in zip(names, found, strict=True):
@@ -82,11 +97,15 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
             of_head.append(name)
     nets = []
     for name, trained in zip(names, found, strict=True):
-        test = sets[trained.facts["data"], trained.net.arguments["image_size"]]
+        test_images, test_labels = sets[_set(trained)]
         style = STYLES[styles[trained.net.arguments["head"]].index(name) % len(STYLES)]
         trained.to(device)
-        nets.append(Net(name, style, trained, test.test_images[:images], test.test_labels[:images].to(device)))
+        nets.append(Net(name, style, trained, test_images, test_labels.to(device)))
     return sorted(nets, key=lambda net: (HEADS.index(net.head), net.name))
+
+
+def _set(trained: Pretrained) -> tuple[str | None, tuple[int, int]]:
+    return trained.facts.get("data"), sides(LARGEST, image_size=trained.net.arguments["image_size"])
 
 
 def described(nets: Sequence[Net]) -> str:
@@ -121,9 +140,10 @@ def _names(found: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]
     ]
 
 
-def _batches(net: Net, bar: tqdm) -> Iterator[Tensor]:
-    """The images, a batch at a time, on the net's device."""
-    for images in net.images.split(EVALUATION_BATCH):
+def _batches(net: Net, bar: tqdm, pixels: int | None = None) -> Iterator[Tensor]:
+    """The images, a batch at a time, on the net's device; as many as memory is meant for when a side has `pixels`."""
+    pixels = pixels or max(net.images.shape[2:])
+    for images in net.images.split(max(1, EVALUATION_BATCH * 32 * 32 // pixels**2)):
         yield images.to(net.labels.device)
         bar.update(len(images))
 
@@ -156,12 +176,12 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
     with _progress("size", nets, len(sizes)) as bar:
         for net, found in zip(nets, errors, strict=True):
             for pixels in sizes:
-                try:
-                    said = [net.trained(resize(x, [pixels, pixels], antialias=True)) for x in _batches(net, bar)]
-                    found[pixels] = _error(torch.cat(said).argmax(1), net)
-                except ValueError as error:
-                    refused.setdefault(net.name, f"`{net.name}` at {pixels} pixels: {error}")
+                if why := _refusal(net, pixels):
+                    refused.setdefault(net.name, f"`{net.name}` at {pixels} pixels: {why}")
                     bar.update(len(net.labels))
+                    continue
+                resized = (resize(x, [pixels, pixels], antialias=True) for x in _batches(net, bar, pixels))
+                found[pixels] = _error(torch.cat([net.trained(x) for x in resized]).argmax(1), net)
     places = _by_name(nets)
     lines = [table_row("net", *(f"{pixels} px" for pixels in sizes)), table_rule(len(sizes))]
     findings = []
@@ -202,14 +222,27 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
         axis.annotate(
             note, (own, 1), at, ("data", "axes fraction"), "offset points", fontsize=9, va="top", color=colour
         )
-    pooling = [len(found) == len(sizes) for net, found in zip(nets, errors, strict=True) if net.head in POOLING]
+    pooling = [  # whitening is tied to a size, whatever the head
+        len(found) == len(sizes)
+        for net, found in zip(nets, errors, strict=True)
+        if net.head in POOLING and not isinstance(net.trained.preprocess, Whiten)
+    ]
     said = "Not answered" if not pooling else "Supported" if all(pooling) else "In part" if any(pooling) else "Refuted"
     finding = f"{said}: {'; '.join(findings) or 'no net takes any of the sizes'}."
     if any(pooling):
-        finding += " What a net takes it does not therefore know: it was trained on objects of one size."
+        finding += " What a net takes it does not therefore know: it was trained on images of one size."
     claim = "A net that pools takes images of any size, one with a fully connected head only the size it was built for."
     title = f"Test error by image size ({_counted(nets)})"
     return Answer("size", title, claim, "\n".join(lines), figure, finding)
+
+
+def _refusal(net: Net, pixels: int) -> str:
+    """What a net says of images of this size that it does not take; nothing where it takes them."""
+    try:
+        net.trained(net.images.new_zeros(1, net.images.shape[1], pixels, pixels))
+    except (ValueError, RuntimeError) as error:  # the second is torch's, where nothing is left of the image
+        return str(error).splitlines()[0]
+    return ""
 
 
 # shifts ---------------------------------------------------------------------------------------------------------------
@@ -233,6 +266,8 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
     for the image in its place. Of each four images one goes right, one left, one down, one up."""
     errors: dict[tuple[int, str], list[float]] = {}
     kept: dict[tuple[int, str], list[float]] = {}
+    same: list[Tensor] = []  # of each net: (N), whether an image's prediction stays, at one shift, reflected
+    at = pixels.index(4) if 4 in pixels else len(pixels) - 1
     with _progress("shift", nets, 1 + len(PAD_MODES) * sum(p > 0 for p in pixels)) as bar:
         for i, net in enumerate(nets):
 
@@ -245,6 +280,8 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
                 predicted = [predict(p, fill) if p else still for p in pixels]
                 errors[i, fill] = [_error(found, net) for found in predicted]
                 kept[i, fill] = [100 * (found == still).double().mean().item() for found in predicted]
+                if fill == "reflect":
+                    same.append((predicted[at] == still).double().cpu())
     places = _by_name(nets)
     lines = []
     for what, values in (("test error (%)", errors), ("same prediction as unshifted (%)", kept)):
@@ -276,21 +313,36 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
             if fill == tuple(PAD_MODES)[-1]:
                 axes[row, 0].set(ylabel=what, ylim=(0, None) if row == 0 else (None, 100.5))
                 label(axis, ends)
-    at = pixels.index(4) if 4 in pixels else -1
-    averaging = [kept[i, "reflect"][at] for i, net in enumerate(nets) if net.head == "gap"]
-    connected = [kept[i, "reflect"][at] for i, net in enumerate(nets) if net.head in FULLY_CONNECTED]
-    if averaging and connected:
-        above, below = min(averaging) > max(connected), max(averaging) < min(connected)
-        said = "Supported" if above else "Refuted" if below else "Undecided"
-        said += f", as far as {len(averaging)} and {len(connected)} nets can tell"
-    else:
-        said = "Not answered, for want of a net with `gap` and one with a fully connected head"
     stay = {name: mean_and_deviation([kept[i, "reflect"][at] for i in chosen]) for name, chosen in places.items()}
-    shares = ", ".join(f"`{name}` {share} %" for name, share in stay.items())
-    finding = f"{said}: shifted by {pixels[at]} pixels with reflected borders this many predictions stay: {shares}."
+    finding = (
+        f"{_steadier(nets, same)} Shifted by {pixels[at]} pixels with reflected borders this many predictions stay: "
+        f"{', '.join(f'`{name}` {share} %' for name, share in stay.items())}."
+    )
     claim = "Where an object is matters less to a net that averages over all places than to a fully connected head."
     title = f"Shifted images, a quarter of them each way ({_counted(nets)})"
     return Answer("shift", title, claim, "\n".join(lines).strip(), figure, finding)
+
+
+def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
+    """Whether more predictions of GAP stay than of a fully connected head that was trained like it, image by image."""
+    found, signs = [], set()
+    for i, gap in enumerate(nets):
+        for j, other in enumerate(nets):
+            alike = all(
+                gap.trained.facts.get(f) == other.trained.facts.get(f) for f in ("data", "recipe", "epochs", "seed")
+            )
+            if gap.head == "gap" and other.head in FULLY_CONNECTED and alike:
+                differences = (100 * (same[i] - same[j])).tolist()
+                low, high = interval(differences)
+                found.append(f"{paired(differences)} against `{other.name}`")
+                signs |= {True} if low > 0 else {False} if high < 0 else set()
+    if not found:
+        return "Not answered: there is no net with `gap` and one with a fully connected head that were trained alike."
+    said = {frozenset({True}): "Supported", frozenset({False}): "Refuted", frozenset(): "Undecided"}
+    return (
+        f"{said.get(frozenset(signs), 'In part')} by these nets, one a seed: of `gap` more predictions stay by "
+        f"{', '.join(found)} (points, 95 % interval over images)."
+    )
 
 
 # a channel means a class ----------------------------------------------------------------------------------------------
@@ -298,11 +350,15 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
 
 @torch.no_grad()
 def channels(nets: Sequence[Net]) -> Answer:
-    """How often (%) the map with the highest mean is the true class's own, and which it is otherwise.
+    """How often (%) the map with the highest mean is the true class's own, and which it is otherwise. Nets that have
+    another number of maps than of classes are left out.
 
     Under global average pooling that is the accuracy by definition. A fully connected head ties no map to a class, so
     the best one-to-one naming of the maps, found on these very images, stands beside it.
     """
+    nets = [net for net in nets if net.trained.forward_maps(net.images[:1]).shape[1] == len(net.trained.classes)]
+    if not nets:
+        raise ClaimError("channels: no net has as many last maps as classes")
     counts = []  # of each net: (class, map with the highest mean)
     accuracies = []
     with _progress("channels", nets, 1) as bar:

@@ -23,6 +23,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
+from nin.bounds import sides
 from nin.cost import activations
 from nin.data import ImageSet
 from nin.heads import GAP, GMP
@@ -85,9 +86,10 @@ def read_picture(file: Path) -> Image.Image:
         raise PictureError(f"{file}: damaged ({error})") from error
 
 
-def resize(picture: Image.Image, size: int) -> Image.Image:
-    """The middle square of a picture, `size` × `size` pixels."""
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+def resize(picture: Image.Image, size: int | Sequence[int]) -> Image.Image:
+    """The middle of a picture, `size` pixels: height and width, or one number for both."""
+    height, width = sides(LONGEST, size=size)
+    return ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
 
 
 def pools(trained: Pretrained) -> bool:
@@ -212,6 +214,9 @@ def blanking(trained: Pretrained, test: ImageSet, count: int = 1000, seed: int =
 
     Blanked is what the training images have on average. Both quarters are squares of half the image's side, at places
     of the map's grid.
+
+    Raises:
+        ValueError: the maps have no quarters, being smaller than 2×2.
     """
     draws = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(test.test_labels), generator=draws)[:count]
@@ -223,15 +228,18 @@ def blanking(trained: Pretrained, test: ImageSet, count: int = 1000, seed: int =
         logits, maps = class_maps(trained, images)
         scores = logits[rows, labels]
         true_maps = maps[rows, labels]  # (n, h, w)
-        side = true_maps.shape[1] // 2
+        side = min(true_maps.shape[1:]) // 2
+        if side == 0:
+            raise ValueError(f"class maps of {true_maps.shape[1]}×{true_maps.shape[2]} show no place in the image")
         sums = true_maps.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))  # (n, h − side + 1, w − side + 1)
         places = sums.shape[1] * sums.shape[2]
-        step, size = images.shape[2] // true_maps.shape[1], images.shape[2] // 2
+        size = images.shape[2] // 2
+        step = (images.shape[2] - size) / (sums.shape[1] - 1)  # the last place ends with the image
         drops = []
         for where in (sums.flatten(1).argmax(1), torch.randint(places, (len(part),), generator=draws)):
             blanked = images.clone()
             for n, place in enumerate(where.tolist()):
-                top, left = (step * p for p in divmod(place, sums.shape[2]))
+                top, left = (round(step * p) for p in divmod(place, sums.shape[2]))
                 blanked[n, :, top : top + size, left : left + size] = mean
             drops.append(scores - trained(blanked)[rows, labels])
         under_map += drops[0].tolist()

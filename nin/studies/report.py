@@ -7,9 +7,8 @@ transfer       does a net that pools transfer worse?
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,7 @@ ACCURACIES = (80, 85, 90)  # %
 
 def without_claims(rows: Sequence[Row]) -> list[Row]:
     """What `transfer` and `overfitting` leave for a table of heads and variants."""
-    transferred = {row.condition for row in rows if "checkpoint" in row.varied}
-    return [row for row in rows if row.condition not in transferred and "data.share" not in row.varied]
+    return [row for row in rows if not {"checkpoint", "data.share"} & set(row.varied)]
 
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -35,7 +33,7 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
     axis = figure.subplots()
     shown = [head for head in HEADS if any(row.head == head for row in rows)]
     for x, head in enumerate(shown):
-        errors = [row.error for row in rows if row.head == head and row.status == "ok"]
+        errors = [row.error for row in rows if row.head == head and row.error is not None]
         axis.scatter([x] * len(errors), errors, color=COLOURS[head], alpha=0.8, zorder=3)
         if errors:
             axis.hlines(sum(errors) / len(errors), x - 0.2, x + 0.2, color=COLOURS[head], linewidth=2)
@@ -45,7 +43,7 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
         axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5: no augmentation")
     axis.scatter([], [], color="#555555", label="one seed")
     axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4), title=title)
-    axis.set_ylabel("held-out error (%)" if rows[0].condition.held_out else "test error (%)")
+    axis.set_ylabel(f"{rows[0].condition.errors} (%)")
     axis.set_xticklabels(shown)
     _finish(figure, file)
 
@@ -150,39 +148,47 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
         "A net that pools converges more slowly than one with a fully connected head.",
         "\n".join(lines),
         figure,
-        _sooner_or_later(reached),
+        _sooner_or_later(reached, most),
     )
 
 
-def _sooner_or_later(reached: dict[tuple[str, int, float], int | None]) -> str:
-    """Whether fully connected heads reach an accuracy before GAP of the same seed does."""
-    differences = []
-    for (head, seed, accuracy), epoch in reached.items():
-        if head in FULLY_CONNECTED and ("gap", seed, accuracy) in reached:
-            mine, gaps = (math.inf if e is None else e for e in (epoch, reached["gap", seed, accuracy]))
-            differences.append(0 if mine == gaps else mine - gaps)
-    sooner, later = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+def _sooner_or_later(reached: dict[tuple[str, int, float], int | None], most: int) -> str:
+    """Whether fully connected heads reach the accuracies before GAP of the same seed does. What was never reached
+    counts as reached in the epoch after the last; what neither reached does not count."""
+    found = []
+    for head in FULLY_CONNECTED:
+        differences: dict[int, list[int]] = defaultdict(list)  # of each seed
+        for (h, seed, accuracy), epoch in reached.items():
+            of_gap = reached.get(("gap", seed, accuracy), 0)
+            if h == head and of_gap != 0 and (epoch, of_gap) != (None, None):
+                differences[seed].append((epoch or most + 1) - (of_gap or most + 1))
+        if differences:
+            found.append((f"`{head}`", [float(np.mean(of_seed)) for of_seed in differences.values()]))
+    return _verdict(found, "epochs of a fully connected head minus those of `gap`, mean over the accuracies")
+
+
+def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str) -> str:
+    """What paired differences between fully connected heads and GAP say of a claim that holds where they are below 0.
+    Fewer than three seeds, or an interval with 0 in it, decide nothing."""
+    if not found:
+        return "Not answered: there are no runs of `gap` and of a fully connected head with a seed in common."
+    signs = {float(np.mean(differences)) < 0 for _, differences in found if _clear(differences)}
+    said = {frozenset(): "Undecided", frozenset({True}): "Supported", frozenset({False}): "Refuted"}
+    few = max(len(differences) for _, differences in found) < 3
     return (
-        f"{_tally(sooner, later, {seed for head, seed, _ in reached if head == 'gap'})}: of {len(differences)} "
-        f"comparisons (head, accuracy, seed) the fully connected head is sooner than `gap` in {sooner}, later in "
-        f"{later}, in the same epoch in {len(differences) - sooner - later}."
+        f"{said.get(frozenset(signs), 'In part')}{' by so few seeds' * few}: {what}: "
+        f"{', '.join(f'{name} {paired(differences)}' for name, differences in found)}."
     )
-
-
-def _tally(speak_for: int, against: int, seeds: Collection[int]) -> str:
-    """What counted comparisons say of a claim. With fewer than three to one they decide nothing."""
-    said = "Supported" if speak_for > 3 * against else "Refuted" if against > 3 * speak_for else "Undecided"
-    return f"{said}, as far as {len(seeds)} seed{'s' * (len(seeds) > 1)} of `gap` can tell"
 
 
 def overfitting(rows: Sequence[Row]) -> list[Answer]:
     """Training error and test error (%) by head and by the share of the training images (`data.share`), an answer a
-    recipe. Where a share was trained for several numbers of epochs, the most count. Raises ClaimError where nothing
-    but one share was trained on. Nets that died are in no mean."""
-    varied = [(share, row) for row in rows if row.status == "ok" and (share := _share(row)) is not None]
+    recipe. Where a share was trained for several numbers of epochs, the most count that two heads have. Raises
+    ClaimError where nothing but one share was trained on. Nets that died are in no mean."""
+    varied = [(share, row) for row in rows if row.error is not None and (share := _share(row)) is not None]
     conditions = defaultdict(list)
     for share, row in varied:
-        conditions[row.data, row.recipe, row.precision].append((share, row))
+        conditions[row.condition._replace(epochs=0)].append((share, row))
     several = {c: found for c, found in conditions.items() if len({share for share, _ in found}) > 1}
     if not several:
         raise ClaimError(
@@ -197,18 +203,21 @@ def _share(row: Row) -> float | None:
     return float(row.varied.get("data.share", 1)) if set(row.varied) <= {"data.share"} else None
 
 
-def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, Row]]) -> Answer:
-    epochs = {share: max(row.epochs for s, row in found if s == share) for share, _ in found}
+def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> Answer:
+    heads_of: dict[tuple[float, int], set[str]] = defaultdict(set)
+    for share, row in found:
+        heads_of[share, row.epochs].add(row.head)
+    epochs = {share: max((len(h) > 1, e) for (s, e), h in heads_of.items() if s == share)[1] for share, _ in found}
     runs = {(row.head, share, row.seed): row for share, row in found if row.epochs == epochs[share]}
     heads = [head for head in HEADS if any(h == head for h, _, _ in runs)]
     lines = [
         table_row(
-            "images", "epochs", "head", "n", "training error (%)", "test error (%)", "test − training", "minus `gap`"
+            *("images", "epochs", "head", "n", "training error (%)", f"{condition.errors} (%)"),
+            *("minus training error", "minus `gap`"),
         ),
         table_rule(7),
     ]
-    findings = []
-    further: list[float] = []  # above its training error stands a fully connected head's test error than gap's
+    further = []  # above its training error stands a fully connected head's test error than gap's
     means: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     minus: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
     for share in sorted(epochs):
@@ -216,32 +225,22 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
             chosen = [row for (h, s, _), row in sorted(runs.items()) if (h, s) == (head, share)]
             if not chosen:
                 continue
-            train, test = [row.train_error for row in chosen], [row.test_error for row in chosen]
+            train, test = [row.train_error for row in chosen], [row.error for row in chosen]
             gaps = [b - a for a, b in zip(train, test, strict=True)]
-            gap = [(r.test_error, runs.get(("gap", share, r.seed))) for r in chosen]
-            differences = [error - other.test_error for error, other in gap if other and head != "gap"]
-            if head in FULLY_CONNECTED:
-                beside = [(r, g) for r in chosen if (g := runs.get(("gap", share, r.seed)))]
-                further += [(r.test_error - r.train_error) - (g.test_error - g.train_error) for r, g in beside]
+            beside = [(r, g) for r in chosen if head != "gap" and (g := runs.get(("gap", share, r.seed)))]
+            differences = [r.error - g.error for r, g in beside]
+            if head in FULLY_CONNECTED and beside:
+                name = f"`{head}` with {100 * share:g} % of the images"
+                further.append((name, [(g.error - g.train_error) - (r.error - r.train_error) for r, g in beside]))
             cells = [mean_and_deviation(values) for values in (train, test, gaps)]
             cells.append("" if head == "gap" else paired(differences))
             lines.append(table_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", str(len(chosen)), *cells))
             means[head].append((100 * share, float(np.mean(train)), float(np.mean(test))))
             if differences:
                 minus[head].append((100 * share, differences))
-            if share == min(epochs) and _clear(differences):
-                findings.append(f"`{head}` {cells[-1]}")
-    more, less = sum(d > 0 for d in further), sum(d < 0 for d in further)
-    finding = (
-        f"{_tally(more, less, {seed for head, _, seed in runs if head == 'gap'})}: of {len(further)} comparisons "
-        "(head, share, seed) the fully connected head's test error is further above its training error than `gap`'s in "
-        f"{more}, less far in {less}."
+    finding = _verdict(
+        further, "test error minus training error, of `gap` minus that of a fully connected head (points)"
     )
-    if findings:
-        finding += (
-            f" With {100 * min(epochs):g} % of the images, test error minus that of `gap` in points (95 % interval), "
-            f"where its sign is clear: {', '.join(findings)}."
-        )
 
     figure = Figure(figsize=(9.4 if minus else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if minus else 1, squeeze=False)[0]
@@ -256,8 +255,8 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
         axes[0].plot(shares, test, "o-", color=COLOURS[head], markersize=4)
         axes[0].plot(shares, train, "o:", color=COLOURS[head], markersize=3, alpha=0.8)
         ends.append((shares[-1], test[-1], head, COLOURS[head]))
-    axes[0].plot([], [], "o-", color="#555555", markersize=4, label="test")
-    axes[0].plot([], [], "o:", color="#555555", markersize=3, label="training")
+    axes[0].plot([], [], "o-", color="#555555", markersize=4, label=condition.errors)
+    axes[0].plot([], [], "o:", color="#555555", markersize=3, label="training error")
     axes[0].set(ylabel="error (%)", ylim=(0, None))
     axes[0].legend(frameon=False, fontsize=9)
     label(axes[0], ends)
@@ -270,11 +269,10 @@ def _overfitting(condition: tuple[str, str, str], found: Sequence[tuple[float, R
         ends.append((shares[-1], middles[-1], head, COLOURS[head]))
     if minus:
         axes[1].plot([100 * min(epochs), 100 * max(epochs)], [0, 0], color=COLOURS["gap"], linewidth=1.5)
-        axes[1].set_ylabel("test error minus gap's, seed by seed (points)")
+        axes[1].set_ylabel(f"{condition.errors} minus gap's, seed by seed (points)")
         label(axes[1], [*ends, (100 * max(epochs), 0.0, "gap", COLOURS["gap"])])
-    data, recipe, precision = condition
-    title = f"Training and test error: {data}, recipe {recipe}, {precision}".rstrip(", ")
-    name = f"overfitting-{data}-{recipe}-{precision}".strip("-")
+    title = f"Training error and {condition.errors}: {condition.title}"
+    name = f"overfitting-{condition.stem}"
     claim = "With fewer parameters a net that pools overfits less than one with a fully connected head."
     return Answer(name, title, claim, "\n".join(lines), figure, finding)
 
@@ -306,29 +304,31 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
         "",
         "head",
         "from",
-        "test error of each seed (%)",
+        f"{condition.errors} of each seed (%)",
         "mean ± s.d.",
         "n",
         "minus `gap`",
         "minus from scratch",
     )
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
-    findings, signs = [], set()
+    found_out = []
     figure = Figure(figsize=(6.6, 3.8), layout="constrained")
     axis = clean(figure.subplots(), "y")
     for way, head, checkpoint in order:
         runs = groups[way, head, checkpoint]
-        errors = {seed: row.test_error for seed, row in sorted(runs.items()) if row.status == "ok"}
+        errors = {seed: row.error for seed, row in sorted(runs.items()) if row.error is not None}
+        of_gap = [key for key in order if key[:2] == (way, "gap")]
+        if len(of_gap) > 1:  # nets of several recipes: the one whose name differs in the head alone
+            of_gap = [key for key in of_gap if key[2] == checkpoint.replace(head.replace("_", "-"), "gap")]
         cells = []
-        for others in ([key for key in order if key[:2] == (way, "gap")], [("from scratch", head, "")]):
-            other = groups.get(others[0], {}) if len(others) == 1 and others[0] != (way, head, checkpoint) else {}
-            pairs = [(e, other[s].test_error) for s, e in errors.items() if s in other and other[s].status == "ok"]
+        for others in (of_gap, [("from scratch", head, "")]):
+            other = groups.get(others[0], {}) if others and others[0] != (way, head, checkpoint) else {}
+            pairs = [(e, other[s].error) for s, e in errors.items() if s in other and other[s].error is not None]
             differences = [one - another for one, another in pairs]
             cells.append(paired(differences) if differences else "")
-            if len(cells) == 1 and way != "from scratch" and head in FULLY_CONNECTED and _clear(differences):
-                findings.append(f"{way} `{head}` {cells[0]}")
-                signs.add(differences[0] > 0)
-        each = ", ".join(f"{row.test_error:.2f}" if s in errors else row.status for s, row in sorted(runs.items()))
+            if len(cells) == 1 and way != "from scratch" and head in FULLY_CONNECTED and differences:
+                found_out.append((f"{way} `{head}`", differences))
+        each = ", ".join(f"{row.error:.2f}" if s in errors else row.status for s, row in sorted(runs.items()))
         mean = mean_and_deviation([*errors.values()]) if errors else "none"
         lines.append(table_row(way, f"`{head}`", checkpoint, each, mean, str(len(errors)), *cells))
         at = ways.index(way) + 0.18 * (heads.index(head) - (len(heads) - 1) / 2)
@@ -337,16 +337,11 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
             axis.hlines(np.mean([*errors.values()]), at - 0.07, at + 0.07, color=COLOURS[head], linewidth=2)
     for head in heads:
         axis.scatter([], [], s=16, color=COLOURS[head], label=head)
-    axis.set(ylabel="test error (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
+    axis.set(ylabel=f"{condition.errors} (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
     lines += ["", "Intervals (95 %) are over the seeds of new layers and order: the nets they start from are the same."]
-    finding = {(): "Undecided", (False,): "Supported", (True,): "Refuted"}.get(tuple(signs), "In part")
-    finding += ": of a fully connected head's test error minus that of `gap` "
-    if findings:
-        finding += f"the sign is clear in {'; '.join(findings)} (points, 95 % interval)."
-    else:
-        finding += "no sign is clear from three seeds or more."
+    finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")
     claim = "A net that pools transfers worse to another set than one with a fully connected head."
     title = f"Transfer to {condition.title}"
     return Answer(f"transfer-{condition.stem}", title, claim, "\n".join(lines), figure, finding)

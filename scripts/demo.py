@@ -86,13 +86,13 @@ def serve(nets: dict[str, Pretrained], files: list[str], port: str) -> None:
             return None, None
         try:
             trained, picture = nets[name], maps.read_picture(Path(file))
-            seen = maps.resize(picture, trained.net.arguments["image_size"])
-            probabilities = maps.look(trained, seen)[0].tolist()
-            figure = maps.draw(trained, seen, maps.resize(picture, PIXELS), rows=2)
+            small = maps.resize(picture, trained.net.arguments["image_size"])
+            seen = maps.look(trained, small)
+            figure = maps.draw(trained, small, seen, maps.resize(picture, PIXELS), rows=2)
         except (maps.PictureError, ValueError) as error:
             raise gr.Error(str(error)) from error
         figure.set_dpi(150)
-        return dict(zip(trained.classes, probabilities, strict=True)), figure
+        return dict(zip(trained.classes, seen[0].tolist(), strict=True)), figure
 
     with gr.Blocks(title="Network in Network", analytics_enabled=False) as page:
         gr.Markdown(

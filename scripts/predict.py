@@ -42,9 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         trained = pretrained.load(settings["checkpoint"])
         if settings["figure"]:
-            test_figure(
-                trained, Path(settings["checkpoint"]).stem, settings["figure"], settings["data.root"] or None, out
-            )
+            test_figure(trained, settings, out)
         else:
             predict(trained, maps.find_pictures(paths), settings["size"], out)
     except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError, OSError) as error:
@@ -83,17 +81,17 @@ def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: P
             if size != "native":
                 shown_as = maps.resize(picture, 512)
                 picture = maps.resize(picture, training_size if size == "training" else int(size))
-            probabilities, _, _ = maps.look(trained, picture)
+            seen = maps.look(trained, picture)
             target = out / f"{file.stem}_maps.png"
             number = 2
             while target in written:
                 target, number = out / f"{file.stem}_maps_{number}.png", number + 1
             written.append(target)
-            maps.draw(trained, picture, shown_as).savefig(target, dpi=150)
+            maps.draw(trained, picture, seen, shown_as).savefig(target, dpi=150)
         except maps.PictureError as error:
             failures.append(error)
             continue
-        best = probabilities.topk(min(3, len(trained.classes)))
+        best = seen[0].topk(min(3, len(trained.classes)))
         said = ", ".join(f"{trained.classes[k]} {100 * p:.1f} %" for p, k in zip(*map(list, best), strict=True))
         print(f"{file}: {said}  ({target})")
     if failures:

@@ -193,15 +193,16 @@ def test_the_mean_of_a_map_is_the_score(trained):
     torch.testing.assert_close(found.mean((1, 2)), logits)
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
     maps.look(trained, gradient(10_000, 20))
-    titles = [axis.get_title() for axis in maps.draw(trained, gradient()).axes]
+    seen = probabilities, logits, found
+    titles = [axis.get_title() for axis in maps.draw(trained, gradient(), seen).axes]
     best = probabilities.argmax().item()
     assert titles[1] == f"class {best}  {100 * probabilities[best]:.1f} %"
 
 
 def test_what_speaks_for_a_class_glows_and_the_rest_is_clear(trained):
-    _, _, found = maps.look(trained, gradient(32, 32))
-    figure = maps.draw(trained, gradient(32, 32), gradient(64, 64), rows=2)
-    best = maps.look(trained, gradient(32, 32))[0].topk(3).indices.tolist()
+    seen = probabilities, _, found = maps.look(trained, gradient(32, 32))
+    figure = maps.draw(trained, gradient(32, 32), seen, gradient(64, 64), rows=2)
+    best = probabilities.topk(3).indices.tolist()
     for axis, k in zip(figure.axes[1:4], best, strict=True):
         glow = np.asarray(axis.images[1].get_array())[..., 3]
         fine = nn.functional.interpolate(found[None, None, k], size=(256, 256), mode="bilinear")[0, 0].numpy()
@@ -273,6 +274,26 @@ def test_a_net_that_looks_at_bright_pixels_loses_by_their_blanking():
     assert "0.00 more" in maps.blanking(looking, as_set(grey), 100)
 
 
+def test_what_is_blanked_is_a_quarter_of_the_image_wherever_the_map_points():
+    images = torch.full((20, 3, 28, 28), 255, dtype=torch.uint8)
+    for cells in (7, 2):  # the image's side is no multiple of the first's half
+        blanked = []
+        looking = Pretrained(Bright(), Normalise(torch.zeros(3), torch.ones(3)), list("0123456789"), {})
+        corner = torch.zeros(20, 10, cells, cells)
+        corner[:, :, -1, -1] = 1  # the last place that there is
+        looking.net.forward_maps = lambda x, corner=corner: corner[: len(x)]
+        looking.net.forward = lambda x, blanked=blanked: blanked.append(x) or x.mean((2, 3)).repeat(1, 4)[:, :10]
+        bright = as_set(images)
+        dark = ImageSet(images * 0, bright.train_labels, images, bright.test_labels, bright.classes, True)
+        maps.blanking(looking, dark, 20)
+        under_map = blanked[0]
+        assert (under_map[:, :, 14:, 14:] == 0).all() and under_map.mean() == pytest.approx(255 * 3 / 4)
+        assert blanked[1].mean() == pytest.approx(255 * 3 / 4)  # at random, and as much
+    looking.net.forward_maps = lambda x: torch.zeros(len(x), 10, 1, 1)
+    with pytest.raises(ValueError, match="class maps of 1×1 show no place"):
+        maps.blanking(looking, dark, 20)
+
+
 def test_the_papers_figure(trained):
     images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
     figure = maps.draw_paper_figure(trained, images, torch.arange(40) % 10, rows=5)
@@ -294,8 +315,9 @@ def test_the_command(trained, tmp_path):
     assert ended.stderr == "error: bad.png: not a picture of a known format\n"
     assert ended.stdout.startswith("good.png: class ")
     assert (tmp_path / "maps" / "good_maps.png").stat().st_size > 10_000
-    said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking").stdout
-    assert re.search(r"blanking a quarter of 360 test images lowers", said)
+    said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking")
+    assert re.search(r"blanking a quarter of 360 test images lowers", said.stdout), said.stderr
+    assert predict(tmp_path, "checkpoint=net.safetensors", "figure=paper").stdout.strip() == "maps/paper_net.png"
 
 
 @pytest.mark.parametrize(

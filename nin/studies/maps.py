@@ -147,12 +147,18 @@ def look(trained: Pretrained, picture: Image.Image) -> tuple[Tensor, Tensor, Ten
 
 
 def draw(
-    trained: Pretrained, picture: Image.Image, shown_as: Image.Image | None = None, top: int = 3, rows: int = 1
+    trained: Pretrained,
+    picture: Image.Image,
+    seen: tuple[Tensor, Tensor, Tensor],
+    shown_as: Image.Image | None = None,
+    top: int = 3,
+    rows: int = 1,
 ) -> Figure:
     """The picture, and the class maps of its `top` classes laid over it, each with probability, score and what its map
     adds up to. What speaks for a class glows, on one scale for all; where a map is 0 or less the picture stays clear.
-    `shown_as` is the same picture with more pixels, for the eye; the 1 + `top` panels are set in `rows`."""
-    probabilities, logits, maps = look(trained, picture)
+    `seen` is what `look` says of the picture, `shown_as` the same picture with more pixels, for the eye; the 1 + `top`
+    panels are set in `rows`."""
+    probabilities, logits, maps = seen
     best = probabilities.topk(min(top, len(trained.classes))).indices.tolist()
     canvas = shown_as or picture
     light = ScalarMappable(Normalize(0, max(maps[best].max().item(), 1e-6)), "inferno")

@@ -142,21 +142,29 @@ def test_a_stopped_run_is_run_again(tmp_path):
 
 
 def test_a_study_that_is_killed_outright_goes_on_and_repeats_nothing(tmp_path):
-    small = ["data=digits", "head=gap", "trainer.progress_bar=false", "'model.blocks=[{widths: [8, 8, 10]}]'"]
-    overrides = [o.strip("'") for o in small] + ["seed=0,1", "trainer.max_epochs=20"]
-    command = [sys.executable, str(ROOT / "scripts" / "ablate.py"), f"study={tmp_path / 'runs.csv'}", *overrides]
-    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    small = [
+        "data=digits",
+        "trainer.max_epochs=40",
+        "model.blocks=[{widths: [8, 8, 10]}]",
+        "trainer.progress_bar=false",
+    ]
+    points, file = [[*small, f"seed={seed}"] for seed in (0, 1)], tmp_path / "runs.csv"
+    code = f"""
+from pathlib import Path
+from nin.studies import ablation
+ablation.study({points}, Path({str(file)!r}), Path({str(tmp_path / "runs")!r}))
+"""
+    study = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     patience = time.monotonic() + 120
-    while not (tmp_path / "runs.csv").exists() and time.monotonic() < patience:
-        time.sleep(0.1)
-    (first,) = ablation.read(tmp_path / "runs.csv")
-    time.sleep(6)  # into the second run
-    study.kill()
+    while not list(tmp_path.glob("runs/*seed-1*/last.ckpt")) and time.monotonic() < patience:
+        time.sleep(0.05)
+    study.kill()  # in the second run
     study.wait()
-    again = ablate(tmp_path, *overrides)
+    (first,) = ablation.read(file)
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "2 runs, 1 of them recorded already" in again.stdout
-    rows = ablation.read(tmp_path / "runs.csv")
+    rows = ablation.read(file)
     assert [(r.seed, r.status) for r in rows] == [(0, "ok"), (1, "ok")] and rows[0] == first
 
 

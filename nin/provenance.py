@@ -13,6 +13,8 @@ import lightning as L
 import torch
 import torchvision
 
+RESULTS = ("csv", "md", "png")  # endings of files that are made of runs
+
 
 def device_name(device: torch.device) -> str:
     """The device as people call it."""
@@ -47,7 +49,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The project's commit, with "+changes" where files differ from it; NIN_COMMIT where there is no git."""
+    """The project's commit, with "+changes" where files differ from it that a result can depend on: not those that hold
+    results. NIN_COMMIT where there is no git."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return os.environ.get("NIN_COMMIT", "unknown")
@@ -57,6 +60,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--untracked-files=no"))
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!*.{s}" for s in RESULTS))
+        return git("rev-parse", "HEAD") + "+changes" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

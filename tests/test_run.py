@@ -15,7 +15,7 @@ import yaml
 from conftest import CONF, ROOT
 from safetensors.torch import load_file
 
-from nin import pretrained, run
+from nin import pretrained, provenance, run
 from nin.command import compose
 from nin.config import ConfigError
 from nin.data import load_digits
@@ -106,6 +106,22 @@ def test_the_test_curve_changes_nothing(tmp_path):
         run.train(compose(CONF, [*SHORT, "model.dropout=0.5", f"eval_curve={curve}"]), tmp_path / curve)
         weights.append(load_file(tmp_path / curve / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_commit_says_whether_anything_was_changed_that_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "nin" / "provenance.py"))
+    assert provenance.commit() == "unknown"
+    for name in ("net.py", "runs.csv"):
+        (tmp_path / name).write_text("before")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    clean = provenance.commit()
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "runs.csv").write_text("a row more")  # of this very study
+    assert provenance.commit() == clean
+    (tmp_path / "net.py").write_text("after")
+    assert provenance.commit() == f"{clean}+changes"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library than glibc gives the memory")

@@ -409,13 +409,16 @@ def channels(nets: Sequence[Net]) -> Answer:
     figure.colorbar(drawn, ax=axes[-1], shrink=0.75, label="images of the class (%)")
     said = [f"`{name}` {mean_and_deviation([own[i] for i in chosen])} %" for name, chosen in places.items()]
     others = [i for i, net in enumerate(nets) if net.head in FULLY_CONNECTED]
+    chance = 100 / counts[0].shape[1]
     if others:
-        known = [named[i] / max(accuracies[i], 1e-9) for i in others]  # of what the head recognises
-        verdict = "Supported" if min(known) > 0.9 else "Refuted" if max(known) < 0.5 else "In part"
-        finding = f"{verdict} for fully connected heads, however the maps are named; under `gap` true by definition. "
+        refuted, supported = max(own[i] for i in others) < 2 * chance, all(own[i] > 0.9 * accuracies[i] for i in others)
+        verdict = "Refuted" if refuted else "Supported" if supported else "In part"
+        finding = f"{verdict} for fully connected heads; under `gap` true by definition. "
     else:
         finding = "Not answered, for want of a net with a fully connected head; under `gap` true by definition. "
-    finding += f"The true class's own map has the highest mean for {', '.join(said)} of the images."
+    finding += (
+        f"The true class's own map has the highest mean for {', '.join(said)} of the images, by chance {chance:g} %."
+    )
     title = f"Does a channel mean a class? ({_counted(nets)})"
     claim = "Each of the last maps means a class, whatever head reads them."
     return Answer("channels", title, claim, "\n".join(lines), figure, finding)

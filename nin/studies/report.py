@@ -172,11 +172,13 @@ def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str) -> str:
     Fewer than three seeds, or an interval with 0 in it, decide nothing."""
     if not found:
         return "Not answered: there are no runs of `gap` and of a fully connected head with a seed in common."
-    signs = {float(np.mean(differences)) < 0 for _, differences in found if _clear(differences)}
-    said = {frozenset(): "Undecided", frozenset({True}): "Supported", frozenset({False}): "Refuted"}
+    verdicts = {
+        "Undecided" if not _clear(differences) else "Supported" if np.mean(differences) < 0 else "Refuted"
+        for _, differences in found
+    }
     few = max(len(differences) for _, differences in found) < 3
     return (
-        f"{said.get(frozenset(signs), 'In part')}{' by so few seeds' * few}: {what}: "
+        f"{verdicts.pop() if len(verdicts) == 1 else 'In part'}{' by so few seeds' * few}: {what}: "
         f"{', '.join(f'{name} {paired(differences)}' for name, differences in found)}."
     )
 
@@ -341,6 +343,11 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
     lines += ["", "Intervals (95 %) are over the seeds of new layers and order: the nets they start from are the same."]
+    if any(way == "probed" for way, _, _ in order):
+        lines[-1] += (
+            " A probe trains what depends on the number of classes: the last 1×1 layer, and the linear layer of a "
+            "fully connected head."
+        )
     finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")
     claim = "A net that pools transfers worse to another set than one with a fully connected head."
     title = f"Transfer to {condition.title}"

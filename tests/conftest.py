@@ -9,6 +9,16 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+# the three blocks of the paper's net an eighth as wide, for tests of all that does not depend on it
+NARROW = (
+    "model.blocks=[{widths: [24, 20, 12], kernel_size: 5, dropout: true}, {widths: 24, kernel_size: 5, dropout: true}, "
+    "{widths: [24, 24, null], kernel_size: 3}]"
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    return min(4, os.cpu_count() or 1)  # a test takes up to 3 GB
 
 
 def pytest_collection_modifyitems(items):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import NARROW, ROOT
 
 from nin.command import sweep
 from nin.config import ConfigError
@@ -111,7 +111,14 @@ def test_figures_are_drawn(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
-SMALL = ["data=digits", "seed=0", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.progress_bar=false"]
+SMALL = [
+    "data=digits",
+    NARROW,
+    "seed=0",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.progress_bar=false",
+]
 
 
 def ablate(tmp_path: Path, *overrides: str) -> subprocess.CompletedProcess:
@@ -128,7 +135,8 @@ def test_a_study_records_its_runs_and_repeats_none(tmp_path):
     assert 0 < good.test_error < 100 and float(good.test_curve) == pytest.approx(good.test_error, abs=3)
     assert len(good.commit) == 40 or good.commit == "unknown"
     folders = {folder: folder.stat().st_mtime_ns for folder in (tmp_path / "runs").iterdir()}
-    ablation.study([point[::-1] for point in points], tmp_path / "runs.csv", tmp_path / "runs")
+    again = [[override.replace("=true", "=True") for override in reversed(point)] for point in points]
+    ablation.study(again, tmp_path / "runs.csv", tmp_path / "runs")
     assert (tmp_path / "runs.csv").read_bytes() == first
     assert {folder: folder.stat().st_mtime_ns for folder in (tmp_path / "runs").iterdir()} == folders
 
@@ -144,7 +152,8 @@ def test_a_stopped_run_is_run_again(tmp_path):
 def test_a_study_that_is_killed_outright_goes_on_and_repeats_nothing(tmp_path):
     small = [
         "data=digits",
-        "trainer.max_epochs=15",
+        "trainer.max_epochs=30",
+        "trainer.limit_train_batches=4",
         "model.blocks=[{widths: [8, 8, 10]}]",
         "trainer.progress_bar=false",
     ]

@@ -14,7 +14,7 @@ import hydra
 import lightning as L
 import pytest
 import torch
-from conftest import CONF, ROOT
+from conftest import CONF, NARROW, ROOT
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from test_recovery import results
 from torch import multiprocessing
@@ -29,7 +29,7 @@ from nin.recovery import RunError
 from nin.task import Classifier
 
 TRAIN = str(ROOT / "scripts" / "train.py")
-SHORT = ["data=digits", "trainer.max_epochs=10", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
+SHORT = ["data=digits", NARROW, "trainer.max_epochs=60", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["trainer.accelerator=cpu", "data.batch_size=16", "data.val=101", "model.dropout=0.5"]
 TWO = [*SHORT, "trainer=ddp", "trainer.devices=2"]
 
@@ -169,7 +169,7 @@ def test_two_processes_leave_one_folder_and_speak_once(ended):
     assert sorted(file.name for file in folder.iterdir()) == [
         *("config.yaml", "curves.png", "last.ckpt", "metrics.csv", "model.safetensors", "summary.json")
     ]
-    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 10
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 60
     assert said.count("test error") == 1
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["device"].startswith("2 × cpu")

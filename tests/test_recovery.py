@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, ROOT
+from conftest import CONF, NARROW, ROOT
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from nin import run
@@ -18,12 +18,12 @@ from nin.command import compose
 from nin.config import ConfigError
 from nin.recovery import AtomicCheckpointIO, RunError, difference
 
-SHORT = ["data=digits", "trainer.max_epochs=25", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
+SHORT = ["data=digits", NARROW, "trainer.max_epochs=60", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["model.dropout=0.5", "data.batch_size=16", "eval_curve=true", "resume=auto"]
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *SHORT, f"hydra.run.dir={folder}"]
+def start(folder: Path, overrides: list[str] = SHORT) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *overrides, f"hydra.run.dir={folder}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent)
 
 
@@ -55,7 +55,7 @@ def test_ten_kills_change_nothing(uninterrupted, tmp_path):
         before, began = written(folder / "last.ckpt"), time.monotonic()
         process = start(folder)
         if kill % 2:  # while Python starts, the checkpoint is read or the first steps are made
-            time.sleep(moments.uniform(0.1, 1) * first_epoch)
+            time.sleep(moments.uniform(0.1, 0.9) * first_epoch)
         else:  # after an epoch of its own, in the next or while that is written
             while written(folder / "last.ckpt") == before:
                 assert process.poll() is None, process.communicate()[1]
@@ -99,24 +99,25 @@ def test_a_signal_ends_with_its_code_and_a_way_to_go_on(uninterrupted, tmp_path,
     assert results(folder) == results(uninterrupted)
 
 
-def test_a_signal_during_the_last_evaluation_is_no_success(uninterrupted, tmp_path):
+def test_a_signal_during_the_last_evaluation_is_no_success(tmp_path):
     folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.yaml", "last.ckpt", "metrics.csv"):
-        (folder / name).write_bytes((uninterrupted / name).read_bytes())
-    summary = json.loads((uninterrupted / "summary.json").read_text())
+    wide = [*SHORT, "model.blocks=cifar10", "trainer.max_epochs=1"]  # the evaluation takes a while
+    run.train(compose(CONF, wide), folder)
+    ended = results(folder)
+    (folder / "model.safetensors").unlink()
+    summary = json.loads((folder / "summary.json").read_text())
     (folder / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "test_error"}))
-    process = start(folder)
-    assert process.stdout.readline().startswith("resumed at epoch 25, step 100")
+    process = start(folder, wide)
+    assert process.stdout.readline().startswith("resumed at epoch 1, step 4")
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 143 and "stopped; the same command" in errors
     assert "test_error" not in json.loads((folder / "summary.json").read_text())
-    process = start(folder)
+    process = start(folder, wide)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert results(folder) == results(uninterrupted)
+    assert results(folder) == ended
 
 
 def test_another_configuration_is_refused_by_its_field(uninterrupted):

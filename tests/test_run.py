@@ -12,7 +12,7 @@ import lightning
 import pytest
 import torch
 import yaml
-from conftest import CONF, ROOT
+from conftest import CONF, NARROW, ROOT
 from safetensors.torch import load_file
 
 from nin import pretrained, provenance, run
@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(tmp_path):
     found = []
     for seed in (5, 5, 6):
         folder = tmp_path / str(len(found))
-        run.train(compose(CONF, [*SHORT, "model.dropout=0.5", f"seed={seed}"]), folder)
+        run.train(compose(CONF, [*SHORT, NARROW, "model.dropout=0.5", f"seed={seed}"]), folder)
         found.append(load_file(folder / "model.safetensors"))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
     assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(tmp_path):
 def test_the_test_curve_changes_nothing(tmp_path):
     weights = []
     for curve in ("true", "false"):
-        run.train(compose(CONF, [*SHORT, "model.dropout=0.5", f"eval_curve={curve}"]), tmp_path / curve)
+        run.train(compose(CONF, [*SHORT, NARROW, "model.dropout=0.5", f"eval_curve={curve}"]), tmp_path / curve)
         weights.append(load_file(tmp_path / curve / "model.safetensors"))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -230,7 +230,14 @@ def test_a_run_on_the_gpu(tmp_path):
 
 def test_a_gradient_is_scaled_down_to_the_norm_that_is_set(tmp_path):
     """A step of plain SGD at rate 1 is as long as its gradient."""
-    one_step = [*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "recipe.optimiser=sgd", "recipe.lr=1"]
+    one_step = [
+        *SHORT,
+        NARROW,
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "recipe.optimiser=sgd",
+        "recipe.lr=1",
+    ]
     one_step += ["recipe.nesterov=false", "recipe.momentum=0", "recipe.weight_decay=0", "recipe.warmup=0"]
     one_step += ["recipe.bias_lr=1", "recipe.last_lr=1", "recipe.last_bias_lr=1", "recipe.schedule=step"]
     lengths = {}

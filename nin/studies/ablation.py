@@ -116,8 +116,7 @@ class Row:
     @property
     def given(self) -> dict[str, str]:
         """The overrides by name."""
-        pairs = (override.lstrip("+").partition("=") for override in shlex.split(self.overrides))
-        return {name: value for name, _, value in pairs}
+        return _given(self.overrides)
 
     @property
     def varied(self) -> dict[str, str]:
@@ -252,9 +251,15 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
     return [row for row in ended(file) if _point(row.overrides) in asked]
 
 
-def _point(overrides: str) -> frozenset[str]:
+def _given(overrides: str) -> dict[str, str]:
+    """Overrides by name. Truth has one spelling: Hydra takes freeze=True and freeze=true."""
+    pairs = (override.lstrip("+").partition("=") for override in shlex.split(overrides))
+    return {name: value.lower() if value.lower() in ("true", "false") else value for name, _, value in pairs}
+
+
+def _point(overrides: str) -> frozenset[tuple[str, str]]:
     """Overrides without those that a run does not depend on: equal for what is one run."""
-    return frozenset(o for o in shlex.split(overrides) if o.partition("=")[0] not in NEUTRAL)
+    return frozenset((name, value) for name, value in _given(overrides).items() if name not in NEUTRAL)
 
 
 def _folder_name(overrides: str) -> str:

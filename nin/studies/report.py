@@ -91,13 +91,16 @@ def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) 
 
 def convergence(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> list[Answer]:
     """Epochs to a test accuracy (%), by head, and the difference to GAP seed by seed; an answer a condition. Runs count
-    in which nothing but head and seed was varied. Raises ClaimError where no row has a test curve."""
-    plain = [row for row in rows if row.test_curve and not row.variant]
-    if not plain:
+    in which nothing but head and seed was varied; where there is a condition with several heads, those alone. Raises
+    ClaimError where no row has a test curve."""
+    runs: dict[Condition, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.test_curve and not row.variant:
+            runs[row.condition].append(row)
+    if not runs:
         raise ClaimError("convergence: no row of the study has a test curve and nothing varied but head and seed")
-    return [
-        _convergence([r for r in plain if r.condition == c], accuracies) for c in sorted({r.condition for r in plain})
-    ]
+    several = {c for c, of_condition in runs.items() if len({row.head for row in of_condition}) > 1}
+    return [_convergence(runs[condition], accuracies) for condition in sorted(several or runs)]
 
 
 def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:

@@ -1,11 +1,14 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT
 from torch import nn
 
 from nin import NIN
+from nin.backbones import Backbone
 from nin.studies import cost
 
 
@@ -83,3 +86,13 @@ def test_the_heads_differ_and_what_comes_before_them_does_not(name):
     assert text.count("-- head fc") == text.count("-- head gap") == 1
     before = text.index("-- head fc")
     assert "conv" in text[:before] or "features" in text[:before]
+
+
+def test_a_net_with_the_articles_head_is_compared_under_the_articles():
+    with torch.device("meta"):
+        net = Backbone("vgg19", 17, "gmp_article", image_size=64, weights="none")
+    text = cost.compare("flowers", *cost.of_checkpoint(SimpleNamespace(net=net)))
+    sums = {line.split()[1]: line.split()[2] for line in text.splitlines() if line.startswith("with ")}
+    convolutions = 20_024_384  # 512 maps of 2×2
+    assert sums["fc_article"] == f"{convolutions + 4 * 512 * 512 + 512 + 512 * 17 + 17:,}"
+    assert sums["gap_article"] == f"{convolutions + 512 * 17 + 17:,}"

@@ -141,28 +141,35 @@ NETS: dict[str, tuple[Callable[[str], nn.Module], tuple[int, int, int]]] = {
 }
 
 
-def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int]]:
-    """How to build a trained net with a head, and the shape of an image: a line of `NETS`."""
+def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int], tuple[str, str]]:
+    """How to build a trained net with a head, the shape of an image, and the heads to compare: a net that has one of
+    the article's is compared under the article's."""
     arguments = trained.net.arguments
     shape = (arguments.get("in_channels", 3), *sides(LARGEST, image_size=arguments["image_size"]))
-    return lambda head: build_net({**arguments, "head": head}), shape
+    heads = ("fc_article", "gap_article") if arguments["head"].endswith("_article") else ("fc", "gap")
+    return lambda head: build_net({**arguments, "head": head}), shape, heads
 
 
-def compare(name: str, build: Callable[[str], nn.Module], shape: tuple[int, int, int]) -> str:
-    """The layers of a net, those before the head once, then the head's under fc and under gap, and sums.
+def compare(
+    name: str,
+    build: Callable[[str], nn.Module],
+    shape: tuple[int, int, int],
+    heads: tuple[str, str] = ("fc", "gap"),
+) -> str:
+    """The layers of a net, those before the head once, then the head's under either head, and sums.
 
     Args:
         name: for the first line.
-        build: makes the net with a head, "fc" or "gap".
+        build: makes the net with a head.
         shape: (C, H, W) of an image.
+        heads: a fully connected one and one that pools.
     """
-    costs = {head: layers(lambda head=head: build(head), *shape) for head in ("fc", "gap")}
+    costs = {head: layers(lambda head=head: build(head), *shape) for head in heads}
+    fc, gap = costs.values()
     shared = 0
-    while costs["fc"][shared] == costs["gap"][shared]:
+    while shared < min(len(fc), len(gap)) and fc[shared] == gap[shared]:
         shared += 1
-        if shared == min(map(len, costs.values())):
-            break
-    lines = [f"{name}, one image of {'×'.join(map(str, shape))}", "", _header(), *map(_line, costs["fc"][:shared])]
+    lines = [f"{name}, one image of {'×'.join(map(str, shape))}", "", _header(), *map(_line, fc[:shared])]
     for head, found in costs.items():
         lines += [f"-- head {head}", *map(_line, found[shared:])]
     lines.append("")
@@ -170,9 +177,9 @@ def compare(name: str, build: Callable[[str], nn.Module], shape: tuple[int, int,
         parameters = sum(layer.parameters for layer in found)
         macs = sum(layer.multiply_accumulates for layer in found)
         size = f"{parameters:>15,} parameters {parameters * BYTES / 2**20:>9,.2f} MB"
-        lines.append(f"with {head:<4}{size} {macs:>18,} multiply-accumulates")
-    ratio = sum(layer.parameters for layer in costs["fc"]) / sum(layer.parameters for layer in costs["gap"])
-    return "\n".join([*lines, "", f"fc has {ratio:.2f} times the parameters of gap"])
+        lines.append(f"with {head:<{max(map(len, heads)) + 1}}{size} {macs:>18,} multiply-accumulates")
+    ratio = sum(layer.parameters for layer in fc) / sum(layer.parameters for layer in gap)
+    return "\n".join([*lines, "", f"{heads[0]} has {ratio:.2f} times the parameters of {heads[1]}"])
 
 
 def _header() -> str:

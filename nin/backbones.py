@@ -23,6 +23,8 @@ from nin.heads import GAP, GMP, HEADS, build_head
 from nin.model import LARGEST, WIDEST
 
 BACKBONES = {"vgg19": "features", "inception_v3": "Mixed_7c"}  # the layer whose output are the feature maps
+# Inception's ImageNet weights were trained on images scaled to −1 … 1; with this it takes ImageNet's mean and spread
+OPTIONS = {"inception_v3": {"transform_input": True}}
 SMALLEST = {"vgg19": 32, "inception_v3": 75}  # pixels of a side from which there is a feature map
 ARTICLE_HEADS = ("fc_article", "gap_article", "gmp_article")
 
@@ -73,7 +75,8 @@ class Backbone(nn.Module):
         }
         on_meta = torch.get_default_device().type == "meta"
         # Inception's and VGG's own initial values take half a minute to draw; torch's defaults where they are replaced
-        source = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta)
+        options = OPTIONS.get(backbone, {})
+        source = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta, **options)
         if weights != "none" and not on_meta:
             _load_imagenet(source, backbone, weights)
         with warnings.catch_warnings():

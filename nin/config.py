@@ -168,7 +168,7 @@ class Config:
     eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing reads it
     resume: str | None = None  # auto: go on with the run in hydra.run.dir, if there is one
     checkpoint: str | None = None  # a run's folder or a weights file: what training starts from, evaluation looks at
-    freeze: bool = False  # train only what the checkpoint does not bring: layers that depend on the classes' number
+    freeze: bool = False  # train only what the checkpoint does not bring: what depends on head or number of classes
 
     def __post_init__(self) -> None:
         try:

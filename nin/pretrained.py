@@ -218,13 +218,13 @@ def _verify(file: Path, sha256: str, checkpoint: str) -> None:
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
-    """Gives `net` the weights of `trained`; where the nets differ in their number of classes, all that does not depend
-    on it. Gives the names of the weights that stay as they were.
+    """Gives `net` the weights of `trained`; where the nets differ in their number of classes or in their head, all that
+    does not depend on it. Gives the names of the weights that stay as they were.
 
     Raises:
         CheckpointError: the nets differ in more, dropout, initial values and a size that the head takes excepted.
     """
-    free = ("num_classes", "image_size", "dropout", "init")
+    free = ("num_classes", "head", "image_size", "dropout", "init")
     theirs, ours = trained.net.arguments, net.arguments
     differ = [name for name in {**ours, **theirs} if name not in free and ours.get(name) != theirs.get(name)]
     if differ:
@@ -235,12 +235,12 @@ def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
         )
     before, after = _shapes(trained.net), _shapes(net)
     fitting = _shapes(build_net({**ours, "num_classes": trained.net.num_classes}))
-    if fitting != before:
+    if theirs["head"] == ours["head"] and fitting != before:
         raise CheckpointError(
             f"the checkpoint's head is tied to images of image_size={theirs['image_size']}, these are of "
             f"{ours['image_size']}; set data.size, or take a net that pools"
         )
-    new = [name for name in after if after[name] != before[name]]
+    new = [name for name in after if after[name] != before.get(name)]
     weights = trained.net.state_dict()
     net.load_state_dict({name: weights[name] for name in after if name not in new}, strict=False)
     return new

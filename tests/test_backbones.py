@@ -41,6 +41,22 @@ def test_the_features_are_torchvisions(vgg):
         torch.testing.assert_close(vgg.features(images)["maps"], whole.features(images))
 
 
+def test_inception_with_imagenet_weights_is_torchvisions(monkeypatch):
+    """Its weights want another scale than ImageNet's mean and spread, which torchvision's own net sees to."""
+    from torchvision.models import Inception_V3_Weights, inception_v3
+
+    torch.manual_seed(2)
+    state = inception_v3(init_weights=False).state_dict()
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
+    theirs, found = inception_v3(weights=Inception_V3_Weights.DEFAULT).eval(), []
+    theirs.Mixed_7c.register_forward_hook(lambda _, inputs, maps: found.append(maps))
+    ours = Backbone("inception_v3", 17, image_size=96, weights="imagenet").eval()
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        theirs(images)
+        torch.testing.assert_close(ours.features(images)["maps"], found[0])
+
+
 def test_parameters_of_the_article_heads():
     """VGG19 at 224 pixels: 512 feature maps of 7×7; its convolutions have 20,024,384 parameters."""
     with torch.device("meta"):

@@ -143,6 +143,18 @@ def test_weights_for_another_run():
         copy_weights(trained(), NIN())
 
 
+@pytest.mark.parametrize(("classes", "new"), [(10, {"head.linear"}), (5, {"head.linear", "blocks.block2.conv3"})])
+def test_weights_for_a_net_of_another_head(classes, new):
+    """The blocks of a net that pools, for one that ends in a fully connected layer, and the other way round."""
+    pooling = trained()
+    other = NIN([Block(8), Block((8, 8, None))], classes, "fc", image_size=8, norm="batch")
+    assert {name.rpartition(".")[0] for name in copy_weights(pooling, other)} == new
+    assert torch.equal(other.blocks.block1.conv1.weight, pooling.net.blocks.block1.conv1.weight)
+    back = NIN([Block(8), Block((8, 8, None))], 10, "gap", image_size=12, norm="batch")
+    named = {name.rpartition(".")[0] for name in copy_weights(Pretrained(other, pooling.preprocess, ["a"], {}), back)}
+    assert named == new - {"head.linear"}
+
+
 # published nets ------------------------------------------------------------------------------------------------------
 
 

@@ -143,7 +143,9 @@ def test_weights_for_another_run():
         copy_weights(trained(), NIN())
 
 
-@pytest.mark.parametrize(("classes", "new"), [(10, {"head.linear"}), (5, {"head.linear", "blocks.block2.conv3"})])
+@pytest.mark.parametrize(
+    ("classes", "new"), [(10, {"head.linear"}), (5, {"head.linear", "blocks.block2.conv3", "blocks.block2.norm3"})]
+)
 def test_weights_for_a_net_of_another_head(classes, new):
     """The blocks of a net that pools, for one that ends in a fully connected layer, and the other way round."""
     pooling = trained()

@@ -19,7 +19,7 @@ from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from nin.bounds import one_of, sides, whole
-from nin.heads import GAP, GMP, HEADS, build_head
+from nin.heads import FC, GAP, GMP, HEADS, build_head
 from nin.model import LARGEST, WIDEST
 
 BACKBONES = {"vgg19": "features", "inception_v3": "Mixed_7c"}  # the layer whose output are the feature maps
@@ -104,8 +104,7 @@ class Backbone(nn.Module):
 
 def _article_head(name: str, channels: int, num_classes: int, map_size: Sequence[int]) -> nn.Module:
     if name == "fc_article":
-        inputs = channels * map_size[0] * map_size[1]
-        return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 512), nn.ReLU(), nn.Linear(512, num_classes))
+        return nn.Sequential(FC(channels, 512, map_size), nn.ReLU(), nn.Linear(512, num_classes))
     return nn.Sequential(GAP() if name == "gap_article" else GMP(), nn.Linear(channels, num_classes))
 
 

@@ -1,11 +1,12 @@
 """What pooling is said to do, asked of trained nets and of a study's rows: a table each, and a picture.
 
-python scripts/claims.py checkpoint=runs/A,runs/B              all that can be asked of nets: size, shift, channels
+python scripts/claims.py checkpoint=runs/A,runs/B              all that can be asked of nets: size, shift, channels,
+                                                               objects
 python scripts/claims.py checkpoint=A,B,C claim=shift          one question; published names will do too
 python scripts/claims.py study=FILE                            all that is asked of rows: convergence, overfitting,
                                                                transfer
 
-claim=         one or several of size, shift, channels, convergence, overfitting, transfer
+claim=         one or several of size, shift, channels, objects, convergence, overfitting, transfer
 images=N       how many test images, drawn once; by default all
 out=FOLDER     where the pictures go, and two pages with all of it, nets.md and runs.md; by default claims/
 data.root=     folder of CIFAR-10, by default NIN_DATA
@@ -30,10 +31,10 @@ from nin import pretrained
 from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.data import DataError
-from nin.studies import ablation, claims, report
+from nin.studies import ablation, claims, nets, report
 from nin.studies.answer import Answer, ClaimError, table_row, table_rule
 
-OF_NETS = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels}
+OF_NETS = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels, "objects": claims.objects}
 OF_ROWS = {"convergence": report.convergence, "overfitting": report.overfitting, "transfer": report.transfer}
 QUESTIONS = (*OF_NETS, *OF_ROWS)
 
@@ -92,8 +93,8 @@ def complain(settings: dict[str, str]) -> str:
         return "give checkpoint= and runs' folders, weights files or published names, or study= and a study's CSV file"
     if settings["study"] and not Path(settings["study"]).is_file():
         return f"study={settings['study']}: there is no such file"
-    if settings["images"] and not (settings["images"].isdecimal() and int(settings["images"])):
-        return f"images={settings['images']}: a number of test images from 1 up"
+    if settings["images"] and not (settings["images"].isdecimal() and int(settings["images"]) > 1):
+        return f"images={settings['images']}: a number of test images from 2 up"
     return ""
 
 
@@ -119,12 +120,12 @@ def answers(settings: dict[str, str]) -> Iterator[tuple[str, str, Answer]]:
     answered = False
     if of_nets:
         images = int(settings["images"]) if settings["images"] else None
-        nets = claims.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
+        asked_nets = nets.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
     if of_rows:
         rows = ablation.ended(Path(settings["study"]))
     for claim in (*of_nets, *of_rows):
         try:
-            found = [OF_NETS[claim](nets)] if claim in OF_NETS else OF_ROWS[claim](rows)
+            found = [OF_NETS[claim](asked_nets)] if claim in OF_NETS else OF_ROWS[claim](rows)
         except ClaimError as error:
             if settings["claim"]:
                 raise
@@ -132,7 +133,7 @@ def answers(settings: dict[str, str]) -> Iterator[tuple[str, str, Answer]]:
             continue
         for answer in found:
             if claim in OF_NETS:
-                yield "nets", f"Asked of these nets:\n\n{claims.described(nets)}", answer
+                yield "nets", f"Asked of these nets:\n\n{nets.described(asked_nets)}", answer
             else:
                 yield "runs", f"Asked of the runs in `{Path(settings['study']).name}`.", answer
             answered = True

@@ -2,23 +2,28 @@
 
 python scripts/predict.py checkpoint=runs/… IMAGE_OR_FOLDER …     top classes, and a picture of their class maps
 python scripts/predict.py checkpoint=runs/… size=native IMAGE     at the picture's own size instead of the training size
+python scripts/predict.py checkpoint=runs/… test=10               ten images, drawn from the test set of its training
 python scripts/predict.py checkpoint=runs/… figure=paper          the paper's figure: test images and all class maps
 python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
 
 The maps of a pooling head are its classes'. For a fully connected head class activation maps are worked out, which
 needs captum: pip install 'network-in-network[cam]'
-Pictures go to out=FOLDER, by default maps/. The test images of the last two come from data.root=FOLDER or NIN_DATA.
+Pictures go to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA, and other ones with
+seed=1, 2, …; figure=blanking takes 1,000 of them, or test=N.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from PIL import Image
 from tqdm import tqdm
 
 from nin import pretrained
 from nin.data import DataError
 from nin.run import images_of
-from nin.studies import maps
+from nin.studies import claims, maps, nets
 
 FIGURES = ("paper", "blanking")
 
@@ -27,11 +32,12 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    settings = {"checkpoint": "", "size": "training", "figure": "", "out": "maps", "data.root": ""}
+    settings = {"checkpoint": "", "size": "training", "figure": "", "test": "", "seed": "0", "out": "maps"}
+    settings["data.root"] = ""
     paths = []
     for argument in arguments:
         name, given, value = argument.partition("=")
-        if given and name in settings:
+        if given and name in settings and not Path(argument).exists():
             settings[name] = value
         else:
             paths.append(argument)
@@ -44,7 +50,9 @@ def main(arguments: list[str]) -> int:
         if settings["figure"]:
             test_figure(trained, settings, out)
         else:
-            predict(trained, maps.find_pictures(paths), settings["size"], out)
+            found: list[Path | tuple[str, Image.Image]] = [*maps.find_pictures(paths)]
+            found += drawn(trained, settings)
+            predict(trained, found, settings["size"], out, Path(settings["checkpoint"]).stem)
     except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,49 +71,74 @@ def complain(settings: dict[str, str], paths: list[str]) -> str:
         return f"size={settings['size']}: choose training, native or a number of pixels"
     if settings["figure"] and settings["figure"] not in FIGURES:
         return f"figure={settings['figure']}: choose one of {', '.join(FIGURES)}"
+    for name in ("test", "seed"):
+        if settings[name] and not settings[name].isdecimal():
+            return f"{name}={settings[name]}: a whole number from 0 up"
+    if settings["figure"] == "blanking" and settings["test"] and int(settings["test"]) < 2:
+        return f"test={settings['test']}: figure=blanking takes two test images at least"
     if paths and settings["figure"]:
         return f"figure={settings['figure']} is drawn of test images and takes no {paths[0]}"
-    if not paths and not settings["figure"]:
-        return "give a picture or a folder of pictures"
+    if not paths and not settings["figure"] and not int(settings["test"] or 0):
+        return "give a picture or a folder of pictures, or test= and a number of test images"
     return ""
 
 
-def predict(trained: pretrained.Pretrained, files: list[Path], size: str, out: Path) -> None:
+def drawn(trained: pretrained.Pretrained, settings: dict[str, str]) -> list[tuple[str, Image.Image]]:
+    """As many test images as test= says, with names that tell number and class."""
+    if not int(settings["test"] or 0):
+        return []
+    data = images_of(trained, settings["data.root"] or None).set
+    draws = torch.Generator().manual_seed(int(settings["seed"]))
+    chosen = torch.randperm(len(data.test_labels), generator=draws)[: int(settings["test"])]
+    names = [f"test_{i}_{data.classes[data.test_labels[i]]}" for i in chosen]
+    return [
+        (name, Image.fromarray(data.test_images[i].permute(1, 2, 0).numpy()))
+        for name, i in zip(names, chosen, strict=True)
+    ]
+
+
+def predict(
+    trained: pretrained.Pretrained, found: Sequence[Path | tuple[str, Image.Image]], size: str, out: Path, net: str
+) -> None:
+    """Says what each picture is, a file or a name with the picture itself, and saves where that was seen."""
     out.mkdir(parents=True, exist_ok=True)
     training_size = trained.net.arguments["image_size"]
-    failures: list[maps.PictureError] = []
-    written: list[Path] = []
-    for file in tqdm(files, disable=len(files) < 5):
+    failures: list[str] = []
+    taken = {file.resolve() for file in found if isinstance(file, Path)}  # the pictures, and what has been written
+    for source in tqdm(found, disable=len(found) < 5):
+        file = source if isinstance(source, Path) else Path(source[0])
         try:
-            picture, shown_as = maps.read_picture(file), None
+            picture, shown_as = maps.read_picture(source) if isinstance(source, Path) else source[1], None
             if size != "native":
                 shown_as = maps.resize(picture, 512)
                 picture = maps.resize(picture, training_size if size == "training" else int(size))
             seen = maps.look(trained, picture)
-            target = out / f"{file.stem}_maps.png"
-            number = 2
-            while target in written:
-                target, number = out / f"{file.stem}_maps_{number}.png", number + 1
-            written.append(target)
+            target, number = out / f"{file.stem}_{net}.png", 2
+            while target.resolve() in taken:
+                target, number = out / f"{file.stem}_{net}_{number}.png", number + 1
+            taken.add(target.resolve())
             maps.draw(trained, picture, seen, shown_as).savefig(target, dpi=150)
-        except maps.PictureError as error:
-            failures.append(error)
+        except (maps.PictureError, ValueError) as error:
+            failures.append(str(error) if str(file) in str(error) else f"{file}: {error}")
             continue
         best = seen[0].topk(min(3, len(trained.classes)))
         said = ", ".join(f"{trained.classes[k]} {100 * p:.1f} %" for p, k in zip(*map(list, best), strict=True))
         print(f"{file}: {said}  ({target})")
     if failures:
-        raise maps.PictureError("; ".join(map(str, failures)))
+        raise maps.PictureError("\nerror: ".join(failures))
 
 
 def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: Path) -> None:
-    data = images_of(trained, settings["data.root"] or None)
-    if settings["figure"] == "blanking":
-        print(maps.blanking(trained, data.set))
-        return
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"paper_{Path(settings['checkpoint']).stem}.png"
-    maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(file, dpi=80)
+    file = out / f"{settings['figure']}_{Path(settings['checkpoint']).stem}.png"
+    root = settings["data.root"] or None
+    if settings["figure"] == "blanking":
+        answer = claims.objects(nets.gather([settings["checkpoint"]], root, int(settings["test"] or 1000)))
+        answer.figure.savefig(file, dpi=150)
+        print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
+    else:
+        data = images_of(trained, root)
+        maps.draw_paper_figure(trained, data.set.test_images, data.set.test_labels).savefig(file, dpi=80)
     print(file)
 
 

@@ -49,19 +49,23 @@ def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Calla
     for_tables = report.without_claims(rows)
     for condition in ablation.conditions(for_tables):
         chosen = [row for row in for_tables if row.condition == condition]
-        heads = [row for row in chosen if not row.variant]
-        curves = [row for row in heads if row.test_curve]
         parts.append(ablation.table(chosen))
-        if len({row.head for row in heads}) > 1:
+        for variant in sorted({row.variant for row in chosen}):
+            heads = [row for row in chosen if row.variant == variant]
+            curves = [row for row in heads if row.test_curve]
+            if len({row.head for row in heads}) == 1:
+                continue
+            title = ", ".join(filter(None, [condition.title, variant]))
+            stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, [condition.stem, variant])))
             for kind, plot, of in (("heads", report.plot_heads, heads), ("curves", report.plot_curves, curves)):
                 if of:
-                    figure = folder / f"{condition.stem}-{kind}.png"
-                    figures.append(partial(plot, of, figure, condition.title))
-                    parts.append(f"![{kind}: {condition.title}]({os.path.relpath(figure, ROOT)})")
+                    figure = folder / f"{stem}-{kind}.png"
+                    figures.append(partial(plot, of, figure, title))
+                    parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
             parts.append(f"\n{report.epochs_table(curves)}\n" * bool(curves))
     if others := len(rows) - len(for_tables):
         parts.append(
-            f"{others} more runs started from a trained net or had a share of the training images: "
+            f"{others} more runs are of recipe `transfer` or had a share of the training images: "
             "`scripts/claims.py study=` answers with them.\n"
         )
     return "\n".join(parts), figures

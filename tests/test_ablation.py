@@ -213,6 +213,11 @@ def test_the_report_of_a_study(tmp_path):
     assert first == second
     assert "| `fc` | 11.00 |" in first and "epochs to 80 %" in first
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2
+    for head in ("gap", "fc"):  # what all have in common is no variant among them
+        ablation.append(tmp_path / "runs.csv", row(head, overrides="data.size=64", curve="9 8"))
+    subprocess.run(command, check=True)
+    found = {file.stem for file in (tmp_path / "figures").glob("*data.size-64*.png")}
+    assert found == {"cifar10-quick-8-data.size-64-heads", "cifar10-quick-8-data.size-64-curves"}
 
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"

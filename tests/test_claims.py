@@ -3,21 +3,26 @@ import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
 from nin import NIN, Block, pretrained
+from nin.backbones import Backbone
 from nin.command import sweep
 from nin.data import Normalise, Whiten
+from nin.heads import GAP
 from nin.pretrained import Pretrained
 from nin.studies import ablation, claims, report
 from nin.studies.ablation import Row
 from nin.studies.answer import ClaimError
-from nin.studies.claims import Net
+from nin.studies.nets import Net, gather
 
 
 def tiny(head="gap", seed=0, **facts) -> Pretrained:
@@ -28,10 +33,13 @@ def tiny(head="gap", seed=0, **facts) -> Pretrained:
     return Pretrained(net, normalise, [str(k) for k in range(10)], facts)
 
 
+BLACK = torch.zeros(3, 1, 1, dtype=torch.uint8)
+
+
 def asked(trained: Pretrained, name: str, count: int = 40) -> Net:
     draws = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 32, 32), generator=draws, dtype=torch.uint8)
-    return Net(name, "-", trained, images, torch.arange(count) % 10)
+    return Net(name, "-", trained, images, torch.arange(count) % 10, BLACK)
 
 
 def cells(table: str, first: str) -> list[str]:
@@ -55,15 +63,29 @@ def test_pooling_takes_any_size_and_a_fully_connected_head_says_why_not():
     assert "`fc` takes 32 pixels alone" in answer.finding
     assert claims.size(nets[1:], (24, 32)).finding.startswith("Not answered")
     deep = NIN([Block(8, padding=0) for _ in range(3)] + [Block((8, 8, None), 1)], norm="batch")
-    small = Net(
-        "deep", "-", Pretrained(deep, nets[0].trained.preprocess, "0123456789", {}), nets[0].images, nets[0].labels
-    )
+    small = asked(Pretrained(deep, nets[0].trained.preprocess, "0123456789", {}), "deep")
     answer = claims.size([small], (8, 32))
     assert cells(answer.table, "`deep`")[0] == "refused" and answer.finding.startswith("Refuted")
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
     whitened = Pretrained(NIN([Block((8, 8, 10))], image_size=8), Whiten.fit(images), "0123456789", {})
-    answer = claims.size([nets[0], Net("whitened", "-", whitened, images, nets[0].labels[:1].expand(64))], (8, 32))
+    answer = claims.size(
+        [nets[0], Net("whitened", "-", whitened, images, nets[0].labels[:1].expand(64), BLACK)], (8, 32)
+    )
     assert answer.finding.startswith("Supported") and "whitening is tied to images of 3×8×8" in answer.table
+    with torch.device("meta"):
+        backbone = Backbone("vgg19", 10, image_size=40, weights="none")
+    vgg = asked(
+        Pretrained(backbone.to_empty(device="cpu").eval(), nets[0].trained.preprocess, "0123456789", {}), "vgg", 2
+    )
+    answer = claims.size([vgg], (24, 32))
+    assert answer.finding.startswith("Supported") and "`vgg` at 24 pixels: vgg19 takes from 32 pixels" in answer.table
+
+
+def test_the_sizes_asked_about_go_with_the_images():
+    net = asked(tiny("gap"), "gap", 2)
+    assert "| 24 px | 28 px | 32 px |" in (answer := claims.size([net])).table and "| 64 px |" in answer.table
+    wide = replace(net, images=net.images.repeat(1, 1, 2, 2))
+    assert claims.size([wide]).table.startswith("| net | 48 px | 56 px | 64 px |")
 
 
 def test_each_image_moves_its_own_way():
@@ -132,18 +154,54 @@ def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
     for name, trained in kinds.items():
         pretrained.save(tmp_path / f"{name}.safetensors", trained)
     files = {name: str(tmp_path / f"{name}.safetensors") for name in kinds}
-    assert [net.name for net in claims.gather([files["c"], files["a"], files["b"]])] == ["gap", "gap", "fc"]
-    assert [net.name for net in claims.gather([files["d"], files["a"]])] == ["gap 20 epochs", "gap 8 epochs"]
-    names = [net.name for net in claims.gather([files["c"], files["e"]], images=7)]
+    assert [net.name for net in gather([files["c"], files["a"], files["b"]])] == ["gap", "gap", "fc"]
+    assert [net.name for net in gather([files["d"], files["a"]])] == ["gap 20 epochs", "gap 8 epochs"]
+    names = [net.name for net in gather([files["c"], files["e"]], images=7)]
     assert names == [f"fc {files['c']}", f"fc {files['e']}"]  # one seed twice: not two seeds of one thing
     tuned = tiny(started_from="cifar10-gap", frozen=True)
     pretrained.save(tmp_path / "tuned.safetensors", tuned)
-    names = [net.name for net in claims.gather([files["a"], str(tmp_path / "tuned.safetensors")], images=7)]
+    names = [net.name for net in gather([files["a"], str(tmp_path / "tuned.safetensors")], images=7)]
     assert names == ["gap from cifar10-gap, frozen", "gap from scratch"]
-    (net,) = claims.gather([files["a"]], images=7)
+    (net,) = gather([files["a"]], images=7)
     assert len(net.images) == len(net.labels) == 7
-    answer = claims.channels(claims.gather([files["a"], files["b"]], images=50))
+    answer = claims.channels(gather([files["a"], files["b"]], images=50))
     assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
+
+
+class Lit(nn.Module):
+    """Its maps are the brightness of the image, 8×8; `head` scores a class by their mean, or does not look at them."""
+
+    arguments: ClassVar = {"head": "gap"}
+
+    def __init__(self, blind=False):
+        super().__init__()
+        self.blind, self.weight, self.head = blind, nn.Parameter(torch.zeros(1)), GAP()
+
+    def forward_maps(self, images):
+        return F.avg_pool2d(images.mean(1, keepdim=True), 4).expand(-1, 10, -1, -1)
+
+    def forward(self, images):
+        return self.head(self.forward_maps(images)) * (not self.blind)
+
+
+def test_whether_maps_light_up_at_the_object():
+    images = torch.zeros(100, 3, 32, 32, dtype=torch.uint8)
+    places = torch.randint(0, 24, (100, 2), generator=torch.Generator().manual_seed(0))
+    for image, (top, left) in zip(images, places, strict=True):
+        image[:, top : top + 8, left : left + 8] = 255
+    plain = Normalise(torch.zeros(3), torch.ones(3))
+    seeing, blind = (
+        replace(asked(Pretrained(Lit(no), plain, "0123456789", {}), name, 100), images=images)
+        for no, name in ((False, "seeing"), (True, "blind"))
+    )
+    answer = claims.objects([seeing])
+    assert answer.finding.startswith("Supported: ")
+    under, chance, difference = cells(answer.table, "`seeing`")
+    assert float(under) == pytest.approx(255 * 64 / 1024, abs=0.01) and 0 < float(chance) < 0.7 * float(under)
+    more, low, high = map(float, re.findall(r"[+-][\d.]+", difference))
+    assert more == pytest.approx(float(under) - float(chance), abs=0.011) and 0 < low < more < high
+    assert claims.objects([seeing, blind]).finding.startswith("Undecided")
+    assert claims.objects([asked(tiny("fc"), "fc")]).finding.startswith("Not answered")
 
 
 # of rows --------------------------------------------------------------------------------------------------------------
@@ -168,7 +226,7 @@ def test_convergence_is_paired_by_seed():
     rows = [row(*key, curve=curve) for key, curve in curves.items()]
     rows.append(row("gap", 3, curve="1 1 1 1", more="model.dropout=0.5"))  # something else was varied
     (answer,) = report.convergence(rows)
-    upper, lower = answer.table.split("\n\n")
+    upper, lower, _ = answer.table.split("\n\n")
     assert cells(upper, "`gap`")[0] == "2.00 ± 0.00"
     assert cells(upper, "`fc`")[0] == "3.33 ± 0.58 (1 never)"
     assert cells(lower, "`fc`") == ["+1, +1, +2 (mean +1.33)", "+1", "none"]
@@ -195,7 +253,7 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
     rows.append(row("gap", 0, 80.0, 60.0, 0.05, 8))  # shorter
     rows.append(row("gap", 0, 1.0, share=0.05, epochs=160, more="model.dropout=0.5"))
     (answer,) = report.overfitting(rows)
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:]]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:-2]]
     assert [line[:4] for line in lines] == [
         ["5 %", "160", "`gap`", "3"],
         ["5 %", "160", "`fc`", "3"],
@@ -269,6 +327,28 @@ def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
         report.transfer([row("gap", 0), row("fc", 0)])
 
 
+def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head():
+    errors = {("gap", "c-gap"): 40.0, ("gap", "c-fc-dropout"): 44.0, ("gap", "c-fc"): 47.0, ("fc", "c-fc"): 30.0}
+    rows = [
+        row(head, seed, error + seed + 0.1 * (seed == 1) * (name != "c-gap"), more=f"checkpoint={name} freeze=true")
+        for (head, name), error in errors.items()
+        for seed in range(3)
+    ]
+    (answer,) = report.transfer(rows)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:-2]]
+    assert [line[:3] for line in lines] == [
+        ["probed", "`gap`", "c-gap"],
+        ["probed", "`fc`", "c-fc"],
+        ["linear probe", "`gap`", "c-gap"],
+        ["linear probe", "`fc_dropout`", "c-fc-dropout"],
+        ["linear probe", "`fc`", "c-fc"],
+    ]
+    assert "probed `fc` -9.97 (-10.11 to -9.82), supported" in answer.finding
+    assert "linear probe `fc_dropout` +4.03 (+3.89 to +4.18), refuted; linear probe `fc` +7.03" in answer.finding
+    (answer,) = report.transfer([r for r in rows if r.head != "gap" or "c-gap" in r.overrides])
+    assert "linear probe" not in answer.table  # of GAP alone it is what `probed` is
+
+
 # the command ----------------------------------------------------------------------------------------------------------
 
 
@@ -285,13 +365,13 @@ def test_the_command(tmp_path):
         ablation.append(tmp_path / "runs.csv", each)
     done = command(tmp_path, "checkpoint=gap.safetensors,fc.safetensors", "study=runs.csv", "images=20")
     assert done.returncode == 0
-    assert len(re.findall("^## ", done.stdout, re.M)) == 6
+    assert len(re.findall("^## ", done.stdout, re.M)) == 7
     pictures = sorted((tmp_path / "claims").glob("*.png"))
-    asked = ["channels", "convergence", "overfitting", "shift", "size", "transfer"]
+    asked = ["channels", "convergence", "objects", "overfitting", "shift", "size", "transfer"]
     assert [picture.stem.split("-")[0] for picture in pictures] == asked
     of_nets, of_runs = ((tmp_path / "claims" / f"{name}.md").read_text() for name in ("nets", "runs"))
     for picture in pictures:
-        assert (f"]({picture.name})" in of_nets) == (picture.stem in ("channels", "shift", "size"))
+        assert (f"]({picture.name})" in of_nets) == (picture.stem in ("channels", "objects", "shift", "size"))
         assert (f"]({picture.name})" in of_nets) != (f"]({picture.name})" in of_runs)
     assert of_nets.count("| digits | quick | 8 | 0 |") == 2  # the nets that were asked
     assert "one with a fully connected head. | Undecided by so few seeds" in of_runs

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from nin import NIN, Block, pretrained
-from nin.data import ImageSet, Normalise
+from nin.data import Normalise
 from nin.heads import GAP
 from nin.pretrained import Pretrained
 from nin.studies import maps
@@ -256,22 +256,20 @@ class Bright(nn.Module):
         return self.head(self.forward_maps(images))
 
 
-def as_set(images):
-    labels = torch.zeros(len(images)).long()
-    return ImageSet(images, labels, images, labels, tuple("0123456789"), True)
-
-
 def test_a_net_that_looks_at_bright_pixels_loses_by_their_blanking():
     looking = Pretrained(Bright(), Normalise(torch.zeros(3), torch.ones(3)), list("0123456789"), {})
     images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
     places = torch.randint(0, 24, (200, 2), generator=torch.Generator().manual_seed(0))
     for image, (top, left) in zip(images, places, strict=True):
         image[:, top : top + 8, left : left + 8] = 255
-    said = maps.blanking(looking, as_set(images), 200)
-    more, low, high = map(float, re.search(r"([\d.-]+) more \(95 % interval ([\d.-]+) to ([\d.-]+)\)", said).groups())
-    assert 0 < low < more < high
+    black, labels = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(200).long()
+    under_map, at_random = maps.blanking(looking, images, labels, black)
+    assert len(under_map) == len(at_random) == 200
+    assert under_map == pytest.approx([255 * 64 / 1024] * 200)  # all of the light
+    assert 0 < sum(at_random) < 0.7 * sum(under_map)
+    assert maps.blanking(looking, images, labels, black, seed=1)[1] != at_random
     grey = torch.full_like(images, 90)
-    assert "0.00 more" in maps.blanking(looking, as_set(grey), 100)
+    assert set(np.subtract(*maps.blanking(looking, grey, labels, black)).round(4)) == {0.0}
 
 
 def test_what_is_blanked_is_a_quarter_of_the_image_wherever_the_map_points():
@@ -283,15 +281,14 @@ def test_what_is_blanked_is_a_quarter_of_the_image_wherever_the_map_points():
         corner[:, :, -1, -1] = 1  # the last place that there is
         looking.net.forward_maps = lambda x, corner=corner: corner[: len(x)]
         looking.net.forward = lambda x, blanked=blanked: blanked.append(x) or x.mean((2, 3)).repeat(1, 4)[:, :10]
-        bright = as_set(images)
-        dark = ImageSet(images * 0, bright.train_labels, images, bright.test_labels, bright.classes, True)
-        maps.blanking(looking, dark, 20)
+        dark = images, torch.zeros(20).long(), torch.zeros(3, 1, 1, dtype=torch.uint8)
+        maps.blanking(looking, *dark)
         under_map = blanked[0]
         assert (under_map[:, :, 14:, 14:] == 0).all() and under_map.mean() == pytest.approx(255 * 3 / 4)
         assert blanked[1].mean() == pytest.approx(255 * 3 / 4)  # at random, and as much
     looking.net.forward_maps = lambda x: torch.zeros(len(x), 10, 1, 1)
     with pytest.raises(ValueError, match="class maps of 1×1 show no place"):
-        maps.blanking(looking, dark, 20)
+        maps.blanking(looking, *dark)
 
 
 def test_the_papers_figure(trained):
@@ -314,9 +311,12 @@ def test_the_command(trained, tmp_path):
     assert ended.returncode == 1
     assert ended.stderr == "error: bad.png: not a picture of a known format\n"
     assert ended.stdout.startswith("good.png: class ")
-    assert (tmp_path / "maps" / "good_maps.png").stat().st_size > 10_000
+    assert (tmp_path / "maps" / "good_net.png").stat().st_size > 10_000
     said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking")
-    assert re.search(r"blanking a quarter of 360 test images lowers", said.stdout), said.stderr
+    assert "(360 test images)" in said.stdout and said.stdout.endswith("maps/blanking_net.png\n"), said.stderr
+    assert (tmp_path / "maps" / "blanking_net.png").stat().st_size > 10_000
+    said = predict(tmp_path, "checkpoint=net.safetensors", "test=2", "seed=5").stdout.splitlines()
+    assert len(said) == 2 and all(re.match(r"test_\d+_\d: class ", line) for line in said)
     assert predict(tmp_path, "checkpoint=net.safetensors", "figure=paper").stdout.strip() == "maps/paper_net.png"
 
 
@@ -326,6 +326,7 @@ def test_the_command(trained, tmp_path):
         (["good.png"], "checkpoint= must be given"),
         (["checkpoint=net"], "give a picture"),
         (["checkpoint=net", "size=big", "good.png"], "size=big: choose training, native"),
+        (["checkpoint=net", "test=some"], "test=some: a whole number from 0 up"),
         (["checkpoint=net", "figure=maps"], "figure=maps: choose one of paper, blanking"),
     ],
 )

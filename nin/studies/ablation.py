@@ -344,11 +344,11 @@ def table(rows: Iterable[Row]) -> str:
             alone = (variant, head) == ("", "gap") or all(v != to for v, _ in gap)  # nothing to be compared with
             difference = "" if alone else paired(differences)
             parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
-        parts += ["", _made_with(of_condition), ""]
+        parts += ["", made_with(of_condition), ""]
     return "\n".join(parts)
 
 
-def _made_with(rows: Sequence[Row]) -> str:
+def made_with(rows: Sequence[Row]) -> str:
     """Commits and versions of torch: where they differ, runs are compared across them."""
     commits, versions = ({getattr(row, name)[:8] for row in rows} - {""} for name in ("commit", "torch"))
     return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(v.split('+')[0] for v in versions))}."

@@ -3,13 +3,12 @@
 size           any image size will do
 shift          a shifted image is still recognised
 channels       a channel means a class
+objects        the maps light up at the object
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,19 +17,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import resize
-from tqdm import tqdm
 
-from nin import pretrained
-from nin.bounds import sides
+from nin.backbones import SMALLEST
 from nin.data.augment import PAD_MODES
-from nin.data.module import EVALUATION_BATCH
 from nin.data.preprocess import Whiten
-from nin.model import LARGEST
-from nin.pretrained import Pretrained
-from nin.run import images_of
-from nin.studies.ablation import HEADS, interval, mean_and_deviation, paired
+from nin.studies import maps
+from nin.studies.ablation import interval, mean_and_deviation, paired
 from nin.studies.answer import (
-    COLOURS,
     FULLY_CONNECTED,
     POOLING,
     Answer,
@@ -40,149 +33,33 @@ from nin.studies.answer import (
     table_row,
     table_rule,
 )
+from nin.studies.nets import Net, batches, by_name, counted, error_of, progress
 
-SIZES = tuple(range(24, 65, 4))  # pixels
 SHIFTS = tuple(range(9))  # pixels
-STYLES = ("-", "--", ":", "-.")
-
-
-@dataclass(frozen=True)
-class Net:
-    """A trained net and the test images it is asked about. Nets of one name are seeds of one thing; `style` tells
-    names of one head apart in a figure."""
-
-    name: str
-    style: str
-    trained: Pretrained
-    images: Tensor
-    labels: Tensor
-
-    @property
-    def head(self) -> str:
-        return self.trained.net.arguments["head"]
-
-    @property
-    def colour(self) -> str:
-        return COLOURS[self.head]
-
-
-def gather(checkpoints: Sequence[str], root: str | None = None, images: int | None = None) -> list[Net]:
-    """The nets of these checkpoints, each with the test set of the data it was trained on.
-
-    A net is named by its head, and by what else differs among them.
-
-    Args:
-        checkpoints: folders of runs, weights files or published names.
-        root: folder of CIFAR-10, as in `nin.data.Images`.
-        images: how many of the test images, drawn once for all nets of a set; None for all.
-
-    Raises:
-        nin.pretrained.CheckpointError: a checkpoint that cannot be read.
-        nin.data.DataError: a set that is missing or damaged.
-        ValueError: a net of another set than the known ones.
-    """
-    found = [pretrained.load(checkpoint) for checkpoint in checkpoints]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = {}
-    for trained in found:
-        if (which := _set(trained)) not in sets:
-            found_set = images_of(trained, root).set
-            order = torch.randperm(len(found_set.test_labels), generator=torch.Generator().manual_seed(0))[:images]
-            chosen = order.sort().values
-            sets[which] = found_set.test_images[chosen], found_set.test_labels[chosen]
-    names = _names(found, checkpoints)
-    styles: dict[str, list[str]] = defaultdict(list)
-    for name, trained in zip(names, found, strict=True):
-        if name not in (of_head := styles[trained.net.arguments["head"]]):
-            of_head.append(name)
-    nets = []
-    for name, trained in zip(names, found, strict=True):
-        test_images, test_labels = sets[_set(trained)]
-        style = STYLES[styles[trained.net.arguments["head"]].index(name) % len(STYLES)]
-        trained.to(device)
-        nets.append(Net(name, style, trained, test_images, test_labels.to(device)))
-    return sorted(nets, key=lambda net: (HEADS.index(net.head), net.name))
-
-
-def _set(trained: Pretrained) -> tuple[str | None, tuple[int, int]]:
-    return trained.facts.get("data"), sides(LARGEST, image_size=trained.net.arguments["image_size"])
-
-
-def described(nets: Sequence[Net]) -> str:
-    """A Markdown table of the nets: what they were trained on and for how long, and their own test error."""
-    columns = ("data", "recipe", "epochs", "seed", "test_error", "commit")
-    lines = [table_row("net", *columns[:-2], "test error (%)", "commit"), table_rule(len(columns))]
-    for net in nets:
-        facts = {**net.trained.facts, "commit": str(net.trained.facts.get("commit", ""))[:8]}
-        lines.append(table_row(f"`{net.name}`", *(str(facts.get(column, "")) for column in columns)))
-    return "\n".join(lines)
-
-
-def _names(found: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
-    facts = [
-        [
-            *(t.facts.get("data"), t.facts.get("recipe"), f"{t.facts.get('epochs')} epochs"),
-            f"from {t.facts.get('started_from') or 'scratch'}" + ", frozen" * bool(t.facts.get("frozen")),
-        ]
-        for t in found
-    ]
-    differ = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
-    heads = [trained.net.arguments["head"] for trained in found]
-    names = [
-        " ".join([head, *(str(fact) for fact, telling in zip(of_net, differ, strict=True) if telling)])
-        for head, of_net in zip(heads, facts, strict=True)
-    ]
-    twice = Counter((name, trained.facts.get("seed")) for name, trained in zip(names, found, strict=True))
-    ambiguous = {name for (name, _), count in twice.items() if count > 1}  # one seed twice: not seeds of one thing
-    return [
-        f"{head} {checkpoint}" if name in ambiguous else name
-        for name, head, checkpoint in zip(names, heads, checkpoints, strict=True)
-    ]
-
-
-def _batches(net: Net, bar: tqdm, pixels: int | None = None) -> Iterator[Tensor]:
-    """The images, a batch at a time, on the net's device; as many as memory is meant for when a side has `pixels`."""
-    pixels = pixels or max(net.images.shape[2:])
-    for images in net.images.split(max(1, EVALUATION_BATCH * 32 * 32 // pixels**2)):
-        yield images.to(net.labels.device)
-        bar.update(len(images))
-
-
-def _error(predictions: Tensor, net: Net) -> float:
-    return 100 * (predictions != net.labels).double().mean().item()
-
-
-def _by_name(nets: Sequence[Net]) -> dict[str, list[int]]:
-    """Where the nets of each name are."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, net in enumerate(nets):
-        places[net.name].append(i)
-    return places
-
-
-def _counted(nets: Sequence[Net]) -> str:
-    return ", ".join(f"{n:,} test images" for n in sorted({len(net.labels) for net in nets}))
 
 
 # any size -------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
-    """Test error (%) by the size of the image: the test images resized (bilinear, antialiased) to `sizes` pixels. What
-    a net says of a size that it does not take stands below the table."""
+def size(nets: Sequence[Net], sizes: Sequence[int] | None = None) -> Answer:
+    """Test error (%) by the size of the image: the test images resized (bilinear, antialiased) to `sizes` pixels, by
+    default in eighths of their own size from three quarters of it to twice. What a net says of a size that it does not
+    take stands below the table."""
+    own = nets[0].images.shape[-1]
+    sizes = sizes or range(3 * own // 4, 2 * own + 1, max(1, own // 8))
     errors: list[dict[int, float]] = [{} for _ in nets]
     refused: dict[str, str] = {}
-    with _progress("size", nets, len(sizes)) as bar:
+    with progress("size", nets, len(sizes)) as bar:
         for net, found in zip(nets, errors, strict=True):
             for pixels in sizes:
                 if why := _refusal(net, pixels):
                     refused.setdefault(net.name, f"`{net.name}` at {pixels} pixels: {why}")
                     bar.update(len(net.labels))
                     continue
-                resized = (resize(x, [pixels, pixels], antialias=True) for x in _batches(net, bar, pixels))
-                found[pixels] = _error(torch.cat([net.trained(x) for x in resized]).argmax(1), net)
-    places = _by_name(nets)
+                resized = (resize(x, [pixels, pixels], antialias=True) for x in batches(net, bar, pixels))
+                found[pixels] = error_of(torch.cat([net.trained(x) for x in resized]).argmax(1), net)
+    places = by_name(nets)
     lines = [table_row("net", *(f"{pixels} px" for pixels in sizes)), table_rule(len(sizes))]
     findings = []
     for name, chosen in places.items():
@@ -200,7 +77,6 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = clean(figure.subplots())
-    own = nets[0].images.shape[-1]
     axis.axvline(own, color="#bbbbbb", linewidth=1, zorder=0)
     ends, notes = [], [(f"trained at {own}", "#777777")]
     for name, chosen in places.items():
@@ -222,8 +98,8 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
         axis.annotate(
             note, (own, 1), at, ("data", "axes fraction"), "offset points", fontsize=9, va="top", color=colour
         )
-    pooling = [  # whitening is tied to a size, whatever the head
-        len(found) == len(sizes)
+    pooling = [  # whitening is tied to a size, and a backbone has a smallest one, whatever the head
+        all(pixels in found for pixels in sizes if pixels >= _smallest(net))
         for net, found in zip(nets, errors, strict=True)
         if net.head in POOLING and not isinstance(net.trained.preprocess, Whiten)
     ]
@@ -232,12 +108,18 @@ def size(nets: Sequence[Net], sizes: Sequence[int] = SIZES) -> Answer:
     if any(pooling):
         finding += " What a net takes it does not therefore know: it was trained on images of one size."
     claim = "A net that pools takes images of any size, one with a fully connected head only the size it was built for."
-    title = f"Test error by image size ({_counted(nets)})"
+    title = f"Test error by image size ({counted(nets)})"
     return Answer("size", title, claim, "\n".join(lines), figure, finding)
+
+
+def _smallest(net: Net) -> int:
+    return SMALLEST.get(net.trained.net.arguments.get("backbone"), 1)
 
 
 def _refusal(net: Net, pixels: int) -> str:
     """What a net says of images of this size that it does not take; nothing where it takes them."""
+    if pixels < _smallest(net):
+        return f"{net.trained.net.arguments['backbone']} takes from {_smallest(net)} pixels a side"
     try:
         net.trained(net.images.new_zeros(1, net.images.shape[1], pixels, pixels))
     except (ValueError, RuntimeError) as error:  # the second is torch's, where nothing is left of the image
@@ -266,23 +148,24 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
     for the image in its place. Of each four images one goes right, one left, one down, one up."""
     errors: dict[tuple[int, str], list[float]] = {}
     kept: dict[tuple[int, str], list[float]] = {}
-    same: list[Tensor] = []  # of each net: (N), whether an image's prediction stays, at one shift, reflected
+    same: list[Tensor] = []  # of each net: (N), at how many of the shifts (%), reflected, an image's prediction stays
     at = pixels.index(4) if 4 in pixels else len(pixels) - 1
-    with _progress("shift", nets, 1 + len(PAD_MODES) * sum(p > 0 for p in pixels)) as bar:
+    with progress("shift", nets, 1 + len(PAD_MODES) * sum(p > 0 for p in pixels)) as bar:
         for i, net in enumerate(nets):
 
             def predict(p: int, fill: str, net: Net = net) -> Tensor:
-                prepared = (net.trained.preprocess(images) for images in _batches(net, bar))
+                prepared = (net.trained.preprocess(images) for images in batches(net, bar))
                 return torch.cat([net.trained.net(shift(x, p, fill)).argmax(1) for x in prepared])
 
             still = predict(0, "zero")
             for fill in PAD_MODES:
                 predicted = [predict(p, fill) if p else still for p in pixels]
-                errors[i, fill] = [_error(found, net) for found in predicted]
+                errors[i, fill] = [error_of(found, net) for found in predicted]
                 kept[i, fill] = [100 * (found == still).double().mean().item() for found in predicted]
                 if fill == "reflect":
-                    same.append((predicted[at] == still).double().cpu())
-    places = _by_name(nets)
+                    stays = [found == still for p, found in zip(pixels, predicted, strict=True) if p]
+                    same.append(100 * torch.stack(stays).double().mean(0).cpu())
+    places = by_name(nets)
     lines = []
     for what, values in (("test error (%)", errors), ("same prediction as unshifted (%)", kept)):
         lines += [table_row(f"{what}, shifted by", *(f"{p} px" for p in pixels)), table_rule(len(pixels))]
@@ -319,12 +202,13 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
         f"{', '.join(f'`{name}` {share} %' for name, share in stay.items())}."
     )
     claim = "Where an object is matters less to a net that averages over all places than to a fully connected head."
-    title = f"Shifted images, a quarter of them each way ({_counted(nets)})"
+    title = f"Shifted images, a quarter of them each way ({counted(nets)})"
     return Answer("shift", title, claim, "\n".join(lines).strip(), figure, finding)
 
 
 def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
-    """Whether more predictions of GAP stay than of a fully connected head that was trained like it, image by image."""
+    """Whether more predictions of GAP stay than of a fully connected head that was trained like it: image by image the
+    share of the shifts, with reflected borders."""
     found, verdicts = [], set()
     for i, gap in enumerate(nets):
         for j, other in enumerate(nets):
@@ -332,7 +216,7 @@ def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
                 gap.trained.facts.get(f) == other.trained.facts.get(f) for f in ("data", "recipe", "epochs", "seed")
             )
             if gap.head == "gap" and other.head in FULLY_CONNECTED and alike:
-                differences = (100 * (same[i] - same[j])).tolist()
+                differences = (same[i] - same[j]).tolist()
                 low, high = interval(differences)
                 found.append(f"{paired(differences)} against `{other.name}`")
                 verdicts.add("Supported" if low > 0 else "Refuted" if high < 0 else "Undecided")
@@ -340,7 +224,7 @@ def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
         return "Not answered: there is no net with `gap` and one with a fully connected head that were trained alike."
     return (
         f"{verdicts.pop() if len(verdicts) == 1 else 'In part'} by these nets, one a seed: of `gap` more predictions "
-        f"stay by {', '.join(found)} (points, 95 % interval over images)."
+        f"stay by {', '.join(found)} (points, over all shifts with reflected borders; 95 % interval over images)."
     )
 
 
@@ -360,18 +244,18 @@ def channels(nets: Sequence[Net]) -> Answer:
         raise ClaimError("channels: no net has as many last maps as classes")
     counts = []  # of each net: (class, map with the highest mean)
     accuracies = []
-    with _progress("channels", nets, 1) as bar:
+    with progress("channels", nets, 1) as bar:
         for net in nets:
-            parts = [net.trained.forward_maps(images) for images in _batches(net, bar)]
+            parts = [net.trained.forward_maps(images) for images in batches(net, bar)]
             highest = torch.cat([maps.mean((2, 3)).argmax(1) for maps in parts])
             logits = torch.cat([net.trained.net.head(maps) for maps in parts])
-            accuracies.append(100 - _error(logits.argmax(1), net))
+            accuracies.append(100 - error_of(logits.argmax(1), net))
             count = torch.zeros(len(net.trained.classes), parts[0].shape[1], dtype=torch.long, device=highest.device)
             count.index_put_((net.labels, highest), torch.ones_like(highest), accumulate=True)
             counts.append(count.cpu().numpy())
     own = [100 * count.trace() / count.sum() for count in counts]
     named = [100 * count[linear_sum_assignment(-count)].sum() / count.sum() for count in counts]
-    places = _by_name(nets)
+    places = by_name(nets)
     lines = [
         table_row(
             "net", "accuracy (%)", "the true class's map has the highest mean (%)", "maps named best one-to-one (%)"
@@ -418,10 +302,63 @@ def channels(nets: Sequence[Net]) -> Answer:
     finding += (
         f"The true class's own map has the highest mean for {', '.join(said)} of the images, by chance {chance:g} %."
     )
-    title = f"Does a channel mean a class? ({_counted(nets)})"
+    title = f"Does a channel mean a class? ({counted(nets)})"
     claim = "Each of the last maps means a class, whatever head reads them."
     return Answer("channels", title, claim, "\n".join(lines), figure, finding)
 
 
-def _progress(what: str, nets: Sequence[Net], passes: int) -> tqdm:
-    return tqdm(total=passes * sum(len(net.labels) for net in nets), desc=what, unit=" images", leave=False)
+# maps light up at the object ------------------------------------------------------------------------------------------
+
+
+def objects(nets: Sequence[Net]) -> Answer:
+    """How much the true class's score falls when the quarter of the image under the brightest part of its map is
+    blanked, against a quarter at random (`nin.studies.maps.blanking`). Below a fully connected head the maps are class
+    activation maps. Raises ClaimError where a net's maps cannot be had, or show no place."""
+    found = []
+    with progress("objects", nets, 1) as bar:
+        for net in nets:
+            try:
+                found.append(maps.blanking(net.trained, net.images, net.labels, net.blank))
+            except ValueError as error:  # maps too small to show a place, or the library for activation maps missing
+                raise ClaimError(f"objects: {error}") from error
+            bar.update(len(net.labels))
+    seeds = [f", seed {net.trained.facts.get('seed')}" * (len(by_name(nets)[net.name]) > 1) for net in nets]
+    names = [net.name + seed for net, seed in zip(nets, seeds, strict=True)]
+    lines = [
+        table_row("score lost by blanking a quarter", "under the map", "at random", "difference (95 %)"),
+        table_rule(3),
+    ]
+    figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(nets)), layout="constrained")
+    axis = clean(figure.subplots(), "x")
+    for y, (net, name, drops) in enumerate(zip(nets, names, found, strict=True)):
+        under, chance = (float(np.mean(drop)) for drop in drops)
+        differences = np.subtract(*drops).tolist()
+        lines.append(table_row(f"`{name}`", f"{under:.2f}", f"{chance:.2f}", paired(differences)))
+        low, high = interval(differences)
+        axis.plot([chance, under], [y, y], color=net.colour, linewidth=1.5, alpha=0.5, zorder=1)
+        axis.plot([chance + low, chance + high], [y, y], color=net.colour, linewidth=7, alpha=0.35, zorder=2)
+        axis.scatter([chance], [y], s=30, facecolors="white", edgecolors=net.colour, zorder=3)
+        axis.scatter([under], [y], s=30, color=net.colour, zorder=3)
+    axis.scatter([], [], s=30, facecolors="white", edgecolors="#555555", label="at random")
+    axis.scatter([], [], s=30, color="#555555", label="under the map's brightest part")
+    axis.plot([], [], color="#555555", linewidth=7, alpha=0.35, label="95 % interval of the difference")
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axis.set_yticks(range(len(nets)), names)
+    axis.set(xlim=(0, None), ylim=(len(nets) - 0.5, -0.5), xlabel="fall of the true class's score, a quarter blanked")
+    axis.tick_params(axis="y", length=0)
+    own = [interval(np.subtract(*d).tolist()) for net, d in zip(nets, found, strict=True) if maps.pools(net.trained)]
+    if not own:
+        said = "Not answered, for want of a net that pools"
+    elif all(low > 0 for low, _ in own):
+        said = "Supported"
+    else:
+        said = "Refuted" if all(high < 0 for _, high in own) else "Undecided"
+    each = [f"`{name}` {paired(np.subtract(*drops).tolist())}" for name, drops in zip(names, found, strict=True)]
+    finding = f"{said}: blanked under the map the score falls further than at random, by {', '.join(each)}."
+    if own and len(own) < len(nets):
+        finding += (
+            " The maps below a fully connected head had to be worked out; those of a head that pools are the net's."
+        )
+    claim = "Under pooling the class maps light up at the object, though nothing was trained to find it."
+    title = f"Do the maps light up at the object? ({counted(nets)})"
+    return Answer("objects", title, claim, "\n".join(lines), figure, finding)

@@ -7,7 +7,6 @@ below a fully connected head are no classes'; there what each position adds to a
 from __future__ import annotations
 
 import math
-import statistics
 import struct
 import warnings
 from collections.abc import Sequence
@@ -19,13 +18,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from nin.bounds import sides
 from nin.cost import activations
-from nin.data import ImageSet
 from nin.heads import GAP, GMP
 from nin.pretrained import Pretrained
 from nin.provenance import memory_gb
@@ -43,7 +40,7 @@ def find_pictures(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
             if not inside:
                 raise PictureError(f"{path}: there is no picture in this folder ({', '.join(SUFFIXES)})")
             found += inside
@@ -154,10 +151,10 @@ def draw(
     top: int = 3,
     rows: int = 1,
 ) -> Figure:
-    """The picture, and the class maps of its `top` classes laid over it, each with probability, score and what its map
-    adds up to. What speaks for a class glows, on one scale for all; where a map is 0 or less the picture stays clear.
-    `seen` is what `look` says of the picture, `shown_as` the same picture with more pixels, for the eye; the 1 + `top`
-    panels are set in `rows`."""
+    """The picture, and the class maps of its `top` classes laid over it, each with probability, score and what of the
+    map that comes from. What speaks for a class glows, on one scale for all; where a map is 0 or less the picture
+    stays clear. `seen` is what `look` says of the picture, `shown_as` the same picture with more pixels, for the eye;
+    the 1 + `top` panels are set in `rows`."""
     probabilities, logits, maps = seen
     best = probabilities.topk(min(top, len(trained.classes))).indices.tolist()
     canvas = shown_as or picture
@@ -175,8 +172,13 @@ def draw(
         colours[..., 3] = 0.8 * light.norm(each).clip(0, 1) ** 0.7
         axis.imshow(colours, extent=extent)
         axis.set_title(f"{trained.classes[k]}  {100 * probabilities[k]:.1f} %", fontsize=10)
-        share = f"map mean {maps[k].mean():.2f}" if pools(trained) else f"its map's sum {maps[k].sum():.2f}"
-        axis.set_xlabel(f"score {logits[k]:.2f}, {share}", fontsize=8)
+        if not pools(trained):
+            source = f"its map's sum {maps[k].sum():.2f}"
+        elif isinstance(trained.net.head, GMP):
+            source = f"map max {maps[k].max():.2f}"
+        else:
+            source = f"map mean {maps[k].mean():.2f}"
+        axis.set_xlabel(f"score {logits[k]:.2f}, {source}", fontsize=8)
     for axis in axes:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -214,47 +216,44 @@ def draw_paper_figure(trained: Pretrained, images: Tensor, labels: Tensor, rows:
 
 
 @torch.no_grad()
-def blanking(trained: Pretrained, test: ImageSet, count: int = 1000, seed: int = 0) -> str:
-    """Does the map light up at the object? How much the true class's score falls when the quarter of the image under
-    the brightest part of its map is blanked, against a quarter at random; over `count` test images, in words.
+def blanking(
+    trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor, seed: int = 0
+) -> tuple[list[float], list[float]]:
+    """Does the map light up at the object? How much the true class's score falls, image by image, when the quarter of
+    the image under the brightest part of the class's map is blanked, and when a quarter at random is.
 
-    Blanked is what the training images have on average. Both quarters are squares of half the image's side, at places
-    of the map's grid.
+    Both quarters are squares of half the image's side, at places of the map's grid.
+
+    Args:
+        trained: the net.
+        images, labels: (N, C, H, W) uint8 and (N).
+        blank: the colour that a quarter gets, (C, 1, 1) uint8: what the training images have on average, say.
+        seed: of the random places.
 
     Raises:
         ValueError: the maps have no quarters, being smaller than 2×2.
     """
     draws = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(test.test_labels), generator=draws)[:count]
-    differences, under_map, at_random = [], [], []
-    mean = test.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
-    for part in chosen.split(100):
-        images, labels = test.test_images[part].contiguous(), test.test_labels[part]
-        rows = torch.arange(len(part))
-        logits, maps = class_maps(trained, images)
-        scores = logits[rows, labels]
-        true_maps = maps[rows, labels]  # (n, h, w)
+    under_map: list[float] = []
+    at_random: list[float] = []
+    for part, classes in zip(images.split(100), labels.split(100), strict=True):
+        part = part.to(labels.device)
+        rows = torch.arange(len(part), device=labels.device)
+        logits, maps = class_maps(trained, part)
+        scores = logits[rows, classes]
+        true_maps = maps[rows, classes]  # (n, h, w)
         side = min(true_maps.shape[1:]) // 2
         if side == 0:
             raise ValueError(f"class maps of {true_maps.shape[1]}×{true_maps.shape[2]} show no place in the image")
         sums = true_maps.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))  # (n, h − side + 1, w − side + 1)
         places = sums.shape[1] * sums.shape[2]
-        size = images.shape[2] // 2
-        step = (images.shape[2] - size) / (sums.shape[1] - 1)  # the last place ends with the image
-        drops = []
-        for where in (sums.flatten(1).argmax(1), torch.randint(places, (len(part),), generator=draws)):
-            blanked = images.clone()
+        size = part.shape[2] // 2
+        step = (part.shape[2] - size) / (sums.shape[1] - 1)  # the last place ends with the image
+        brightest, drawn = sums.flatten(1).argmax(1), torch.randint(places, (len(part),), generator=draws)
+        for where, drops in ((brightest, under_map), (drawn, at_random)):
+            blanked = part.clone(memory_format=torch.contiguous_format)
             for n, place in enumerate(where.tolist()):
                 top, left = (round(step * p) for p in divmod(place, sums.shape[2]))
-                blanked[n, :, top : top + size, left : left + size] = mean
-            drops.append(scores - trained(blanked)[rows, labels])
-        under_map += drops[0].tolist()
-        at_random += drops[1].tolist()
-        differences += (drops[0] - drops[1]).tolist()
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    more = statistics.mean(differences)
-    return (
-        f"blanking a quarter of {len(differences)} test images lowers the true class's score by "
-        f"{statistics.mean(under_map):.2f} under the brightest part of its map and by {statistics.mean(at_random):.2f} "
-        f"at random: {more:.2f} more (95 % interval {more - half:.2f} to {more + half:.2f})"
-    )
+                blanked[n, :, top : top + size, left : left + size] = blank.to(labels.device)
+            drops += (scores - trained(blanked)[rows, classes]).tolist()
+    return under_map, at_random

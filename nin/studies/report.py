@@ -7,6 +7,8 @@ transfer       does a net that pools transfer worse?
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from nin.studies.ablation import HEADS, Condition, Row, epochs_to, interval, mean_and_deviation, paired
+from nin.studies.ablation import HEADS, Condition, Row, epochs_to, interval, made_with, mean_and_deviation, paired
 from nin.studies.answer import COLOURS, FULLY_CONNECTED, Answer, ClaimError, clean, label, table_row, table_rule
 
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
@@ -24,7 +26,7 @@ ACCURACIES = (80, 85, 90)  # %
 
 def without_claims(rows: Sequence[Row]) -> list[Row]:
     """What `transfer` and `overfitting` leave for a table of heads and variants."""
-    return [row for row in rows if not {"checkpoint", "data.share"} & set(row.varied)]
+    return [row for row in rows if row.recipe != "transfer" and not {"checkpoint", "data.share"} & set(row.varied)]
 
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -42,7 +44,8 @@ def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
     if rows[0].data == "cifar10":
         axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5: no augmentation")
     axis.scatter([], [], color="#555555", label="one seed")
-    axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4), title=title)
+    axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4))
+    axis.set_title(textwrap.fill(title, 60), fontsize=10)
     axis.set_ylabel(f"{rows[0].condition.errors} (%)")
     axis.set_xticklabels(shown)
     _finish(figure, file)
@@ -59,7 +62,9 @@ def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
             if row.head == head and curve:
                 axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label=name)
                 name = None
-    axis.set(xlabel="epoch", ylabel="test error (%)", title=title, yscale="log")
+    axis.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
+    axis.set_title(textwrap.fill(title, 60), fontsize=10)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
     _finish(figure, file)
@@ -119,6 +124,8 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
                 each = ", ".join(f"{d:+d}" for d in differences)
                 cells.append(f"{each} (mean {np.mean(differences):+.2f})" if len(differences) > 1 else each or "none")
             lines.append(table_row(f"`{head}`", *cells))
+    lines += ["", "What was never reached counts as reached in the epoch after the last; what neither head reached"]
+    lines[-1] += f" does not count. {made_with(rows)}"
 
     figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
     axis = clean(figure.subplots(), "x")
@@ -171,19 +178,23 @@ def _sooner_or_later(reached: dict[tuple[str, int, float], int | None], most: in
 
 
 def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str) -> str:
-    """What paired differences between fully connected heads and GAP say of a claim that holds where they are below 0.
-    Fewer than three seeds, or an interval with 0 in it, decide nothing."""
+    """What paired differences between fully connected heads and GAP say of a claim that holds where they are below 0:
+    one word where all say the same, else a word each. Fewer than three seeds, or an interval with 0 in it, decide
+    nothing."""
     if not found:
         return "Not answered: there are no runs of `gap` and of a fully connected head with a seed in common."
-    verdicts = {
-        "Undecided" if not _clear(differences) else "Supported" if np.mean(differences) < 0 else "Refuted"
+    verdicts = [
+        "undecided" if not _clear(differences) else "supported" if np.mean(differences) < 0 else "refuted"
         for _, differences in found
-    }
+    ]
+    one = len(set(verdicts)) == 1
     few = max(len(differences) for _, differences in found) < 3
-    return (
-        f"{verdicts.pop() if len(verdicts) == 1 else 'In part'}{' by so few seeds' * few}: {what}: "
-        f"{', '.join(f'{name} {paired(differences)}' for name, differences in found)}."
-    )
+    each = [
+        f"{name} {paired(differences)}" + f", {verdict}" * (not one)
+        for (name, differences), verdict in zip(found, verdicts, strict=True)
+    ]
+    said = verdicts[0].capitalize() if one else "In part"
+    return f"{said}{' by so few seeds' * few}: {what}: {(', ' if one else '; ').join(each)}."
 
 
 def overfitting(rows: Sequence[Row]) -> list[Answer]:
@@ -243,6 +254,7 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
             means[head].append((100 * share, float(np.mean(train)), float(np.mean(test))))
             if differences:
                 minus[head].append((100 * share, differences))
+    lines += ["", made_with([*runs.values()])]
     finding = _verdict(
         further, "test error minus training error, of `gap` minus that of a fully connected head (points)"
     )
@@ -283,12 +295,13 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
 
 
 WAYS = {"from scratch": set(), "fine-tuned": {"checkpoint"}, "probed": {"checkpoint", "freeze"}}
+LINEAR = "linear probe"  # `gap` on the frozen blocks of a net of any head: one 1×1 convolution learns, for all the same
 
 
 def transfer(rows: Sequence[Row]) -> list[Answer]:
     """Test error (%) on a set of nets that were trained on another one before, by head: from scratch, fine-tuned
-    (`checkpoint=NAME`) and with all frozen that the checkpoint brought (`freeze=true`); an answer a condition. Raises
-    ClaimError where no run started from a checkpoint."""
+    (`checkpoint=NAME`) and with all frozen that the checkpoint brought (`freeze=true`), under its own head and under
+    `head=gap`; an answer a condition. Raises ClaimError where no run started from a checkpoint."""
     ways = [(next((way for way, names in WAYS.items() if set(row.varied) == names), None), row) for row in rows]
     conditions = sorted({row.condition for way, row in ways if way in ("fine-tuned", "probed")})
     if not conditions:
@@ -302,8 +315,16 @@ def transfer(rows: Sequence[Row]) -> list[Answer]:
 def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     groups: dict[tuple[str, str, str], dict[int, Row]] = defaultdict(dict)  # by way, head and checkpoint; of seeds
     for way, row in found:
-        groups[way, row.head, row.varied.get("checkpoint", "")][row.seed] = row
-    ways, heads = list(WAYS), [head for head in HEADS if any(h == head for _, h, _ in groups)]
+        checkpoint = row.varied.get("checkpoint", "")
+        trained = _head_in(checkpoint) if row.head == "gap" and way == "probed" else None
+        if trained:
+            groups[LINEAR, trained, checkpoint][row.seed] = row
+        if trained in (None, "gap"):
+            groups[way, row.head, checkpoint][row.seed] = row
+    ways, heads = [*WAYS, LINEAR], [head for head in HEADS if any(h == head for _, h, _ in groups)]
+    if all(head == "gap" for way, head, _ in groups if way == LINEAR):  # the same as probed
+        ways.remove(LINEAR)
+        groups = defaultdict(dict, {key: runs for key, runs in groups.items() if key[0] != LINEAR})
     order = sorted(groups, key=lambda key: (ways.index(key[0]), heads.index(key[1]), key[2]))
     columns = (
         "",
@@ -326,7 +347,7 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
         if len(of_gap) > 1:  # nets of several recipes: the one whose name differs in the head alone
             of_gap = [key for key in of_gap if key[2] == checkpoint.replace(head.replace("_", "-"), "gap")]
         cells = []
-        for others in (of_gap, [("from scratch", head, "")]):
+        for others in (of_gap, [("from scratch", "gap" if way == LINEAR else head, "")]):
             other = groups.get(others[0], {}) if others and others[0] != (way, head, checkpoint) else {}
             pairs = [(e, other[s].error) for s, e in errors.items() if s in other and other[s].error is not None]
             differences = [one - another for one, another in pairs]
@@ -351,10 +372,21 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
             " A probe trains what depends on the number of classes: the last 1×1 layer, and the linear layer of a "
             "fully connected head."
         )
+    if LINEAR in ways:
+        lines[-1] += (
+            " The linear probe gives the frozen blocks of every net one 1×1 layer under `gap`, the same for all."
+        )
+    lines[-1] += f" {made_with([row for _, row in found])}"
     finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")
     claim = "A net that pools transfers worse to another set than one with a fully connected head."
     title = f"Transfer to {condition.title}"
     return Answer(f"transfer-{condition.stem}", title, claim, "\n".join(lines), figure, finding)
+
+
+def _head_in(checkpoint: str) -> str | None:
+    """The head that the name of a checkpoint tells, if any: a published name or the folder of a run."""
+    told = re.findall(r"(?<![a-z])(gap|gmp|fc[-_]dropout|fc)(?![a-z])", Path(checkpoint).name)
+    return told[-1].replace("-", "_") if told else None
 
 
 def _clear(differences: Sequence[float]) -> bool:

@@ -2,13 +2,16 @@
 
 python scripts/cost.py                           the authors' CIFAR-10 net
 python scripts/cost.py model=vgg_regressor       a net whose fully connected head takes 3.6 GB
-python scripts/cost.py model=vgg19               or imagenet, the authors' net for it, or alexnet
+python scripts/cost.py model=vgg19               or alexnet, inception_v3, or imagenet, the authors' net for it
 python scripts/cost.py checkpoint=cifar10-gap    any trained net: a run's folder, a weights file or a published name
+python scripts/cost.py head=gmp                  another head beside these two
 """
 
 import sys
 
 from nin import pretrained
+from nin.command import plain_settings
+from nin.config import ConfigError
 from nin.studies import cost
 
 
@@ -16,14 +19,20 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    kind, _, name = (arguments or ["model=cifar10"])[0].partition("=")
-    if len(arguments) > 1 or kind not in ("model", "checkpoint") or (kind == "model" and name not in cost.NETS):
-        choices = ", ".join(cost.NETS)
-        print(f"error: {' '.join(arguments)}: give model= and one of {choices}, or checkpoint=", file=sys.stderr)
+    try:
+        settings = plain_settings(arguments, {"model": "", "checkpoint": "", "head": ""})
+        if settings["model"] and settings["checkpoint"]:
+            raise ConfigError(f"{' '.join(arguments)}: give model= or checkpoint=")
+        name = settings["checkpoint"] or settings["model"] or "cifar10"
+        if not settings["checkpoint"] and name not in cost.NETS:
+            raise ConfigError(f"model={name}: choose one of {', '.join(cost.NETS)}, or give checkpoint=")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        net = cost.NETS[name] if kind == "model" else cost.of_checkpoint(pretrained.load(name))
-        print(cost.compare(name, *net))
+        net = cost.of_checkpoint(pretrained.load(name)) if settings["checkpoint"] else cost.NETS[name]
+        heads = [cost.beside(settings["head"])] if settings["head"] else []
+        print(cost.compare(name, *net[:2], *(heads or net[2:])))
     except (pretrained.CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

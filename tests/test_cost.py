@@ -77,7 +77,10 @@ def test_the_command():
     assert cost_of("checkpoint=nothing").returncode == 1
     wrong = cost_of("model=resnet")
     assert wrong.returncode == 2
-    assert "model=resnet: give model= and one of cifar10, imagenet, vgg_regressor" in wrong.stderr
+    assert "model=resnet: choose one of cifar10, imagenet, vgg_regressor" in wrong.stderr
+    assert "head (GMP)" in cost_of("checkpoint=cifar10-gmp").stdout
+    wrong = cost_of("model=alexnet", "head=gmp")
+    assert wrong.returncode == 1 and wrong.stderr == "error: head=gmp: choose one of fc, gap\n"
 
 
 @pytest.mark.parametrize("name", cost.NETS)
@@ -96,3 +99,14 @@ def test_a_net_with_the_articles_head_is_compared_under_the_articles():
     convolutions = 20_024_384  # 512 maps of 2×2
     assert sums["fc_article"] == f"{convolutions + 4 * 512 * 512 + 512 + 512 * 17 + 17:,}"
     assert sums["gap_article"] == f"{convolutions + 512 * 17 + 17:,}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told in other units elsewhere")
+def test_it_takes_no_memory():
+    """Less than 200 MB above what the imports take, for a net whose parameters are of 3.6 GB."""
+    script = f"import runpy; runpy.run_path({str(ROOT / 'scripts' / 'cost.py')!r})['main'](['model=vgg_regressor'])"
+    peak = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    codes = ("import torch, torchvision" + peak, script + peak)
+    said = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True).stdout for c in codes]
+    imports, all_of_it = (int(out.splitlines()[-1]) for out in said)
+    assert all_of_it - imports < 200 * 1000  # kB on Linux

@@ -7,13 +7,14 @@ look at.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nin.bounds import sides
+from nin.backbones import Backbone
+from nin.bounds import one_of, sides
 from nin.heads import GAP, GMP
 from nin.model import LARGEST, NIN
 from nin.pretrained import Pretrained, build_net
@@ -97,6 +98,7 @@ class VGGRegressor(nn.Module):
     """
 
     def __init__(self, head: str) -> None:
+        one_of(("fc", "gap"), head=head)
         super().__init__()
         features: list[nn.Module] = []
         channels = 2
@@ -121,6 +123,7 @@ def _torchvision(name: str, head: str) -> nn.Module:
     """A torchvision net with its own fully connected layers, or with a 1×1 convolution to 1,000 class maps and GAP."""
     from torchvision import models
 
+    one_of(("fc", "gap"), head=head)
     net = models.get_model(name)
     if head == "gap":
         channels = [m for m in net.features if isinstance(m, nn.Conv2d)][-1].out_channels
@@ -138,38 +141,47 @@ NETS: dict[str, tuple[Callable[[str], nn.Module], tuple[int, int, int]]] = {
     "vgg_regressor": (VGGRegressor, (2, 384, 160)),
     "alexnet": (lambda head: _torchvision("alexnet", head), (3, 224, 224)),
     "vgg19": (lambda head: _torchvision("vgg19", head), (3, 224, 224)),
+    "inception_v3": (
+        lambda head: Backbone("inception_v3", 1000, head, image_size=299, weights="none"),
+        (3, 299, 299),
+    ),
 }
 
 
-def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int], tuple[str, str]]:
+def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int], tuple[str, ...]]:
     """How to build a trained net with a head, the shape of an image, and the heads to compare: a net that has one of
     the article's is compared under the article's."""
     arguments = trained.net.arguments
     shape = (arguments.get("in_channels", 3), *sides(LARGEST, image_size=arguments["image_size"]))
-    heads = ("fc_article", "gap_article") if arguments["head"].endswith("_article") else ("fc", "gap")
-    return lambda head: build_net({**arguments, "head": head}), shape, heads
+    return lambda head: build_net({**arguments, "head": head}), shape, beside(arguments["head"])
+
+
+def beside(head: str) -> tuple[str, ...]:
+    """The heads to compare where there is this one: fully connected, average pooling, and itself if it is another."""
+    kind = "_article" if head.endswith("_article") else ""
+    return tuple(dict.fromkeys((f"fc{kind}", f"gap{kind}", head)))
 
 
 def compare(
     name: str,
     build: Callable[[str], nn.Module],
     shape: tuple[int, int, int],
-    heads: tuple[str, str] = ("fc", "gap"),
+    heads: Sequence[str] = ("fc", "gap"),
 ) -> str:
-    """The layers of a net, those before the head once, then the head's under either head, and sums.
+    """The layers of a net, those before the head once, then the heads', and sums.
 
     Args:
         name: for the first line.
         build: makes the net with a head.
         shape: (C, H, W) of an image.
-        heads: a fully connected one and one that pools.
+        heads: a fully connected one, one that pools, and others.
     """
     costs = {head: layers(lambda head=head: build(head), *shape) for head in heads}
-    fc, gap = costs.values()
     shared = 0
-    while shared < min(len(fc), len(gap)) and fc[shared] == gap[shared]:
+    while shared < min(map(len, costs.values())) and len({found[shared] for found in costs.values()}) == 1:
         shared += 1
-    lines = [f"{name}, one image of {'×'.join(map(str, shape))}", "", _header(), *map(_line, fc[:shared])]
+    before = costs[heads[0]][:shared]
+    lines = [f"{name}, one image of {'×'.join(map(str, shape))}", "", _header(), *map(_line, before)]
     for head, found in costs.items():
         lines += [f"-- head {head}", *map(_line, found[shared:])]
     lines.append("")
@@ -178,8 +190,9 @@ def compare(
         macs = sum(layer.multiply_accumulates for layer in found)
         size = f"{parameters:>15,} parameters {parameters * BYTES / 2**20:>9,.2f} MB"
         lines.append(f"with {head:<{max(map(len, heads)) + 1}}{size} {macs:>18,} multiply-accumulates")
-    ratio = sum(layer.parameters for layer in fc) / sum(layer.parameters for layer in gap)
-    return "\n".join([*lines, "", f"{heads[0]} has {ratio:.2f} times the parameters of {heads[1]}"])
+    ratio = sum(layer.parameters for layer in costs[heads[0]]) / sum(layer.parameters for layer in costs[heads[1]])
+    lines += ["", f"{heads[0]} has {ratio:.2f} times the parameters of {heads[1]}"]
+    return "\n".join([*lines, "multiply-accumulates = the product in the formula × the places of the output"])
 
 
 def _header() -> str:

@@ -320,6 +320,21 @@ def test_the_command(trained, tmp_path):
     assert predict(tmp_path, "checkpoint=net.safetensors", "figure=paper").stdout.strip() == "maps/paper_net.png"
 
 
+def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(trained, tmp_path):
+    pretrained.save(tmp_path / "net.safetensors", trained)
+    names = ("good.png", "good_net.png", "size=big.png")  # the second is where the first's maps would go
+    for name, size in zip(names, (40, 30, 20), strict=True):
+        gradient(size, size).save(tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in names]
+    (tmp_path / "folder.png").mkdir()
+    gradient(1, 1).save(tmp_path / "one.png")
+    ended = predict(tmp_path, "checkpoint=net.safetensors", ".", "size=big.png", "size=native", "out=.")
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    assert ended.returncode == 1 and len(ended.stdout.splitlines()) == 4
+    assert ended.stderr == "error: one.png: 1×1 pixels are too few for this net\n"
+    assert (tmp_path / "good_net_2.png").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

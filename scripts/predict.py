@@ -125,7 +125,7 @@ def predict(
         said = ", ".join(f"{trained.classes[k]} {100 * p:.1f} %" for p, k in zip(*map(list, best), strict=True))
         print(f"{file}: {said}  ({target})")
     if failures:
-        raise maps.PictureError("\nerror: ".join(failures))
+        raise maps.PictureError("; ".join(failures))
 
 
 def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: Path) -> None:

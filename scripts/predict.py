@@ -133,7 +133,8 @@ def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: P
     file = out / f"{settings['figure']}_{Path(settings['checkpoint']).stem}.png"
     root = settings["data.root"] or None
     if settings["figure"] == "blanking":
-        answer = claims.objects(nets.gather([settings["checkpoint"]], root, int(settings["test"] or 1000)))
+        chosen = nets.gather([settings["checkpoint"]], root, int(settings["test"] or 1000), int(settings["seed"]))
+        answer = claims.objects(chosen)
         answer.figure.savefig(file, dpi=150)
         print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
     else:

@@ -164,6 +164,8 @@ def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
     assert names == ["gap from cifar10-gap, frozen", "gap from scratch"]
     (net,) = gather([files["a"]], images=7)
     assert len(net.images) == len(net.labels) == 7
+    (other,) = gather([files["a"]], images=7, seed=1)
+    assert not torch.equal(net.images, other.images)
     answer = claims.channels(gather([files["a"], files["b"]], images=50))
     assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
 

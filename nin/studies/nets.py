@@ -43,7 +43,7 @@ class Net:
         return COLOURS[self.head]
 
 
-def gather(checkpoints: Sequence[str], root: str | None = None, images: int | None = None) -> list[Net]:
+def gather(checkpoints: Sequence[str], root: str | None = None, images: int | None = None, seed: int = 0) -> list[Net]:
     """The nets of these checkpoints, each with the test set of the data it was trained on.
 
     A net is named by its head, and by what else differs among them.
@@ -52,6 +52,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
         checkpoints: folders of runs, weights files or published names.
         root: folder of CIFAR-10, as in `nin.data.Images`.
         images: how many of the test images, drawn once for all nets of a set; None for all.
+        seed: of the draw.
 
     Raises:
         nin.pretrained.CheckpointError: a checkpoint that cannot be read.
@@ -64,7 +65,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
     for trained in found:
         if (which := _set(trained)) not in sets:
             found_set = images_of(trained, root).set
-            order = torch.randperm(len(found_set.test_labels), generator=torch.Generator().manual_seed(0))[:images]
+            order = torch.randperm(len(found_set.test_labels), generator=torch.Generator().manual_seed(seed))[:images]
             chosen = order.sort().values
             blank = found_set.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
             sets[which] = found_set.test_images[chosen], found_set.test_labels[chosen], blank

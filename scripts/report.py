@@ -62,7 +62,8 @@ def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Calla
                     figure = folder / f"{stem}-{kind}.png"
                     figures.append(partial(plot, of, figure, title))
                     parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
-            parts.append(f"\n{report.epochs_table(curves)}\n" * bool(curves))
+            if any(ablation.epochs_to(row, accuracy) for row in curves for accuracy in report.ACCURACIES):
+                parts.append(f"\n{report.epochs_table(curves)}\n")
     if others := len(rows) - len(for_tables):
         parts.append(
             f"{others} more runs are of recipe `transfer` or had a share of the training images: "

@@ -30,9 +30,12 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        net = cost.of_checkpoint(pretrained.load(name)) if settings["checkpoint"] else cost.NETS[name]
-        heads = [cost.beside(settings["head"])] if settings["head"] else []
-        print(cost.compare(name, *net[:2], *(heads or net[2:])))
+        if settings["checkpoint"]:
+            trained = pretrained.load(name)
+            net, own = cost.of_checkpoint(trained), trained.net.arguments["head"]
+        else:
+            net, own = cost.NETS[name], "gap"
+        print(cost.compare(name, *net, cost.beside(settings["head"] or own)))
     except (pretrained.CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

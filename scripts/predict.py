@@ -24,6 +24,7 @@ from nin import pretrained
 from nin.data import DataError
 from nin.run import images_of
 from nin.studies import claims, maps, nets
+from nin.studies.answer import ClaimError
 
 FIGURES = ("paper", "blanking")
 
@@ -32,8 +33,8 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    settings = {"checkpoint": "", "size": "training", "figure": "", "test": "", "seed": "0", "out": "maps"}
-    settings["data.root"] = ""
+    settings = {"checkpoint": "", "size": "training", "figure": "", "test": "0", "seed": "0"}
+    settings |= {"out": "maps", "data.root": ""}
     paths = []
     for argument in arguments:
         name, given, value = argument.partition("=")
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
             found: list[Path | tuple[str, Image.Image]] = [*maps.find_pictures(paths)]
             found += drawn(trained, settings)
             predict(trained, found, settings["size"], out, Path(settings["checkpoint"]).stem)
-    except (pretrained.CheckpointError, maps.PictureError, DataError, ValueError, OSError) as error:
+    except (pretrained.CheckpointError, maps.PictureError, ClaimError, DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -72,20 +73,20 @@ def complain(settings: dict[str, str], paths: list[str]) -> str:
     if settings["figure"] and settings["figure"] not in FIGURES:
         return f"figure={settings['figure']}: choose one of {', '.join(FIGURES)}"
     for name in ("test", "seed"):
-        if settings[name] and not settings[name].isdecimal():
-            return f"{name}={settings[name]}: a whole number from 0 up"
-    if settings["figure"] == "blanking" and settings["test"] and int(settings["test"]) < 2:
-        return f"test={settings['test']}: figure=blanking takes two test images at least"
+        if not settings[name].isdecimal() or len(settings[name]) > 9:
+            return f"{name}={settings[name]}: a whole number from 0 to 999999999"
+    if settings["figure"] == "blanking" and settings["test"] == "1":
+        return "test=1: figure=blanking takes two test images at least"
     if paths and settings["figure"]:
         return f"figure={settings['figure']} is drawn of test images and takes no {paths[0]}"
-    if not paths and not settings["figure"] and not int(settings["test"] or 0):
+    if not paths and not settings["figure"] and not int(settings["test"]):
         return "give a picture or a folder of pictures, or test= and a number of test images"
     return ""
 
 
 def drawn(trained: pretrained.Pretrained, settings: dict[str, str]) -> list[tuple[str, Image.Image]]:
     """As many test images as test= says, with names that tell number and class."""
-    if not int(settings["test"] or 0):
+    if not int(settings["test"]):
         return []
     data = images_of(trained, settings["data.root"] or None).set
     draws = torch.Generator().manual_seed(int(settings["seed"]))
@@ -133,7 +134,7 @@ def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: P
     file = out / f"{settings['figure']}_{Path(settings['checkpoint']).stem}.png"
     root = settings["data.root"] or None
     if settings["figure"] == "blanking":
-        chosen = nets.gather([settings["checkpoint"]], root, int(settings["test"] or 1000), int(settings["seed"]))
+        chosen = nets.gather([settings["checkpoint"]], root, int(settings["test"]) or 1000, int(settings["seed"]))
         answer = claims.objects(chosen)
         answer.figure.savefig(file, dpi=150)
         print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")

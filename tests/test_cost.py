@@ -94,7 +94,7 @@ def test_the_heads_differ_and_what_comes_before_them_does_not(name):
 def test_a_net_with_the_articles_head_is_compared_under_the_articles():
     with torch.device("meta"):
         net = Backbone("vgg19", 17, "gmp_article", image_size=64, weights="none")
-    text = cost.compare("flowers", *cost.of_checkpoint(SimpleNamespace(net=net)))
+    text = cost.compare("flowers", *cost.of_checkpoint(SimpleNamespace(net=net)), cost.beside("gmp_article"))
     sums = {line.split()[1]: line.split()[2] for line in text.splitlines() if line.startswith("with ")}
     convolutions = 20_024_384  # 512 maps of 2×2
     assert sums["fc_article"] == f"{convolutions + 4 * 512 * 512 + 512 + 512 * 17 + 17:,}"

@@ -315,6 +315,12 @@ def test_the_command(trained, tmp_path):
     said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking")
     assert "(360 test images)" in said.stdout and said.stdout.endswith("maps/blanking_net.png\n"), said.stderr
     assert (tmp_path / "maps" / "blanking_net.png").stat().st_size > 10_000
+    coarse = NIN([Block(8, stride=8), Block((8, 8, None), stride=2)], norm="batch")
+    coarse = Pretrained(coarse, trained.preprocess, trained.classes, trained.facts)
+    pretrained.save(tmp_path / "coarse.safetensors", coarse)
+    refused = predict(tmp_path, "checkpoint=coarse.safetensors", "figure=blanking", "test=5")
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert refused.stderr.endswith("error: objects: class maps of 1×1 show no place in the image\n")
     said = predict(tmp_path, "checkpoint=net.safetensors", "test=2", "seed=5").stdout.splitlines()
     assert len(said) == 2 and all(re.match(r"test_\d+_\d: class ", line) for line in said)
     assert predict(tmp_path, "checkpoint=net.safetensors", "figure=paper").stdout.strip() == "maps/paper_net.png"
@@ -341,7 +347,7 @@ def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(train
         (["good.png"], "checkpoint= must be given"),
         (["checkpoint=net"], "give a picture"),
         (["checkpoint=net", "size=big", "good.png"], "size=big: choose training, native"),
-        (["checkpoint=net", "test=some"], "test=some: a whole number from 0 up"),
+        (["checkpoint=net", "test=some"], "test=some: a whole number from 0 to 999999999"),
         (["checkpoint=net", "figure=maps"], "figure=maps: choose one of paper, blanking"),
     ],
 )

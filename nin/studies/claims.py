@@ -322,17 +322,17 @@ def objects(nets: Sequence[Net]) -> Answer:
             except ValueError as error:  # maps too small to show a place, or the library for activation maps missing
                 raise ClaimError(f"objects: {error}") from error
             bar.update(len(net.labels))
-    seeds = [f", seed {net.trained.facts.get('seed')}" * (len(by_name(nets)[net.name]) > 1) for net in nets]
-    names = [net.name + seed for net, seed in zip(nets, seeds, strict=True)]
+    places = by_name(nets)
+    names = [net.name + f", seed {net.trained.facts.get('seed')}" * (len(places[net.name]) > 1) for net in nets]
+    further = [np.subtract(*drops).tolist() for drops in found]
     lines = [
         table_row("score lost by blanking a quarter", "under the map", "at random", "difference (95 %)"),
         table_rule(3),
     ]
     figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(nets)), layout="constrained")
     axis = clean(figure.subplots(), "x")
-    for y, (net, name, drops) in enumerate(zip(nets, names, found, strict=True)):
+    for y, (net, name, drops, differences) in enumerate(zip(nets, names, found, further, strict=True)):
         under, chance = (float(np.mean(drop)) for drop in drops)
-        differences = np.subtract(*drops).tolist()
         lines.append(table_row(f"`{name}`", f"{under:.2f}", f"{chance:.2f}", paired(differences)))
         low, high = interval(differences)
         axis.plot([chance, under], [y, y], color=net.colour, linewidth=1.5, alpha=0.5, zorder=1)
@@ -346,15 +346,15 @@ def objects(nets: Sequence[Net]) -> Answer:
     axis.set_yticks(range(len(nets)), names)
     axis.set(xlim=(0, None), ylim=(len(nets) - 0.5, -0.5), xlabel="fall of the true class's score, a quarter blanked")
     axis.tick_params(axis="y", length=0)
-    own = [interval(np.subtract(*d).tolist()) for net, d in zip(nets, found, strict=True) if maps.pools(net.trained)]
+    own = [interval(each) for net, each in zip(nets, further, strict=True) if maps.pools(net.trained)]
     if not own:
         said = "Not answered, for want of a net that pools"
     elif all(low > 0 for low, _ in own):
         said = "Supported"
     else:
         said = "Refuted" if all(high < 0 for _, high in own) else "Undecided"
-    each = [f"`{name}` {paired(np.subtract(*drops).tolist())}" for name, drops in zip(names, found, strict=True)]
-    finding = f"{said}: blanked under the map the score falls further than at random, by {', '.join(each)}."
+    by = ", ".join(f"`{name}` {paired(differences)}" for name, differences in zip(names, further, strict=True))
+    finding = f"{said}: blanked under the map the score falls further than at random, by {by}."
     if own and len(own) < len(nets):
         finding += (
             " The maps below a fully connected head had to be worked out; those of a head that pools are the net's."

@@ -148,16 +148,16 @@ NETS: dict[str, tuple[Callable[[str], nn.Module], tuple[int, int, int]]] = {
 }
 
 
-def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int], tuple[str, ...]]:
-    """How to build a trained net with a head, the shape of an image, and the heads to compare: a net that has one of
-    the article's is compared under the article's."""
+def of_checkpoint(trained: Pretrained) -> tuple[Callable[[str], nn.Module], tuple[int, int, int]]:
+    """How to build a trained net with a head, and the shape of an image: a line of `NETS`."""
     arguments = trained.net.arguments
     shape = (arguments.get("in_channels", 3), *sides(LARGEST, image_size=arguments["image_size"]))
-    return lambda head: build_net({**arguments, "head": head}), shape, beside(arguments["head"])
+    return lambda head: build_net({**arguments, "head": head}), shape
 
 
 def beside(head: str) -> tuple[str, ...]:
-    """The heads to compare where there is this one: fully connected, average pooling, and itself if it is another."""
+    """The heads to compare where there is this one: fully connected, average pooling, and itself if it is another; the
+    article's with the article's."""
     kind = "_article" if head.endswith("_article") else ""
     return tuple(dict.fromkeys((f"fc{kind}", f"gap{kind}", head)))
 

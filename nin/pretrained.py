@@ -17,18 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL.Image import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
 from nin.backbones import Backbone
 from nin.bounds import one_of, shown, sides
 from nin.cost import multiply_accumulates
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
 from nin.model import LARGEST, NIN, Block
+from nin.pictures import resize, upright
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
 CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
@@ -41,17 +43,24 @@ class CheckpointError(RuntimeError):
 class Pretrained(nn.Module):
     """A trained net with its preprocessing and the names of its classes, in eval mode.
 
-    Takes images as people have them, and scales them as the net was trained: uint8 (N, 3, H, W) in 0…255, or one PIL
-    image, or a list of PIL images of equal size. Gives logits (N, K).
+    Takes images as people have them, and scales them as the net was trained. Gives logits (N, K) of
+
+    - one PIL image, or a list of them, of any size: upright, on white where transparent, their middle at the size that
+      the net was trained at;
+    - uint8 pixels in 0…255, (N, C, H, W), at the size that they have.
+
+    Raises ValueError for anything else.
 
     Attributes:
-        net: the `nin.NIN`, or a `nin.backbones.Backbone`.
+        net: the `nin.NIN` or `nin.backbones.Backbone`.
         preprocess: `nin.data.Normalise` or `nin.data.Whiten`.
         classes: the K names.
         facts: whatever was saved beside the weights: recipe, seed, epochs, test error.
     """
 
-    def __init__(self, net: NIN, preprocess: Normalise | Whiten, classes: Sequence[str], facts: dict[str, Any]) -> None:
+    def __init__(
+        self, net: NIN | Backbone, preprocess: Normalise | Whiten, classes: Sequence[str], facts: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.net = net
         self.preprocess = preprocess
@@ -67,14 +76,17 @@ class Pretrained(nn.Module):
         return self.net.forward_maps(self._prepare(images))
 
     def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
-        if not isinstance(images, Tensor):
-            pictures = [images] if isinstance(images, Image) else images
-            pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        elif images.dtype != torch.uint8 or images.ndim != 4:
+        pictures = [images] if isinstance(images, Image) else images
+        if isinstance(pictures, list | tuple) and pictures and all(isinstance(each, Image) for each in pictures):
+            size = self.net.arguments["image_size"]
+            images = torch.stack([pil_to_tensor(resize(upright(picture), size)) for picture in pictures])
+        channels = self.net.arguments.get("in_channels", 3)
+        form = (images.dtype, images.ndim) if isinstance(images, Tensor) else None
+        if form != (torch.uint8, 4) or images.shape[1] != channels:
+            given = f"{images.dtype} and shape {tuple(images.shape)}" if form else type(images).__name__
             raise ValueError(
-                f"images of {images.dtype} and shape {tuple(images.shape)}: give uint8 pixels in 0…255, (N, 3, H, W); "
-                "they are scaled here"
+                f"images of {given}: give uint8 pixels in 0…255, (N, {channels}, H, W), which are scaled here, or PIL "
+                "images, one at least"
             )
         device = next(self.net.parameters()).device
         return self.preprocess(images.to(device)).contiguous(memory_format=torch.channels_last)
@@ -107,7 +119,8 @@ def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -
         "classes": list(trained.classes),
         "facts": trained.facts,
     }
-    _write(Path(file), lambda part: save_file(tensors, str(part), metadata={"nin": json.dumps(header)}))
+    content = serialised(tensors, {"nin": json.dumps(header)})  # its own save_file lets nobody else read the file
+    _write(Path(file), lambda part: part.write_bytes(content))
 
 
 def _write(file: Path, content: Callable[[Path], Any]) -> None:
@@ -116,7 +129,7 @@ def _write(file: Path, content: Callable[[Path], Any]) -> None:
     try:
         content(part)
         os.replace(part, file)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise CheckpointError(f"{file} cannot be written ({error}); what was there before is as it was") from error
@@ -147,6 +160,11 @@ def load(checkpoint: str | Path) -> Pretrained:
         )
     if path.is_dir():
         found = sorted(path.glob("*.safetensors"))
+        if not found and (path / "config.yaml").exists():
+            raise CheckpointError(
+                f"checkpoint={checkpoint}: the run in this folder has not ended; its own command goes on with it, with "
+                f"resume=auto hydra.run.dir={checkpoint}"
+            )
         if len(found) != 1:
             raise CheckpointError(f"checkpoint={checkpoint}: the folder holds {len(found)} .safetensors files, not one")
         path = found[0]
@@ -201,6 +219,8 @@ def _read(file: Path, checkpoint: str) -> tuple[dict[str, Any] | None, dict[str,
         with safe_open(str(file), framework="pt") as opened:
             header = json.loads((opened.metadata() or {}).get("nin", "null"))
         return header, load_file(file)
+    except PermissionError as error:
+        raise CheckpointError(f"checkpoint={checkpoint}: {file} cannot be read ({error.strerror})") from error
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({error})") from error
 
@@ -213,7 +233,11 @@ def _sha256(file: Path) -> str:
 def _verify(file: Path, sha256: str, checkpoint: str) -> None:
     if not file.is_file():
         raise CheckpointError(f"checkpoint={checkpoint}: its file {file.name} is not in {file.parent}")
-    if (found := _sha256(file)) != sha256:
+    try:
+        found = _sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint={checkpoint}: {file} cannot be read ({error.strerror})") from error
+    if found != sha256:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, its card says {sha256}")
 
 
@@ -341,9 +365,11 @@ def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path,
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.glob("whitening-*.safetensors")):
         mean, matrix = (_read(file, file.name)[1][f"preprocess.{name}"].float() for name in ("mean", "matrix"))
-        if matrix.shape == whiten.matrix.shape and (matrix - whiten.matrix).abs().max() < 2e-3:
+        pairs = (mean, whiten.mean), (matrix, whiten.matrix)
+        if all(here.shape == there.shape and (here - there).abs().max() < 2e-3 for here, there in pairs):
             return file, Whiten(mean, matrix, whiten.shape)
     draft, half = folder / "whitening.draft", whiten.matrix.half()
-    _write(draft, lambda part: save_file({"preprocess.mean": whiten.mean, "preprocess.matrix": half}, str(part)))
+    content = serialised({"preprocess.mean": whiten.mean, "preprocess.matrix": half})
+    _write(draft, lambda part: part.write_bytes(content))
     file = draft.rename(folder / f"whitening-{_sha256(draft)[:8]}.safetensors")
     return file, Whiten(whiten.mean, half.float(), whiten.shape)

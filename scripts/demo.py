@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nin import pretrained
+from nin import pictures, pretrained
 from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.data import DataError
@@ -85,11 +85,11 @@ def serve(nets: dict[str, Pretrained], files: list[str], port: str) -> None:
         if file is None:
             return None, None
         try:
-            trained, picture = nets[name], maps.read_picture(Path(file))
-            small = maps.resize(picture, trained.net.arguments["image_size"])
+            trained, picture = nets[name], pictures.read_picture(Path(file))
+            small = pictures.resize(picture, trained.net.arguments["image_size"])
             seen = maps.look(trained, small)
-            figure = maps.draw(trained, small, seen, maps.resize(picture, PIXELS), rows=2)
-        except (maps.PictureError, ValueError) as error:
+            figure = maps.draw(trained, small, seen, pictures.resize(picture, PIXELS), rows=2)
+        except (pictures.PictureError, ValueError) as error:
             raise gr.Error(str(error)) from error
         figure.set_dpi(150)
         return dict(zip(trained.classes, seen[0].tolist(), strict=True)), figure

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from nin import pretrained
+from nin import pictures, pretrained
 from nin.data import DataError
 from nin.run import images_of
 from nin.studies import claims, maps, nets
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> int:
         if settings["figure"]:
             test_figure(trained, settings, out)
         else:
-            found: list[Path | tuple[str, Image.Image]] = [*maps.find_pictures(paths)]
+            found: list[Path | tuple[str, Image.Image]] = [*pictures.find_pictures(paths)]
             found += drawn(trained, settings)
-            predict(trained, found, settings["size"], out, Path(settings["checkpoint"]).stem)
-    except (pretrained.CheckpointError, maps.PictureError, ClaimError, DataError, ValueError, OSError) as error:
+            predict(trained, found, settings["size"], out, name_of(settings["checkpoint"]))
+    except (pretrained.CheckpointError, pictures.PictureError, ClaimError, DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -75,6 +75,11 @@ def complain(settings: dict[str, str], paths: list[str]) -> str:
     for name in ("test", "seed"):
         if not settings[name].isdecimal() or len(settings[name]) > 9:
             return f"{name}={settings[name]}: a whole number from 0 to 999999999"
+    if settings["figure"] and settings["size"] != "training":
+        return f"size={settings['size']}: figure={settings['figure']} takes test images as they are"
+    for name in ("test", "seed"):
+        if settings["figure"] == "paper" and int(settings[name]):
+            return f"{name}={settings[name]}: figure=paper takes the first test images of each class"
     if settings["figure"] == "blanking" and settings["test"] == "1":
         return "test=1: figure=blanking takes two test images at least"
     if paths and settings["figure"]:
@@ -82,6 +87,14 @@ def complain(settings: dict[str, str], paths: list[str]) -> str:
     if not paths and not settings["figure"] and not int(settings["test"]):
         return "give a picture or a folder of pictures, or test= and a number of test images"
     return ""
+
+
+def name_of(checkpoint: str) -> str:
+    """What tells the pictures of this checkpoint from another's: its name, or its run's."""
+    path = Path(checkpoint)
+    if path.suffix != ".safetensors":
+        return path.name
+    return path.absolute().parent.name if path.stem == "model" else path.stem
 
 
 def drawn(trained: pretrained.Pretrained, settings: dict[str, str]) -> list[tuple[str, Image.Image]]:
@@ -109,29 +122,29 @@ def predict(
     for source in tqdm(found, disable=len(found) < 5):
         file = source if isinstance(source, Path) else Path(source[0])
         try:
-            picture, shown_as = maps.read_picture(source) if isinstance(source, Path) else source[1], None
+            picture, shown_as = pictures.read_picture(source) if isinstance(source, Path) else source[1], None
             if size != "native":
-                shown_as = maps.resize(picture, 512)
-                picture = maps.resize(picture, training_size if size == "training" else int(size))
+                shown_as = pictures.resize(picture, 512)
+                picture = pictures.resize(picture, training_size if size == "training" else int(size))
             seen = maps.look(trained, picture)
             target, number = out / f"{file.stem}_{net}.png", 2
             while target.resolve() in taken:
                 target, number = out / f"{file.stem}_{net}_{number}.png", number + 1
             taken.add(target.resolve())
             maps.draw(trained, picture, seen, shown_as).savefig(target, dpi=150)
-        except (maps.PictureError, ValueError) as error:
+        except (pictures.PictureError, ValueError) as error:
             failures.append(str(error) if str(file) in str(error) else f"{file}: {error}")
             continue
         best = seen[0].topk(min(3, len(trained.classes)))
         said = ", ".join(f"{trained.classes[k]} {100 * p:.1f} %" for p, k in zip(*map(list, best), strict=True))
         print(f"{file}: {said}  ({target})")
     if failures:
-        raise maps.PictureError("; ".join(failures))
+        raise pictures.PictureError("; ".join(failures))
 
 
 def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{settings['figure']}_{Path(settings['checkpoint']).stem}.png"
+    file = out / f"{settings['figure']}_{name_of(settings['checkpoint'])}.png"
     root = settings["data.root"] or None
     if settings["figure"] == "blanking":
         chosen = nets.gather([settings["checkpoint"]], root, int(settings["test"]) or 1000, int(settings["seed"]))

@@ -13,7 +13,7 @@ from PIL import Image
 from test_claims import tiny
 from torch import nn
 
-from nin import pretrained
+from nin import pictures, pretrained
 from nin.data import load_digits
 from nin.studies import maps
 
@@ -71,7 +71,7 @@ def test_a_dropped_picture_is_classified_and_its_maps_are_shown(served, browser,
     address, nets = served
     torch.manual_seed(0)
     Image.fromarray(torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).numpy()).save(tmp_path / "picture.png")
-    seen = maps.resize(maps.read_picture(tmp_path / "picture.png"), 32)
+    seen = pictures.resize(pictures.read_picture(tmp_path / "picture.png"), 32)
     best = {head: str(maps.look(trained, seen)[0].argmax().item()) for head, trained in nets.items()}
     assert best["gap"] != best["fc"]  # else a page that mixes them up would pass
 

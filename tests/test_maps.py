@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from conftest import ROOT
 from PIL import Image
 from torch import nn
 
-from nin import NIN, Block, pretrained
+from nin import NIN, Block, pictures, pretrained
 from nin.data import Normalise
 from nin.heads import GAP
 from nin.pretrained import Pretrained
@@ -45,7 +46,7 @@ def test_pictures_as_people_have_them_are_read(tmp_path):
     }
     for name, mode in forms.items():
         gradient(mode=mode).save(tmp_path / name)
-        found = maps.read_picture(tmp_path / name)
+        found = pictures.read_picture(tmp_path / name)
         assert (found.mode, found.size) == ("RGB", (40, 30))
         assert abs(np.asarray(found).astype(int) - reference).mean() < 20, name
 
@@ -53,16 +54,16 @@ def test_pictures_as_people_have_them_are_read(tmp_path):
 def test_sixteen_bits_are_scaled(tmp_path):
     values = (np.asarray(gradient(mode="L")).astype(np.uint16)) * 257
     Image.fromarray(values).save(tmp_path / "deep.png")
-    assert np.array_equal(np.asarray(maps.read_picture(tmp_path / "deep.png"))[..., 0], values // 257)
+    assert np.array_equal(np.asarray(pictures.read_picture(tmp_path / "deep.png"))[..., 0], values // 257)
 
 
 def test_transparency_is_white_and_exif_turns(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert np.asarray(maps.read_picture(tmp_path / "clear.png")).min() == 255
+    assert np.asarray(pictures.read_picture(tmp_path / "clear.png")).min() == 255
     exif = Image.Exif()
     exif[0x0112] = 6
     gradient(40, 30).save(tmp_path / "turned.jpg", exif=exif)
-    assert maps.read_picture(tmp_path / "turned.jpg").size == (30, 40)
+    assert pictures.read_picture(tmp_path / "turned.jpg").size == (30, 40)
 
 
 def bad_files():
@@ -80,16 +81,16 @@ def bad_files():
 @pytest.mark.parametrize(("name", "content"), bad_files(), ids=lambda value: value if isinstance(value, str) else "")
 def test_what_is_no_picture_is_one_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(maps.PictureError, match=name):
-        maps.read_picture(tmp_path / name)
+    with pytest.raises(pictures.PictureError, match=name):
+        pictures.read_picture(tmp_path / name)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (10_000, 20), (20, 10_000)])
 def test_any_shape_of_picture_is_looked_at(trained, tmp_path, size):
     gradient(*size).save(tmp_path / "odd.png")
-    picture = maps.read_picture(tmp_path / "odd.png")
+    picture = pictures.read_picture(tmp_path / "odd.png")
     assert picture.size == size
-    assert maps.look(trained, maps.resize(picture, 32))[0].sum().item() == pytest.approx(1, abs=1e-5)
+    assert maps.look(trained, pictures.resize(picture, 32))[0].sum().item() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -97,12 +98,12 @@ def test_every_orientation_is_turned_upright(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     gradient(40, 30).save(tmp_path / "turned.jpg", exif=exif)
-    assert maps.read_picture(tmp_path / "turned.jpg").size == ((40, 30) if orientation < 5 else (30, 40))
+    assert pictures.read_picture(tmp_path / "turned.jpg").size == ((40, 30) if orientation < 5 else (30, 40))
 
 
 def test_more_pixels_than_there_is_memory_for_are_refused(trained, monkeypatch):
     monkeypatch.setattr(maps, "memory_gb", lambda: 1e-4)
-    with pytest.raises(maps.PictureError, match="400×300 pixels are too many for this machine"):
+    with pytest.raises(pictures.PictureError, match="400×300 pixels are too many for this machine"):
         maps.look(trained, gradient(400, 300))
     maps.look(trained, gradient(30, 30))
 
@@ -153,12 +154,12 @@ def test_a_damaged_picture_is_read_or_refused_and_nothing_else(trained, tmp_path
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow speaks of what it leaves out
-                picture = maps.read_picture(tmp_path / name)
+                picture = pictures.read_picture(tmp_path / name)
             assert picture.mode == "RGB"
             if ended["read"] % 10 == 0:
-                assert maps.look(trained, maps.resize(picture, 32))[0].isfinite().all()
+                assert maps.look(trained, pictures.resize(picture, 32))[0].isfinite().all()
             ended["read"] += 1
-        except maps.PictureError as error:
+        except pictures.PictureError as error:
             assert name in str(error)
             ended["refused"] += 1
     assert sum(ended.values()) == 60 * len(FORMATS) and min(ended.values()) > 80, ended
@@ -181,11 +182,11 @@ def test_the_command_goes_through_a_folder_of_damaged_pictures(trained, tmp_path
 def test_folders_and_files_are_found(tmp_path):
     for name in ("b.png", "a.JPG", "c.txt"):
         gradient().save(tmp_path / name, "PNG")
-    assert [file.name for file in maps.find_pictures([str(tmp_path)])] == ["a.JPG", "b.png"]
+    assert [file.name for file in pictures.find_pictures([str(tmp_path)])] == ["a.JPG", "b.png"]
     (tmp_path / "none").mkdir()
     for missing in ("none", "nothing.png"):
-        with pytest.raises(maps.PictureError, match=missing):
-            maps.find_pictures([str(tmp_path / missing)])
+        with pytest.raises(pictures.PictureError, match=missing):
+            pictures.find_pictures([str(tmp_path / missing)])
 
 
 def test_the_mean_of_a_map_is_the_score(trained):
@@ -242,6 +243,8 @@ def test_without_the_library_it_is_named(monkeypatch):
 
 class Bright(nn.Module):
     """Its maps are the brightness of the image, 8×8."""
+
+    arguments: ClassVar = {"head": "gap"}
 
     def __init__(self):
         super().__init__()
@@ -349,6 +352,8 @@ def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(train
         (["checkpoint=net", "size=big", "good.png"], "size=big: choose training, native"),
         (["checkpoint=net", "test=some"], "test=some: a whole number from 0 to 999999999"),
         (["checkpoint=net", "figure=maps"], "figure=maps: choose one of paper, blanking"),
+        (["checkpoint=net", "figure=paper", "seed=3"], "seed=3: figure=paper takes the first test images"),
+        (["checkpoint=net", "figure=blanking", "size=64"], "size=64: figure=blanking takes test images as they are"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(tmp_path, arguments, words):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONF, ROOT
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+from torchvision.transforms.functional import pil_to_tensor
 
 import nin
 from nin import NIN, Block, pretrained, run
@@ -38,6 +39,7 @@ def images():
 @pytest.mark.parametrize("head", ["gap", "gmp", "fc", "fc_dropout"])
 @pytest.mark.parametrize("whitened", [False, True])
 def test_what_is_saved_comes_back(tmp_path, images, head, whitened):
+    os.umask(umask := os.umask(0))
     before = trained(Whiten.fit(images.repeat(9, 1, 1, 1)) if whitened else None, head=head)
     save(tmp_path / "model.safetensors", before)
     for checkpoint in (tmp_path, tmp_path / "model.safetensors", str(tmp_path)):
@@ -45,6 +47,7 @@ def test_what_is_saved_comes_back(tmp_path, images, head, whitened):
         assert torch.equal(after(images), before(images))
         assert (after.classes, after.facts) == (before.classes, before.facts)
         assert not after.training
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask  # others may read it
 
 
 def test_images_as_people_have_them(images):
@@ -55,15 +58,44 @@ def test_images_as_people_have_them(images):
     assert net(pictures[0].convert("L")).shape == (1, 10)
     assert net.forward_maps(images).shape == (5, 10, 4, 4)
     assert torch.allclose(net.forward_maps(images).mean((2, 3)), net(images))
-    for wrong in (images.float() / 255, images[0]):
+    for wrong in (
+        images.float() / 255,
+        images[0],
+        images[:, :1],
+        [],
+        [pictures[0], None],
+        "cat.png",
+        np.zeros((8, 8, 3)),
+    ):
         with pytest.raises(ValueError, match="give uint8 pixels"):
             net(wrong)
+
+
+@pytest.mark.parametrize("whitened", [False, True])
+def test_pictures_of_any_size_are_seen_as_the_net_was_trained(images, whitened):
+    net = trained(Whiten.fit(images.repeat(9, 1, 1, 1)) if whitened else None, head="fc")
+    upright = Image.new("RGBA", (90, 30), (0, 0, 0, 0))  # transparent, but for its middle: red and blue
+    upright.paste((255, 0, 0, 255), (15, 0, 45, 30))
+    upright.paste((0, 0, 255, 255), (45, 0, 75, 30))
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    lying = net(turned.copy())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.info["exif"] = exif.tobytes()
+    seen = pil_to_tensor(ImageOps.fit(upright.convert("RGB"), (8, 8)))[None]
+    torch.testing.assert_close(net([upright, turned]), net(seen).expand(2, 10))
+    assert not torch.allclose(net(turned), lying, atol=1e-2)
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert torch.equal(net(clear), net(Image.new("RGB", (300, 500), "white")))
 
 
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         load(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"holds 0 \.safetensors files"):
+        load(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(CheckpointError, match=r"has not ended; .* resume=auto"):
         load(tmp_path)
     for name in "ab":
         save(tmp_path / f"{name}.safetensors", trained())
@@ -211,6 +243,8 @@ def test_whitened_nets_share_one_file(shelf):
     whitening, published = pretrained.publish_whitening(whiten, shelf)
     nearly = Whiten(whiten.mean, whiten.matrix + 1e-4, whiten.shape)
     assert pretrained.publish_whitening(nearly, shelf)[0] == whitening  # fitted again, on another machine say
+    lighter = Whiten(whiten.mean + 1, whiten.matrix, whiten.shape)
+    assert pretrained.publish_whitening(lighter, shelf)[0] != whitening
     other = Whiten.fit(images[:2000, :, :8, :8])
     assert pretrained.publish_whitening(other, shelf)[0] != whitening
     small = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)

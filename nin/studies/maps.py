@@ -7,86 +7,21 @@ below a fully connected head are no classes'; there what each position adds to a
 from __future__ import annotations
 
 import math
-import struct
-import warnings
-from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import pil_to_tensor
 
-from nin.bounds import sides
 from nin.cost import activations
 from nin.heads import GAP, GMP
+from nin.pictures import PictureError
 from nin.pretrained import Pretrained
 from nin.provenance import memory_gb
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LONGEST = 20_000  # pixels of a side that are still read
-
-
-class PictureError(RuntimeError):
-    """A file that is no picture, or none that can be read; the message names it."""
-
-
-def find_pictures(paths: Sequence[str]) -> list[Path]:
-    """The files of these paths; of a folder, the pictures in it, sorted. Raises PictureError where there is none."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
-                raise PictureError(f"{path}: there is no picture in this folder ({', '.join(SUFFIXES)})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise PictureError(f"{path}: there is no such file or folder")
-    return found
-
-
-def read_picture(file: Path) -> Image.Image:
-    """The picture in RGB as a person sees it: turned as its EXIF says, on white where it is transparent, the first
-    frame where it moves, 16 bits scaled to 8.
-
-    Raises:
-        PictureError: not a picture, cut short, or larger than can be read within bounds.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
-                if max(opened.size) > LONGEST:
-                    raise PictureError(
-                        f"{file}: {opened.width}×{opened.height} pixels, at most {LONGEST} a side are read"
-                    )
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):
-                    pixels = np.asarray(picture, dtype=np.float64)
-                    picture = Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).astype(np.uint8))
-                if picture.has_transparency_data:
-                    picture = picture.convert("RGBA")
-                    white = Image.new("RGBA", picture.size, "white")
-                    picture = Image.alpha_composite(white, picture)
-                return picture.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise PictureError(f"{file}: too many pixels to be read ({error})") from error
-    except UnidentifiedImageError as error:
-        raise PictureError(f"{file}: not a picture of a known format") from error
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error) as error:
-        raise PictureError(f"{file}: damaged ({error})") from error
-
-
-def resize(picture: Image.Image, size: int | Sequence[int]) -> Image.Image:
-    """The middle of a picture, `size` pixels: height and width, or one number for both."""
-    height, width = sides(LONGEST, size=size)
-    return ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
 
 
 def pools(trained: Pretrained) -> bool:
@@ -95,7 +30,7 @@ def pools(trained: Pretrained) -> bool:
 
 
 @torch.no_grad()
-def class_maps(trained: Pretrained, images: Tensor | Image.Image) -> tuple[Tensor, Tensor]:
+def class_maps(trained: Pretrained, images: Tensor) -> tuple[Tensor, Tensor]:
     """Where in the images each class is: logits (N, K) and maps (N, K, h, w).
 
     Under a pooling head these are the net's own maps. Under any other they are class activation maps by HiResCAM
@@ -123,7 +58,7 @@ def class_maps(trained: Pretrained, images: Tensor | Image.Image) -> tuple[Tenso
 
 
 def look(trained: Pretrained, picture: Image.Image) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (K), logits (K) and class maps (K, h, w) of one picture.
+    """Probabilities (K), logits (K) and class maps (K, h, w) of one picture, at its own size.
 
     Raises:
         PictureError: it is smaller than the net can take, or larger than this machine has memory for.
@@ -139,7 +74,7 @@ def look(trained: Pretrained, picture: Image.Image) -> tuple[Tensor, Tensor, Ten
             f"{picture.width}×{picture.height} pixels are too many for this machine: {needed:,.1f} GB at the least, "
             f"and it has {memory_gb():,.1f} GB"
         )
-    logits, maps = class_maps(trained, picture)
+    logits, maps = class_maps(trained, pil_to_tensor(picture.convert("RGB"))[None])
     return logits.softmax(1)[0], logits[0], maps[0]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from nin.bounds import one_of, sides, whole
+from nin.bounds import one_of, shown, sides, whole
 from nin.heads import FC, GAP, GMP, HEADS, build_head
 from nin.model import LARGEST, WIDEST
 
@@ -108,7 +108,7 @@ def _article_head(name: str, channels: int, num_classes: int, map_size: Sequence
     return nn.Sequential(GAP() if name == "gap_article" else GMP(), nn.Linear(channels, num_classes))
 
 
-def _load_imagenet(whole: nn.Module, backbone: str, weights: str) -> None:
+def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
     """torchvision's weights of the whole net, from its address or from a file."""
     try:
         if weights == "imagenet":
@@ -117,9 +117,13 @@ def _load_imagenet(whole: nn.Module, backbone: str, weights: str) -> None:
             state = load_file(weights)
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
-        whole.load_state_dict(state)
-    except (OSError, RuntimeError, TypeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        net.load_state_dict(state)
+    except (
+        *(OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError),
+        *(pickle.UnpicklingError, SafetensorError),
+    ) as error:
+        reason = shown(str(error) or type(error).__name__)
         raise WeightsError(
             f"model.weights={weights}: the ImageNet weights of {backbone} cannot be had "
-            f"({str(error).splitlines()[0]}); give a file of torchvision's weights, or model.weights=none"
+            f"({reason}); give a file of torchvision's weights, or model.weights=none"
         ) from error

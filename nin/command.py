@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -92,7 +92,7 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
             failed.append(error)  # raised through Hydra it would get a line of Hydra's own
         if failed or code:
             with suppress(FileNotFoundError):
-                if not any(folder.iterdir()) and folder.stat().st_mtime >= began:
+                if not any(folder.iterdir()) and folder.stat().st_mtime >= began and folder.resolve() != Path.cwd():
                     folder.rmdir()  # Hydra has made it before anything could be checked
 
     try:
@@ -191,10 +191,11 @@ def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[s
     return settings
 
 
-def load_config(file: Path) -> Config:
-    """The configuration that a run has left in its folder. Raises ConfigError."""
+def load_settings(file: Path) -> dict[str, Any]:
+    """The configuration that a run has left in its folder, of the right form but otherwise unchecked: it may have been
+    trained on a machine that has what this one has not. Raises ConfigError."""
     try:
-        return to_config(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
+        return OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(file)))
     except (OSError, ValueError, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from error
 
@@ -212,17 +213,18 @@ def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(explain(error, overrides)) from error
 
 
-def overrides_of(config: Config, config_folder: Path) -> list[str]:
-    """Overrides that compose to this configuration again: set, head, recipe, backbone and seed, then each setting that
-    differs from what these bring. What the trained net does not depend on is left out."""
-    named = {"data": config.data.name, "head": config.head.name, "recipe": config.recipe.name}
-    if config.model.backbone:
-        named["model"] = config.model.backbone
+def overrides_of(settings: dict[str, Any], config_folder: Path) -> list[str]:
+    """Overrides that compose to this configuration (`load_settings`, or `asdict` of one) again: set, head, recipe,
+    backbone and seed, then each setting that differs from what these bring. What the trained net does not depend on is
+    left out: where the images are, what the run showed and which accelerator it took."""
+    named = {group: settings[group]["name"] for group in ("data", "head", "recipe")}
+    if settings["model"]["backbone"]:
+        named["model"] = settings["model"]["backbone"]
     stated = [f"{group}={name}" for group, name in named.items() if (config_folder / group / f"{name}.yaml").exists()]
-    stated.append(f"seed={config.seed}")
+    stated.append(f"seed={settings['seed']}")
     with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):  # unchecked: it need not be possible
         brought = _settings(OmegaConf.to_container(hydra.compose("config", stated)))
-    for name, value in _settings(asdict(config)).items():
+    for name, value in _settings(settings).items():
         if value != brought[name]:
             grammar = re.sub(r'"(\w+)": ', r"\1: ", json.dumps(value))  # JSON is Hydra's, but for quotes around keys
             stated.append(f"{name}={grammar}")
@@ -233,7 +235,8 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name, value in config.items():
         settings |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    for name in ("resume", "trainer.progress_bar", "data.root"):
+    of_its_machine = ("data.root", "data.download", "data.urls", "trainer.accelerator")
+    for name in (*of_its_machine, "resume", "trainer.progress_bar", "logger.name"):
         del settings[name]
     return settings
 

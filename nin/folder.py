@@ -12,17 +12,13 @@ summary.json         the run in figures
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 import yaml
 from matplotlib.figure import Figure
@@ -67,7 +63,7 @@ def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keeps other runs out of `folder`, which is made where it is not there, until the end of this one, however it
-    ends: the lock is the operating system's. Where there is none, on Windows, nothing is kept out.
+    ends: the lock is the operating system's.
 
     Raises:
         RunError: another process trains in it.
@@ -75,8 +71,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+") as lock:
         try:
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
             raise RunError(f"hydra.run.dir={folder}: process {lock.read()} is training there") from error
@@ -93,7 +88,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def held(folder: Path) -> bool:
     """Whether another process trains in `folder`, as far as the operating system knows."""
-    if not fcntl or not (folder / ".lock").exists():
+    if not (folder / ".lock").exists():
         return False
     with suppress(FileNotFoundError), open(folder / ".lock") as lock:
         try:

@@ -148,8 +148,8 @@ class NIN(nn.Module):
         norm: "none" as in the paper, or "batch".
         last_relu: whether the class maps pass a ReLU, as the authors' do. A net with all its maps at zero learns
             nothing more; most re-implementations leave this ReLU out.
-        init: "gaussian", N(0, 0.05) on every layer as the authors' files have it, or "kaiming" (He et al., 2015).
-            Biases start at 0.
+        init: "gaussian", N(0, 0.05) on every layer as the authors' files for CIFAR-10 have it, or "kaiming" (He et
+            al., 2015). Biases start at 0.
 
     Raises:
         ValueError: a value outside these choices, a plan that leaves nothing of an image, or a head that cannot read

@@ -141,10 +141,10 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
             left.unlink()  # from there, and not bit by bit
     if start:
         data.preprocess = start.preprocess
-        if not isinstance(start.preprocess, PREPROCESSINGS[config.data.preprocessing]):
+        if type(start.preprocess) is not PREPROCESSINGS[config.data.preprocessing]:
             raise ConfigError(
                 f"data.preprocessing={config.data.preprocessing}: the checkpoint was trained with another; choose "
-                f"{next(name for name, kind in PREPROCESSINGS.items() if isinstance(start.preprocess, kind))}"
+                f"{next(name for name, kind in PREPROCESSINGS.items() if type(start.preprocess) is kind)}"
             )
     data.setup()
     if isinstance(data.preprocess, Whiten) and data.preprocess.shape != data.train_images.shape[1:]:
@@ -207,7 +207,7 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
     }
     if trainer.is_global_zero:
         trained = pretrained.Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, summary)
-        replace(folder / "model.safetensors", lambda file: pretrained.save(file, trained))
+        pretrained.save(folder / "model.safetensors", trained)
         replace(folder / "curves.png", lambda file: plot_curves(folder / "metrics.csv", file))
         write_summary(folder, summary)  # last: with a test error in it the run is finished
     return summary
@@ -253,7 +253,8 @@ def _damaged(checkpoint: Path, error: Exception) -> RunError:
 
 def check_limits(config: Config, data: Images) -> None:
     """Raises ConfigError where a share of the batches is less than one batch, before Lightning does after training."""
-    for name, loader in (("train", data.train_dataloader()), ("test", data.test_dataloader())):
+    evaluated = data.test_dataloader(), data.train_as_test_dataloader(), *data.val_dataloader()
+    for name, loader in (("train", data.train_dataloader()), *(("test", loader) for loader in evaluated)):
         limit = getattr(config.trainer, f"limit_{name}_batches")
         if isinstance(limit, float) and limit * len(loader) < 1:
             raise ConfigError(f"trainer.limit_{name}_batches={limit}: less than one of the {len(loader)} batches")

@@ -222,11 +222,14 @@ class Classifier(L.LightningModule):
         progress = min(1.0, (step + 1 - warmup) / (total - warmup + 1))
         return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
-    def configure_optimizers(self) -> dict:
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the net's parameters, at the rates before any schedule."""
         if self.optimiser == "rmsprop":  # decay rate and epsilon are Keras's, for which published rates are chosen
-            optimizer = torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=self.momentum)
-        else:
-            optimizer = Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
+            return torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=self.momentum)
+        return Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
+
+    def configure_optimizers(self) -> dict:
+        optimizer = self.build_optimizer()
         self.trainer.fit_loop.setup_data()  # before it the trainer does not know how many batches an epoch has
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):

@@ -28,8 +28,12 @@ def main(settings: Config, folder: Path) -> None:
     name = Path(settings.checkpoint).name
     picture = Path(settings.checkpoint) if Path(settings.checkpoint).is_dir() else folder
     picture /= f"confusion_{name}.png"
-    confusion.draw(matrix, classes, f"{name}: test error {error:.2f} %").savefig(picture, dpi=150)
-    print(f"\n{confusion.worst_pairs(matrix, classes)}\nall of them: {picture}\n\ntest error {error:.2f} %")
+    print(f"\nof {matrix.sum():,} images\n{confusion.worst_pairs(matrix, classes)}")
+    try:
+        confusion.draw(matrix, classes, f"{name}: test error {error:.2f} %").savefig(picture, dpi=150)
+        print(f"all of them: {picture}")
+    finally:  # a picture that cannot be saved costs the picture alone
+        print(f"\ntest error {error:.2f} %")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from nin import pretrained
-from nin.command import compose, load_config, overrides_of
+from nin.command import compose, load_settings, overrides_of
 from nin.config import ConfigError
 from nin.data import DataError, Whiten
 from nin.run import evaluate_pretrained
@@ -28,21 +28,22 @@ def main(arguments: list[str]) -> int:
     run, name = arguments
     try:
         pretrained.check_name(name)
-        trained, config = pretrained.load(run), load_config(Path(run) / "config.yaml")
-        facts, overrides = trained.facts, overrides_of(config, CONF)
+        settings = load_settings(Path(run) / "config.yaml")
+        trained, overrides = pretrained.load(run), overrides_of(settings, CONF)
+        facts = trained.facts
         facts["command"] = shlex.join(["python", "scripts/train.py", *overrides])
         own = compose(CONF, [o for o in overrides if not o.startswith("trainer.max_epochs=")]).trainer.max_epochs
         if own != facts["epochs"] and f"recipe={facts['recipe']}" in overrides:
             facts["schedule"] = f"the recipe's, scaled from {own} epochs to {facts['epochs']}"
         whitening = None
         if isinstance(trained.preprocess, Whiten):
-            whitening, published = pretrained.publish_whitening(trained.preprocess)
             images = pretrained.golden_images(trained.preprocess.shape[1:])
-            change = (published(images) - trained.preprocess(images)).abs().max().item()
+            exactly = trained.preprocess(images)
+            whitening, trained.preprocess = pretrained.publish_whitening(trained.preprocess)
+            change = (trained.preprocess(images) - exactly).abs().max().item()
             facts["whitening"] = {"file": whitening.name, "matrix": "fp16", "changes_a_pixel_by": round(change, 5)}
-            trained.preprocess = published
         on_cpu = compose(CONF, ["trainer=cpu"])
-        on_cpu.data.root = config.data.root
+        on_cpu.data.root = settings["data"]["root"]
         facts["test_error"] = round(evaluate_pretrained(trained, on_cpu)[0], 4)
         card = pretrained.publish(trained, name, whitening=whitening)
     except (pretrained.CheckpointError, ConfigError, DataError, OSError) as error:

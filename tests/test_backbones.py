@@ -72,10 +72,11 @@ def test_weights_come_from_a_file_or_a_sentence_says_why_not(tmp_path, vgg, monk
     torch.save(whole.state_dict(), tmp_path / "vgg19.pth")
     net = Backbone("vgg19", 17, image_size=32, weights=str(tmp_path / "vgg19.pth"))
     assert all(torch.equal(t, whole.state_dict()[n]) for n, t in net.features.state_dict().items())
+    (tmp_path / "empty.pth").touch()  # of a download that was broken off
     (tmp_path / "damaged.pth").write_bytes(b"no weights")
     (tmp_path / "damaged.safetensors").write_bytes(b"no weights")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    for name in ("missing.pth", "damaged.pth", "damaged.safetensors", "other.pth"):
+    for name in ("missing.pth", "empty.pth", "damaged.pth", "damaged.safetensors", "other.pth"):
         with pytest.raises(WeightsError, match=r"give a file of torchvision's weights, or model\.weights=none"):
             Backbone("vgg19", 17, image_size=32, weights=str(tmp_path / name))
 

@@ -137,6 +137,8 @@ def test_impossible_values_are_refused_by_name(override, message):
         (["model.blocks=[]"], 2, ["model.blocks=[]", "a net has from 1"]),
         (["trainer.max_epochs=-3"], 2, ["trainer.max_epochs=-3", "at least 1"]),
         (["trainer.limit_test_batches=0.3", "data=digits"], 2, ["trainer.limit_test_batches=0.3"]),
+        (["trainer.limit_test_batches=0.6", "data=digits", "data.share=0.1"], 2, ["limit_test_batches=0.6: less than"]),
+        (["trainer.limit_test_batches=0.6", "data=digits", "data.val=9"], 2, ["limit_test_batches=0.6: less than"]),
         (["seed=abc"], 2, ["seed=abc", "Integer"]),
         (["recipe.lr=-1"], 2, ["recipe.lr=-1", "greater than 0"]),
         (["data.root=/nonexistent", "data.download=false"], 1, ["/nonexistent", "data=digits"]),
@@ -166,6 +168,11 @@ def test_a_refusal_leaves_the_users_folder_alone(tmp_path):
         ]
         assert subprocess.run(command, capture_output=True, cwd=tmp_path).returncode == 1
         assert tmp_path.is_dir()
+    here = tmp_path / "here"
+    here.mkdir()
+    command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "checkpoint=cifar10-fc", "data.root=."]
+    ended = subprocess.run([*command, "data.download=false"], capture_output=True, cwd=here)
+    assert ended.returncode == 1 and here.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -175,14 +182,14 @@ def test_a_refusal_leaves_the_users_folder_alone(tmp_path):
         (["recipe=quick", "seed=3", "head=fc", "resume=auto"], "data=cifar10 head=fc recipe=quick seed=3"),
         (["data=digits", "model.norm=none"], 'data=digits head=gap recipe=modern seed=0 model.norm="none"'),
         (["recipe=paper", "recipe.drops=[]", "eval_curve=true"], None),
-        (["model=equal", "data.urls=['http://a,b=c/d']", "trainer.limit_train_batches=0.5"], None),
+        (["model=equal", "checkpoint='a,b=c/d'", "trainer.limit_train_batches=0.5"], None),
         (["experiment=flowers17_inception_v3", "head=fc_article", "model.weights=none"], None),
         (["recipe.name=mine", "checkpoint='a b'", "trainer.gradient_clip_val=1e-3"], None),
     ],
 )
 def test_the_overrides_of_a_configuration_compose_to_it_again(given, found):
     config = compose(CONF, given)
-    overrides = overrides_of(config, CONF)
+    overrides = overrides_of(asdict(config), CONF)
     if found:
         assert " ".join(overrides) == found
     again = compose(CONF, overrides)

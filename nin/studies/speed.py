@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from tqdm import tqdm
 
-from nin.config import Config
+from nin.config import Config, ConfigError
 from nin.data import Images, ImageSet
-from nin.optim import Muon
 from nin.provenance import device_name
 from nin.run import build_trainer, keep_freed_memory, precision, quiet
 
 WARMUP = 3  # steps before the clock starts
+SIDE = 32  # pixels, as CIFAR-10 has them
 
 
 class PILImages(Dataset):
@@ -70,14 +70,17 @@ def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> dict[str, Any
     """Training images per second of the three ways: the median of `rounds` rounds of `steps` steps each.
 
     Images are random, of CIFAR-10's size: what they show does not matter here. Gives also the ratios lightning : bare
-    step and lightning : usual port (medians of the rounds' ratios).
+    step and lightning : usual port (medians of the rounds' ratios). Raises ConfigError for a net of images of another
+    size.
     """
     quiet()
     keep_freed_memory()
-    config.data.val, config.eval_curve = 0, False
+    if config.data.size != SIDE:
+        raise ConfigError(f"data.size={config.data.size}: what is timed are steps on images of {SIDE} pixels")
+    config.data.val, config.data.share, config.eval_curve = 0, 1, False
     L.seed_everything(config.seed, verbose=False)
     count = max(2000, (steps + WARMUP) * config.data.batch_size)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,))
     data = config.build_data()
     data.set = ImageSet(images, labels, images[:500], labels[:500], tuple("0123456789"), flip=True)
@@ -121,11 +124,10 @@ def _lightning(config: Config, data: Images, steps: int) -> float:
 def _bare_step(config: Config, data: Images, steps: int) -> float:
     trainer = build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
     device = trainer.strategy.root_device
-    images = torch.randn(data.batch_size, 3, 32, 32).to(device, memory_format=torch.channels_last)
+    images = torch.randn(data.batch_size, 3, SIDE, SIDE).to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (data.batch_size,), device=device)
     net = config.build_net().to(device, memory_format=torch.channels_last)
-    groups = config.build_task(net).parameter_groups()
-    optimizer = Muon(groups, momentum=config.recipe.momentum, nesterov=config.recipe.nesterov)
+    optimizer = config.build_task(net).build_optimizer()
 
     def step() -> None:
         with trainer.precision_plugin.forward_context():
@@ -138,7 +140,7 @@ def _bare_step(config: Config, data: Images, steps: int) -> float:
 
 
 def _usual_port(config: Config, data: Images, steps: int) -> float:
-    augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+    augment = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
     scale = [transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]
     pictures = PILImages(data.train_images, data.train_labels, transforms.Compose([*augment, *scale]))
     device = data.trainer.strategy.root_device

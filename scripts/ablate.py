@@ -1,7 +1,7 @@
 """Runs an ablation study: every combination of the values given, one run each, one row each in a CSV file.
 
 python scripts/ablate.py data=digits head=gap,fc seed=0,1                       four short runs
-python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the paper's Table 5, at eight epochs
+python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the heads of the paper's Table 5
 python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
 python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_epochs=800 eval_curve=false
                                                                   as many steps as with all images at 8 epochs

@@ -12,7 +12,8 @@ out=FOLDER     where the pictures go, and two pages with all of it, nets.md and 
 data.root=     folder of CIFAR-10, by default NIN_DATA
 
 The rows of convergence are those of any study of scripts/ablate.py, heads and seeds. For overfitting a study varies
-data.share. A small share makes an epoch short, so it gets as many epochs as make the number of steps equal:
+data.share. A small share makes an epoch short: with these epochs all shares have as many steps; with fewer it takes
+less time, and the heads are compared within a share all the same:
 
 python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick
 python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.2 trainer.max_epochs=40

@@ -70,11 +70,28 @@ def test_the_table():
     (fc,) = (line for line in lines if line.startswith("| `fc` |"))
     assert "11.20, 11.40, 11.50, 30.00" in fc  # by seed
     assert "| 4 |" in fc
-    assert "+1.17 (+0.79 to +1.55)" in fc  # the three seeds in common: 1.2, 1.0, 1.3
+    assert "+1.17 (+0.79 to +1.55; 3 pairs)" in fc  # the three seeds in common: 1.2, 1.0, 1.3
     (dead,) = (line for line in lines if line.startswith("| `fc_dropout` |"))
     assert "| dead | none | 0 |" in dead
     (variant,) = (line for line in lines if "model.dropout=0.5" in line)
     assert "+2.00 (one seed)" in variant
+
+
+def test_variants_without_a_plain_gap_are_compared_with_the_first():
+    rows = [
+        row("gap", s, e + s, overrides=f"model.dropout={d}") for d, e in (("0.5", 11.0), ("0", 10.0)) for s in (0, 1)
+    ]
+    rows += [
+        row("fc", 0, 12.0, overrides="model.dropout=0.5"),
+        row("gap", 2, status="dead", overrides="model.dropout=0.5"),
+    ]
+    lines = ablation.table(rows).splitlines()
+    assert "| `gap` `model.dropout=0` | 10.00, 11.00 | 10.50 ± 0.71 | 2 | 5.25 ± 0.35 |  |" in lines
+    (half,) = (line for line in lines if line.startswith("| `gap` `model.dropout=0.5`"))
+    assert "| 11.00, 12.00, dead | 11.50 ± 0.71, 1 of 3 died | 2 |" in half
+    assert half.endswith("| against `model.dropout=0`: +1.00 (+1.00 to +1.00; 2 pairs) |")
+    (fc,) = (line for line in lines if line.startswith("| `fc`"))
+    assert fc.endswith("| +1.00 (one seed) |")  # with gap under the same dropout
 
 
 def test_held_out_images_are_compared_by_their_own_error():
@@ -139,6 +156,19 @@ def test_a_study_records_its_runs_and_repeats_none(tmp_path):
     ablation.study(again, tmp_path / "runs.csv", tmp_path / "runs")
     assert (tmp_path / "runs.csv").read_bytes() == first
     assert {folder: folder.stat().st_mtime_ns for folder in (tmp_path / "runs").iterdir()} == folders
+
+
+def test_a_run_without_a_curve_is_run_again_for_one(tmp_path):
+    tiny = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
+    for wanted, runs in (("false", 1), ("true", 2), ("false", 2), ("true", 2)):
+        (found,) = ablation.study([[*tiny, f"eval_curve={wanted}"]], tmp_path / "runs.csv", tmp_path / "runs")
+        assert len(ablation.read(tmp_path / "runs.csv")) == runs
+        assert bool(found.test_curve) == (runs == 2)
+    ablation.append(tmp_path / "runs.csv", replace(found, test_curve="", test_error=1.0))
+    assert ablation.ended(tmp_path / "runs.csv") == [found]  # the one with a curve
+    same = [*tiny, "eval_curve=true", "freeze=false", "checkpoint=null", "logger.name=csv", "trainer.devices=1"]
+    ablation.study([same], tmp_path / "runs.csv", tmp_path / "runs")
+    assert len(ablation.read(tmp_path / "runs.csv")) == 3
 
 
 def test_a_stopped_run_is_run_again(tmp_path):
@@ -261,5 +291,7 @@ def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
 def test_heads_of_a_backbone_have_their_rows_too(tmp_path):
     rows = [row(head, error=10.0 + n) for n, head in enumerate(("gap_article", "fc_article", "gap"))]
     assert ablation.table(rows).index("`gap`") < ablation.table(rows).index("`gap_article`")
+    assert "| `fc_article` | 11.00 | 11.00 | 1 | 5.50 | +1.00 (one seed) |" in ablation.table(rows)
+    assert "| minus `gap_article` (95 %) |" in ablation.table(rows[:2])
     report.plot_heads(rows, tmp_path / "heads.png", "title")
     assert (tmp_path / "heads.png").stat().st_size > 0

@@ -30,21 +30,16 @@ from nin.recovery import STARTER
 ROOT = Path(__file__).parents[2]
 DONE = ("ok", "dead")  # a stopped run is run again
 HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
-NAMED = (
-    "head",
-    "seed",
-    "recipe",
-    "data",
-    "experiment",
-    "eval_curve",
-    "data.root",
-    "data.download",
-    "data.val",
-    "trainer",
-)
-NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.progress_bar", "trainer.accelerator", "trainer.devices")
-NEUTRAL = ("trainer.progress_bar", "data.root", "data.download")  # a run does not depend on them
-NOTHING = {"freeze": ("false", "no", "off", "0"), "checkpoint": ("null", "")}  # as if the setting had not been given
+# a run's result does not depend on them; eval_curve adds to it
+NEUTRAL = ("trainer.progress_bar", "data.root", "data.download", "logger", "logger.name", "eval_curve")
+NAMED = (*NEUTRAL, "head", "seed", "recipe", "data", "experiment", "data.val")
+NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.accelerator")
+NOTHING = {  # as if the setting had not been given
+    "freeze": ("false", "no", "off", "0"),
+    "checkpoint": ("null", ""),
+    "trainer": ("auto", "cpu", "gpu"),
+    "trainer.devices": ("1",),
+}
 
 
 class RowsError(RuntimeError):
@@ -121,11 +116,7 @@ class Row:
     @property
     def varied(self) -> dict[str, str]:
         """What was varied besides head and seed: the settings but those that name the condition, or say nothing."""
-        return {
-            name: value
-            for name, value in self.given.items()
-            if name not in NAMED and value.lower() not in NOTHING.get(name, ())
-        }
+        return {name: value for name, value in _telling(self.overrides) if name not in NAMED}
 
     @property
     def variant(self) -> str:
@@ -139,9 +130,13 @@ class Row:
 
 def ended(file: Path) -> list[Row]:
     """The rows of the runs that came to an end, one a run: the last of those that differ in nothing that a run depends
-    on. Raises RowsError."""
-    rows = [row for row in read(file) if row.status in DONE]
-    return list({(row.condition, row.variant, row.head, row.seed): row for row in rows}.values())
+    on, or the last with a test curve. Raises RowsError."""
+    found: dict[tuple, Row] = {}
+    for row in read(file):
+        key = row.condition, row.variant, row.head, row.seed
+        if row.status in DONE and (row.test_curve or key not in found or not found[key].test_curve):
+            found[key] = row
+    return list(found.values())
 
 
 def read(file: Path) -> list[Row]:
@@ -215,16 +210,21 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
     """Runs every point (its overrides) that `file` has no row of yet and adds its row; gives the rows of all points.
 
     A point that is recorded as ok or dead is not run again, whatever the order of its overrides; one that was stopped
-    is. With several `jobs` as many runs go on side by side, each with its share of the cores and a log in its folder.
-    Where this process is killed its runs end with their next step.
+    is, and one that asks for a test curve where none was recorded. With several `jobs` as many runs go on side by side,
+    each with its share of the cores and a log in its folder. Where this process is killed its runs end with their next
+    step.
 
     Raises:
         StoppedError: a run ended otherwise than by its end or its net's death. The others at work are ended too.
     """
     wanted = [shlex.join(sorted(point)) for point in points]
-    recorded = {_point(row.overrides) for row in read(file) if row.status in DONE}
-    todo = [overrides for overrides in dict.fromkeys(wanted) if _point(overrides) not in recorded]
-    print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them recorded already in {file}", flush=True)
+    rows = [row for row in read(file) if row.status in DONE]
+    recorded = {_point(row.overrides) for row in rows}
+    with_curve = {_point(row.overrides) for row in rows if row.test_curve or row.status == "dead"}
+    asked = {_point(overrides): overrides for overrides in wanted}
+    asked |= {_point(overrides): overrides for overrides in wanted if _asks_for_curve(overrides)}
+    todo = [o for point, o in asked.items() if point not in (with_curve if _asks_for_curve(o) else recorded)]
+    print(f"{len(asked)} runs, {len(asked) - len(todo)} of them recorded already in {file}", flush=True)
     running: dict[subprocess.Popen, tuple[str, Path]] = {}
     try:
         while todo or running:
@@ -247,7 +247,6 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
             process.terminate()
         for process in running:
             process.wait()
-    asked = set(map(_point, wanted))
     return [row for row in ended(file) if _point(row.overrides) in asked]
 
 
@@ -257,9 +256,18 @@ def _given(overrides: str) -> dict[str, str]:
     return {name: value.lower() if value.lower() in ("true", "false") else value for name, _, value in pairs}
 
 
+def _telling(overrides: str) -> list[tuple[str, str]]:
+    """Overrides by name, without those that say nothing."""
+    return [(name, value) for name, value in _given(overrides).items() if value.lower() not in NOTHING.get(name, ())]
+
+
 def _point(overrides: str) -> frozenset[tuple[str, str]]:
     """Overrides without those that a run does not depend on: equal for what is one run."""
-    return frozenset((name, value) for name, value in _given(overrides).items() if name not in NEUTRAL)
+    return frozenset((name, value) for name, value in _telling(overrides) if name not in NEUTRAL)
+
+
+def _asks_for_curve(overrides: str) -> bool:
+    return _given(overrides).get("eval_curve") == "true"
 
 
 def _folder_name(overrides: str) -> str:
@@ -318,18 +326,21 @@ def table(rows: Iterable[Row]) -> str:
     """A Markdown table a condition: the errors of each head and variant, and the paired difference to GAP. Where
     training images were held out the errors are those on them.
 
-    A head is compared with GAP under the same variant, a variant of GAP with plain GAP, seed by seed.
+    A head is compared with GAP under the same variant, a variant of GAP with plain GAP or, where there is none, with
+    the first variant, seed by seed; the article's heads with `gap_article`.
     """
     rows = list(rows)
     parts = []
     for condition in conditions(rows):
         of_condition = [row for row in rows if row.condition == condition]
-        gap = {(r.variant, r.seed): r.error for r in of_condition if r.head == "gap" and r.error is not None}
+        errors = {(r.variant, r.head, r.seed): r.error for r in of_condition if r.error is not None}
         names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
+        pooling = "gap" if any(not head.endswith("_article") for _, head in names) else "gap_article"
         parts += [
             f"**{condition.title}**",
             "",
-            f"| head | {condition.errors} of each seed (%) | mean ± s.d. | n | train error (%) | minus `gap` (95 %) |",
+            f"| head | {condition.errors} of each seed (%) | mean ± s.d. | n | train error (%) | "
+            f"minus `{pooling}` (95 %) |",
             "|---|---|---|---|---|---|",
         ]
         for variant, head in names:
@@ -338,11 +349,16 @@ def table(rows: Iterable[Row]) -> str:
             each = ", ".join(r.status if r.error is None else f"{r.error:.2f}" for r in chosen)
             name = f"`{head}`" + f" `{variant}`" * bool(variant)
             mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
+            mean += f", {len(chosen) - len(ok)} of {len(chosen)} died" * (0 < len(ok) < len(chosen))
             train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
-            to = "" if head == "gap" else variant
-            differences = [r.error - gap[to, r.seed] for r in ok if (to, r.seed) in gap]
-            alone = (variant, head) == ("", "gap") or all(v != to for v, _ in gap)  # nothing to be compared with
-            difference = "" if alone else paired(differences)
+            of = "gap_article" if head.endswith("_article") else "gap"
+            to = next((v for v, h in names if h == of), "") if head == of else variant
+            other = {seed: error for (v, h, seed), error in errors.items() if (v, h) == (to, of)}
+            differences = [r.error - other[r.seed] for r in ok if r.seed in other]
+            alone = (variant, head) == (to, of) or not other  # nothing to be compared with
+            difference = "" if alone else paired(differences, len(chosen))
+            if difference and head == of and to:
+                difference = f"against `{to}`: {difference}"
             parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
         parts += ["", made_with(of_condition), ""]
     return "\n".join(parts)
@@ -350,7 +366,8 @@ def table(rows: Iterable[Row]) -> str:
 
 def made_with(rows: Sequence[Row]) -> str:
     """Commits and versions of torch: where they differ, runs are compared across them."""
-    commits, versions = ({getattr(row, name)[:8] for row in rows} - {""} for name in ("commit", "torch"))
+    commits = {row.commit[:8] + "+changes" * (not row.clean) for row in rows if row.commit}
+    versions = {row.torch[:8] for row in rows if row.torch}
     return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(v.split('+')[0] for v in versions))}."
 
 
@@ -358,14 +375,16 @@ def _order(name: tuple[str, str]) -> tuple[str, int]:
     return name[0], HEADS.index(name[1])
 
 
-def paired(differences: Sequence[float]) -> str:
-    """ "+0.90 (+0.61 to +1.19)": the mean of paired differences and its 95 % interval, as far as there are any."""
+def paired(differences: Sequence[float], seeds: int = 0) -> str:
+    """ "+0.90 (+0.61 to +1.19)": the mean of paired differences and its 95 % interval, as far as there are any; and how
+    many they are, where they are less than the `seeds`."""
     if not differences:
         return "no common seed"
     if len(differences) == 1:
         return f"{differences[0]:+.2f} (one seed)"
     low, high = interval(differences)
-    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f})"
+    pairs = f"; {len(differences)} pairs" * (len(differences) < seeds)
+    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
 
 
 def epochs_to(row: Row, accuracy: float) -> int | None:

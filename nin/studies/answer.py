@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ class ClaimError(RuntimeError):
 @dataclass(frozen=True)
 class Answer:
     """Of one question: `name` for a file, `title` for people, the `claim` as it is heard, a Markdown `table`, a
-    `figure`, and what these say of the claim: Supported, Refuted, In part, Undecided or Not answered, and why."""
+    `figure`, and what these say of the claim, as `overall` has it or "Not answered", and why."""
 
     name: str
     title: str
@@ -33,6 +33,16 @@ class Answer:
     table: str
     figure: Figure
     finding: str
+
+
+def overall(verdicts: Collection[str]) -> str:
+    """One verdict of several among supported, refuted and undecided: theirs where they agree, "Supported in part" or
+    "Refuted in part" where the rest decides nothing, else "Mixed"."""
+    decided = set(verdicts) - {"undecided"}
+    if len(decided) > 1:
+        return "Mixed"
+    said = decided.pop() if decided else "undecided"
+    return said.capitalize() + " in part" * (len(set(verdicts)) > 1)
 
 
 def table_row(*cells: str) -> str:

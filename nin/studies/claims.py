@@ -30,6 +30,7 @@ from nin.studies.answer import (
     ClaimError,
     clean,
     label,
+    overall,
     table_row,
     table_rule,
 )
@@ -103,7 +104,7 @@ def size(nets: Sequence[Net], sizes: Sequence[int] | None = None) -> Answer:
         for net, found in zip(nets, errors, strict=True)
         if net.head in POOLING and not isinstance(net.trained.preprocess, Whiten)
     ]
-    said = "Not answered" if not pooling else "Supported" if all(pooling) else "In part" if any(pooling) else "Refuted"
+    said = overall(["supported" if takes else "refuted" for takes in pooling]) if pooling else "Not answered"
     finding = f"{said}: {'; '.join(findings) or 'no net takes any of the sizes'}."
     if any(pooling):
         finding += " What a net takes it does not therefore know: it was trained on images of one size."
@@ -209,7 +210,7 @@ def shifts(nets: Sequence[Net], pixels: Sequence[int] = SHIFTS) -> Answer:
 def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
     """Whether more predictions of GAP stay than of a fully connected head that was trained like it: image by image the
     share of the shifts, with reflected borders."""
-    found, verdicts = [], set()
+    found = []
     for i, gap in enumerate(nets):
         for j, other in enumerate(nets):
             alike = all(
@@ -218,13 +219,15 @@ def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
             if gap.head == "gap" and other.head in FULLY_CONNECTED and alike:
                 differences = (same[i] - same[j]).tolist()
                 low, high = interval(differences)
-                found.append(f"{paired(differences)} against `{other.name}`")
-                verdicts.add("Supported" if low > 0 else "Refuted" if high < 0 else "Undecided")
+                verdict = "supported" if low > 0 else "refuted" if high < 0 else "undecided"
+                found.append((verdict, f"{paired(differences)} against `{other.name}`"))
     if not found:
         return "Not answered: there is no net with `gap` and one with a fully connected head that were trained alike."
+    verdicts = [verdict for verdict, _ in found]
+    each = [said + f", {verdict}" * (len(set(verdicts)) > 1) for verdict, said in found]
     return (
-        f"{verdicts.pop() if len(verdicts) == 1 else 'In part'} by these nets, one a seed: of `gap` more predictions "
-        f"stay by {', '.join(found)} (points, over all shifts with reflected borders; 95 % interval over images)."
+        f"{overall(verdicts)} by these nets, one a seed: of `gap` more predictions stay by {'; '.join(each)} (points, "
+        "over all shifts with reflected borders, as training had them; 95 % interval over images)."
     )
 
 
@@ -295,7 +298,7 @@ def channels(nets: Sequence[Net]) -> Answer:
     chance = 100 / counts[0].shape[1]
     if others:
         refuted, supported = max(own[i] for i in others) < 2 * chance, all(own[i] > 0.9 * accuracies[i] for i in others)
-        verdict = "Refuted" if refuted else "Supported" if supported else "In part"
+        verdict = "Refuted" if refuted else "Supported" if supported else "Supported in part"
         finding = f"{verdict} for fully connected heads; under `gap` true by definition. "
     else:
         finding = "Not answered, for want of a net with a fully connected head; under `gap` true by definition. "

@@ -15,10 +15,21 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
+from nin.pretrained import available, read_card
 from nin.studies.ablation import HEADS, Condition, Row, epochs_to, interval, made_with, mean_and_deviation, paired
-from nin.studies.answer import COLOURS, FULLY_CONNECTED, Answer, ClaimError, clean, label, table_row, table_rule
+from nin.studies.answer import (
+    COLOURS,
+    FULLY_CONNECTED,
+    Answer,
+    ClaimError,
+    clean,
+    label,
+    overall,
+    table_row,
+    table_rule,
+)
 
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
 ACCURACIES = (80, 85, 90)  # %
@@ -30,20 +41,28 @@ def without_claims(rows: Sequence[Row]) -> list[Row]:
 
 
 def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
-    """Every seed's test error as a point, one column a head, the mean as a line; beside it the paper's figure."""
+    """Every seed's test error as a point, one column a head, the mean as a line, a cross at the top for each net that
+    died; beside it the paper's figure."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.subplots()
     shown = [head for head in HEADS if any(row.head == head for row in rows)]
     for x, head in enumerate(shown):
         errors = [row.error for row in rows if row.head == head and row.error is not None]
         axis.scatter([x] * len(errors), errors, color=COLOURS[head], alpha=0.8, zorder=3)
-        if errors:
+        dead = [x + 0.08 * n for n in range(sum(row.head == head and row.error is None for row in rows))]
+        at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+        axis.scatter(dead, [1.0] * len(dead), marker="x", color=COLOURS[head], **at_the_top)
+        if len(errors) > 1:
             axis.hlines(sum(errors) / len(errors), x - 0.2, x + 0.2, color=COLOURS[head], linewidth=2)
         if head in PAPER and rows[0].data == "cifar10":
             axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color="#888888", zorder=2)
     if rows[0].data == "cifar10":
         axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5: no augmentation")
     axis.scatter([], [], color="#555555", label="one seed")
+    if any(len({r.seed for r in rows if r.head == head}) > 1 for head in shown):
+        axis.plot([], [], color="#555555", linewidth=2, label="mean of the seeds")
+    if any(row.error is None for row in rows):
+        axis.scatter([], [], marker="x", color="#555555", label="a seed that died")
     axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4))
     axis.set_title(textwrap.fill(title, 60), fontsize=10)
     axis.set_ylabel(f"{rows[0].condition.errors} (%)")
@@ -71,7 +90,7 @@ def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
 
 
 def _finish(figure: Figure, file: Path) -> None:
-    clean(figure.axes[0]).legend(frameon=False)
+    clean(figure.axes[0]).legend(frameon=False, fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150, metadata={"Software": None})
 
@@ -193,8 +212,7 @@ def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str) -> str:
         f"{name} {paired(differences)}" + f", {verdict}" * (not one)
         for (name, differences), verdict in zip(found, verdicts, strict=True)
     ]
-    said = verdicts[0].capitalize() if one else "In part"
-    return f"{said}{' by so few seeds' * few}: {what}: {(', ' if one else '; ').join(each)}."
+    return f"{overall(verdicts)}{' by so few seeds' * few}: {what}: {(', ' if one else '; ').join(each)}."
 
 
 def overfitting(rows: Sequence[Row]) -> list[Answer]:
@@ -229,7 +247,7 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
     lines = [
         table_row(
             *("images", "epochs", "head", "n", "training error (%)", f"{condition.errors} (%)"),
-            *("minus training error", "minus `gap`"),
+            *("minus training error", f"{condition.errors} minus `gap`'s"),
         ),
         table_rule(7),
     ]
@@ -245,15 +263,15 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
             gaps = [b - a for a, b in zip(train, test, strict=True)]
             beside = [(r, g) for r in chosen if head != "gap" and (g := runs.get(("gap", share, r.seed)))]
             differences = [r.error - g.error for r, g in beside]
+            less = [(g.error - g.train_error) - (r.error - r.train_error) for r, g in beside]
             if head in FULLY_CONNECTED and beside:
-                name = f"`{head}` with {100 * share:g} % of the images"
-                further.append((name, [(g.error - g.train_error) - (r.error - r.train_error) for r, g in beside]))
+                further.append((f"`{head}` with {100 * share:g} % of the images", less))
             cells = [mean_and_deviation(values) for values in (train, test, gaps)]
-            cells.append("" if head == "gap" else paired(differences))
+            cells.append("" if head == "gap" else paired(differences, len(chosen)))
             lines.append(table_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", str(len(chosen)), *cells))
             means[head].append((100 * share, float(np.mean(train)), float(np.mean(test))))
-            if differences:
-                minus[head].append((100 * share, differences))
+            if beside:
+                minus[head].append((100 * share, [-each for each in less]))
     lines += ["", made_with([*runs.values()])]
     finding = _verdict(
         further, "test error minus training error, of `gap` minus that of a fully connected head (points)"
@@ -262,9 +280,8 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
     figure = Figure(figsize=(9.4 if minus else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if minus else 1, squeeze=False)[0]
     for axis in axes:
-        clean(axis).set(xscale="log", xlabel="share of the training images")
-        axis.xaxis.set_major_locator(FixedLocator([100 * share for share in epochs]))
-        axis.xaxis.set_major_formatter("{x:g} %")
+        clean(axis).set(xscale="log", xlabel="share of the training images, and epochs")
+        axis.set_xticks([100 * share for share in epochs], [f"{100 * s:g} %\n{e} epochs" for s, e in epochs.items()])
         axis.xaxis.set_minor_locator(NullLocator())
     ends = []
     for head, points in means.items():
@@ -286,7 +303,7 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
         ends.append((shares[-1], middles[-1], head, COLOURS[head]))
     if minus:
         axes[1].plot([100 * min(epochs), 100 * max(epochs)], [0, 0], color=COLOURS["gap"], linewidth=1.5)
-        axes[1].set_ylabel(f"{condition.errors} minus gap's, seed by seed (points)")
+        axes[1].set_ylabel(f"{condition.errors} − training error, minus gap's (points)")
         label(axes[1], [*ends, (100 * max(epochs), 0.0, "gap", COLOURS["gap"])])
     title = f"Training error and {condition.errors}: {condition.title}"
     name = f"overfitting-{condition.stem}"
@@ -344,14 +361,14 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
         runs = groups[way, head, checkpoint]
         errors = {seed: row.error for seed, row in sorted(runs.items()) if row.error is not None}
         of_gap = [key for key in order if key[:2] == (way, "gap")]
-        if len(of_gap) > 1:  # nets of several recipes: the one whose name differs in the head alone
-            of_gap = [key for key in of_gap if key[2] == checkpoint.replace(head.replace("_", "-"), "gap")]
+        if len({key[2] for key in [*of_gap, (way, head, checkpoint)]} & {*available()}) > 1 or len(of_gap) > 1:
+            of_gap = [key for key in of_gap if _training(key[2]) == _training(checkpoint)]
         cells = []
         for others in (of_gap, [("from scratch", "gap" if way == LINEAR else head, "")]):
             other = groups.get(others[0], {}) if others and others[0] != (way, head, checkpoint) else {}
             pairs = [(e, other[s].error) for s, e in errors.items() if s in other and other[s].error is not None]
             differences = [one - another for one, another in pairs]
-            cells.append(paired(differences) if differences else "")
+            cells.append(paired(differences, len(runs)) if differences else "")
             if len(cells) == 1 and way != "from scratch" and head in FULLY_CONNECTED and differences:
                 found_out.append((f"{way} `{head}`", differences))
         each = ", ".join(f"{row.error:.2f}" if s in errors else row.status for s, row in sorted(runs.items()))
@@ -366,7 +383,8 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     axis.set(ylabel=f"{condition.errors} (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
-    lines += ["", "Intervals (95 %) are over the seeds of new layers and order: the nets they start from are the same."]
+    lines += ["", "Intervals (95 %) are over the seeds of new layers and order. The nets they start from are the same:"]
+    lines[-1] += " of other nets of these heads the intervals say nothing."
     if any(way == "probed" for way, _, _ in order):
         lines[-1] += (
             " A probe trains what depends on the number of classes: the last 1×1 layer, and the linear layer of a "
@@ -374,13 +392,23 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
         )
     if LINEAR in ways:
         lines[-1] += (
-            " The linear probe gives the frozen blocks of every net one 1×1 layer under `gap`, the same for all."
+            " The linear probe gives the frozen blocks of every net one 1×1 layer and average pooling, the same for "
+            "all: so `gap` was trained to be read, and the others were not."
         )
     lines[-1] += f" {made_with([row for _, row in found])}"
     finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")
     claim = "A net that pools transfers worse to another set than one with a fully connected head."
     title = f"Transfer to {condition.title}"
     return Answer(f"transfer-{condition.stem}", title, claim, "\n".join(lines), figure, finding)
+
+
+def _training(checkpoint: str) -> tuple | str:
+    """How a net was trained, whatever its head: of a published one recipe, epochs and seed, else its name without the
+    head."""
+    if checkpoint in available():
+        card = read_card(checkpoint)
+        return card["recipe"], card["epochs"], card["seed"]
+    return checkpoint.replace((_head_in(checkpoint) or "").replace("_", "-") or " ", "")
 
 
 def _head_in(checkpoint: str) -> str | None:

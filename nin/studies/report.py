@@ -33,6 +33,7 @@ from nin.studies.answer import (
 
 PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
 ACCURACIES = (80, 85, 90)  # %
+HEAD_IN_NAME = re.compile(r"(?<![a-z])(gap|gmp|fc[-_]dropout|fc)(?![a-z])")
 
 
 def without_claims(rows: Sequence[Row]) -> list[Row]:
@@ -361,6 +362,7 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
         runs = groups[way, head, checkpoint]
         errors = {seed: row.error for seed, row in sorted(runs.items()) if row.error is not None}
         of_gap = [key for key in order if key[:2] == (way, "gap")]
+        # nets of several trainings, or published ones, whose cards tell: the one that was trained alike
         if len({key[2] for key in [*of_gap, (way, head, checkpoint)]} & {*available()}) > 1 or len(of_gap) > 1:
             of_gap = [key for key in of_gap if _training(key[2]) == _training(checkpoint)]
         cells = []
@@ -408,12 +410,12 @@ def _training(checkpoint: str) -> tuple | str:
     if checkpoint in available():
         card = read_card(checkpoint)
         return card["recipe"], card["epochs"], card["seed"]
-    return checkpoint.replace((_head_in(checkpoint) or "").replace("_", "-") or " ", "")
+    return HEAD_IN_NAME.sub("", checkpoint)
 
 
 def _head_in(checkpoint: str) -> str | None:
     """The head that the name of a checkpoint tells, if any: a published name or the folder of a run."""
-    told = re.findall(r"(?<![a-z])(gap|gmp|fc[-_]dropout|fc)(?![a-z])", Path(checkpoint).name)
+    told = HEAD_IN_NAME.findall(Path(checkpoint).name)
     return told[-1].replace("-", "_") if told else None
 
 

@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nin.backbones import WeightsError
 from nin.bounds import shown
-from nin.config import Config, ConfigError
+from nin.config import Config, ConfigError, consequential
 from nin.data import DataError
 from nin.pretrained import CheckpointError
 from nin.processes import rank, start, started
@@ -223,35 +224,29 @@ def overrides_of(settings: dict[str, Any], config_folder: Path) -> list[str]:
     stated = [f"{group}={name}" for group, name in named.items() if (config_folder / group / f"{name}.yaml").exists()]
     stated.append(f"seed={settings['seed']}")
     with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):  # unchecked: it need not be possible
-        brought = _settings(OmegaConf.to_container(hydra.compose("config", stated)))
-    for name, value in _settings(settings).items():
-        if value != brought[name]:
+        brought = consequential(OmegaConf.to_container(hydra.compose("config", stated)))
+    for name, value in consequential(settings).items():
+        if name != "trainer.accelerator" and value != brought[name]:
             grammar = re.sub(r'"(\w+)": ', r"\1: ", json.dumps(value))  # JSON is Hydra's, but for quotes around keys
             stated.append(f"{name}={grammar}")
     return stated
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for name, value in config.items():
-        settings |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    of_its_machine = ("data.root", "data.download", "data.urls", "trainer.accelerator")
-    for name in (*of_its_machine, "resume", "trainer.progress_bar", "logger.name"):
-        del settings[name]
-    return settings
-
-
-def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Every combination of the values that the overrides give in Hydra's sweep syntax: `seed=0,1` or `seed=range(5)`.
-    Raises ConfigError."""
+def sweep(config_folder: Path, overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values that the overrides give in Hydra's sweep syntax: `seed=0,1`, `seed=range(5)` or
+    `head=glob(fc*)`. Raises ConfigError."""
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):
+            parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+            axes = [
+                [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
+                if o.is_sweep_override()
+                else [o.input_line]
+                for o in parser.parse_overrides(list(overrides))
+            ]
     except HYDRA_ERRORS as error:
         raise ConfigError(explain(error, overrides)) from error
-    axes = [
-        [f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [o.input_line]
-        for o in parsed
-    ]
+    for override, axis in zip(overrides, axes, strict=True):
+        if not axis:
+            raise ConfigError(f"{override}: there is nothing of such a name")
     return [list(point) for point in itertools.product(*axes)]

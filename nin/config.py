@@ -78,7 +78,7 @@ class DataConfig:
 class RecipeConfig:
     """How it is trained: arguments of `nin.task.Classifier`."""
 
-    name: str = "authors"  # for the record; the constructor's defaults are the authors' settings
+    name: str = "unnamed"  # for the record; the constructor's defaults are the authors' settings
     optimiser: str = of(Classifier, "optimiser")  # sgd, muon or rmsprop
     lr: float = of(Classifier, "lr")  # of the weights
     bias_lr: float = of(Classifier, "bias_lr")  # of the biases, as a multiple of lr
@@ -165,9 +165,9 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0  # of weights, order, augmentation and dropout
-    eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing reads it
+    eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing is chosen by it
     resume: str | None = None  # auto: go on with the run in hydra.run.dir, if there is one
-    checkpoint: str | None = None  # a run's folder or a weights file: what training starts from, evaluation looks at
+    checkpoint: str | None = None  # name, run's folder or weights file: where training starts, what is evaluated
     freeze: bool = False  # train only what the checkpoint does not bring: what depends on head or number of classes
 
     def __post_init__(self) -> None:
@@ -271,6 +271,18 @@ def _blocks(blocks: Any) -> list[Block]:
         except ValueError as error:
             raise ConfigError(f"blocks={shown(blocks)}: block {number} has {error}") from error
     return made
+
+
+# a run's result does not depend on them
+OF_NO_CONSEQUENCE = ("data.root", "data.download", "data.urls", "trainer.progress_bar", "logger.name", "resume")
+
+
+def consequential(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a configuration as a dictionary, by dotted name: those that a run's result depends on."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return {name: value for name, value in flat.items() if name not in OF_NO_CONSEQUENCE}
 
 
 def resolved(config: Config) -> str:

@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from nin.config import Config, ConfigError, resolved
-from nin.recovery import RunError, difference, replace
+from nin.config import Config, ConfigError, consequential, resolved
+from nin.recovery import RunError, replace
 
 
 def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
@@ -45,15 +45,17 @@ def look_at_folder(config: Config, folder: Path) -> dict[str, Any] | None:
         for name, default in yaml.safe_load(resolved(Config())).items():  # settings that have come since
             there[name] = {**default, **there[name]} if isinstance(default, dict) else there.get(name, default)
         summary = json.loads((folder / "summary.json").read_text())
-        for each in (there, here):
-            each.pop("resume", None)
-            each["trainer"].pop("progress_bar", None)
+        there, here = consequential(there), consequential(here)
     except (OSError, ValueError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         if (folder / "last.ckpt").exists():
             raise RunError(f"{folder} holds a checkpoint, and its config.yaml or summary.json is damaged") from error
         return None  # it ended before its first epoch did
-    if differing := difference(there, here):
-        raise ConfigError(f"resume={config.resume}: {folder} holds a run of another configuration: {differing}")
+    for name in {**there, **here}:
+        if there.get(name) != here.get(name):
+            raise ConfigError(
+                f"resume={config.resume}: {folder} holds a run of another configuration: {name} is {there.get(name)} "
+                f"there and {here.get(name)} here"
+            )
     if "test_error" not in summary or not (folder / "model.safetensors").exists():
         return None
     print(f"{folder} holds this run, finished")

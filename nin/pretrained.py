@@ -34,6 +34,7 @@ from nin.pictures import resize, upright
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
 CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.safetensors$")
 
 
 class CheckpointError(RuntimeError):
@@ -168,6 +169,8 @@ def load(checkpoint: str | Path) -> Pretrained:
         if len(found) != 1:
             raise CheckpointError(f"checkpoint={checkpoint}: the folder holds {len(found)} .safetensors files, not one")
         path = found[0]
+    if named := HASH_IN_NAME.search(path.name):  # a published file, given by its path
+        _verify(path, named[1], str(checkpoint))
     return _open(path, str(checkpoint))
 
 
@@ -231,14 +234,15 @@ def _sha256(file: Path) -> str:
 
 
 def _verify(file: Path, sha256: str, checkpoint: str) -> None:
-    if not file.is_file():
-        raise CheckpointError(f"checkpoint={checkpoint}: its file {file.name} is not in {file.parent}")
     try:
         found = _sha256(file)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint={checkpoint}: its file {file.name} is not in {file.parent}") from error
     except OSError as error:
         raise CheckpointError(f"checkpoint={checkpoint}: {file} cannot be read ({error.strerror})") from error
-    if found != sha256:
-        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, its card says {sha256}")
+    if not found.startswith(sha256):
+        said = f"its card says {sha256}" if len(sha256) == len(found) else f"its name says {sha256}…"
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, {said}")
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:

@@ -49,8 +49,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The project's commit, with "+changes" where files differ from it that a result can depend on: not those that hold
-    results. NIN_COMMIT where there is no git."""
+    """The project's commit, with "+changes" where files differ from it that a result can depend on: all but those that
+    hold results, and new ones outside nin, conf and scripts. NIN_COMMIT where there is no git."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return os.environ.get("NIN_COMMIT", "unknown")
@@ -61,6 +61,7 @@ def commit() -> str:
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!*.{s}" for s in RESULTS))
+        changed += git("status", "--porcelain", "--untracked-files=all", "--", "nin", "conf", "scripts")
         return git("rev-parse", "HEAD") + "+changes" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

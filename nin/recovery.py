@@ -105,7 +105,8 @@ _received: list[int] = []  # signals, since `stoppable` began
 
 
 class HeedSignals(Callback):
-    """Stops before the next step where a signal's exception was lost, as Python loses those raised in a destructor.
+    """Stops before the next batch where a signal's exception was lost, as Python loses those raised in a destructor, or
+    where the process that started this one is gone.
 
     Puts `stoppable`'s handler of SIGTERM back, too: Lightning's talks to the other processes in the middle of whatever
     they are doing, and they wait for each other for ever. Its handler of SIGUSR1, with which SLURM announces that it
@@ -122,6 +123,15 @@ class HeedSignals(Callback):
         signal.signal(signal.SIGTERM, self.handler)
 
     def on_train_batch_start(self, *_: Any) -> None:
+        self._heed()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._heed()
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        self._heed()
+
+    def _heed(self) -> None:
         if os.environ.get(STARTER, str(os.getppid())) != str(os.getppid()):  # it was killed and could not tell
             _received.append(signal.SIGTERM)
         if _received:
@@ -147,15 +157,3 @@ def stoppable(how_to_go_on: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> str:
-    """The first field in which two configurations differ, with both values; empty where there is none."""
-    for name in {**one, **other}:
-        a, b = one.get(name), other.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            if found := difference(a, b, f"{prefix}{name}."):
-                return found
-        elif a != b:
-            return f"{prefix}{name} is {a} there and {b} here"
-    return ""

@@ -9,7 +9,7 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ def train(config: Config, folder: Path) -> dict[str, Any]:
     The test set and the images that were held out are evaluated after the last epoch, in fp32, and so is the training
     error, in the run's precision: in eval mode, on unaugmented images.
 
-    With `resume=auto` a run that is in `folder` already goes on after its last whole epoch, bit by bit as if it had not
-    been interrupted (on the same machine, with the same number of threads); a finished one is left as it is.
+    With `resume=auto` a run that is in `folder` already goes on after its last whole epoch, bit for bit as if it had
+    not been interrupted (on the same machine, with the same number of threads); a finished one is left as it is.
 
     With several devices each of as many processes calls this (`nin.processes`), and all get the summary.
 
@@ -138,7 +138,7 @@ def _train(config: Config, folder: Path, trainer: L.Trainer, watch: Stopwatch) -
         start = pretrained.load(config.checkpoint) if config.checkpoint else None
         data.prepare_data()
         for left in folder.glob("hpc_ckpt_*.ckpt"):  # Lightning's on SLURM, of the middle of an epoch: it would go on
-            left.unlink()  # from there, and not bit by bit
+            left.unlink()  # from there, and not bit for bit
     if start:
         data.preprocess = start.preprocess
         if type(start.preprocess) is not PREPROCESSINGS[config.data.preprocessing]:
@@ -253,11 +253,15 @@ def _damaged(checkpoint: Path, error: Exception) -> RunError:
 
 def check_limits(config: Config, data: Images) -> None:
     """Raises ConfigError where a share of the batches is less than one batch, before Lightning does after training."""
-    evaluated = data.test_dataloader(), data.train_as_test_dataloader(), *data.val_dataloader()
-    for name, loader in (("train", data.train_dataloader()), *(("test", loader) for loader in evaluated)):
-        limit = getattr(config.trainer, f"limit_{name}_batches")
-        if isinstance(limit, float) and limit * len(loader) < 1:
-            raise ConfigError(f"trainer.limit_{name}_batches={limit}: less than one of the {len(loader)} batches")
+    check_limit(config.trainer.limit_train_batches, "train", data.train_dataloader())
+    for loader in (data.test_dataloader(), data.train_as_test_dataloader(), *data.val_dataloader()):
+        check_limit(config.trainer.limit_test_batches, "test", loader)
+
+
+def check_limit(limit: int | float | None, name: str, loader: Sized) -> None:
+    """The same of one loader."""
+    if isinstance(limit, float) and limit * len(loader) < 1:
+        raise ConfigError(f"trainer.limit_{name}_batches={limit}: less than one of the {len(loader)} batches")
 
 
 def evaluate(config: Config, task: Classifier, data: Images, split: str) -> float:
@@ -287,6 +291,7 @@ def evaluate_pretrained(trained: pretrained.Pretrained, config: Config) -> tuple
     quiet()
     keep_freed_memory()
     data = images_of(trained, config.data.root, download=config.data.download, urls=config.data.urls)
+    check_limit(config.trainer.limit_test_batches, "test", data.test_dataloader())
     task = Classifier(trained.net.to(memory_format=torch.channels_last))
     return evaluate(config, task, data, "test"), task.confusion.compute().cpu()
 

@@ -42,7 +42,7 @@ class DeadNetError(RuntimeError):
 
 
 class Classifier(L.LightningModule):
-    """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum or by Muon.
+    """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum, Muon or RMSprop.
 
     The defaults are the authors' settings. Logs after each epoch, for each set, its `loss` (cross-entropy, without
     label smoothing) and `error` (100 · (1 − micro-averaged accuracy), in %), and `lr`, the weights' rate in the epoch's
@@ -60,7 +60,7 @@ class Classifier(L.LightningModule):
             that has weights: the last 1×1 convolution under gap and gmp, the linear layer under fc.
         last_bias_lr: rate of the last layer's bias as a multiple of `lr`: 0.2 in the authors' cuda-convnet release,
             0.1 in their Caffe release.
-        momentum: of SGD and of Muon.
+        momentum: of SGD, Muon and RMSprop.
         nesterov: whether SGD's momentum is Nesterov's; Muon's is.
         weight_decay: on weights; biases and normalisation are not decayed. Under muon it takes the share
             `lr · weight_decay` off every weight a step, the last layer's too.
@@ -199,7 +199,8 @@ class Classifier(L.LightningModule):
         muon = self.optimiser == "muon"
         decay, last_decay = self.weight_decay, self.weight_decay
         if muon and self.last_lr:
-            # SGD sends its decay through the momentum, Muon does not
+            # SGD sends its decay through the momentum, which makes it 1 / (1 − momentum) times as strong; Muon does
+            # not. So the last layer loses the same share per step as the others.
             last_decay = decay / self.last_lr * (1 - self.momentum)
         groups = [
             {"name": "weights", "params": [], "lr": self.lr, "weight_decay": decay, "orthogonal": muon},
@@ -226,6 +227,7 @@ class Classifier(L.LightningModule):
         """The optimiser of the net's parameters, at the rates before any schedule."""
         if self.optimiser == "rmsprop":  # decay rate and epsilon are Keras's, for which published rates are chosen
             return torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=self.momentum)
+        # without a group that is to be made orthogonal this is torch's SGD
         return Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
 
     def configure_optimizers(self) -> dict:

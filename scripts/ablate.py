@@ -10,7 +10,7 @@ Overrides are those of scripts/train.py, with Hydra's sweep syntax; the test err
 eval_curve=false is given. What is recorded is not run again; an interrupted study goes on where it stopped. Two more
 settings:
 
-study=FILE    the CSV file, by default checkpoints/runs.csv; scripts/report.py makes the table of it
+study=FILE    the CSV file, by default checkpoints/runs.csv, the rows of README.md; give your own for a study apart
 jobs=N        N runs side by side, by default 1
 """
 
@@ -18,9 +18,10 @@ import signal
 import sys
 from pathlib import Path
 
-from nin.command import compose, sweep
+from nin.command import sweep
 from nin.config import ConfigError
 from nin.studies import ablation
+from nin.studies.rows import RowsError, table
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,25 +42,19 @@ def main(arguments: list[str]) -> int:
     if not own["jobs"].isdecimal() or int(own["jobs"]) == 0:
         print(f"error: jobs={own['jobs']}: a number of runs from 1 up", file=sys.stderr)
         return 2
-    try:
-        curve = [] if any(o.startswith("eval_curve=") for o in overrides) else ["eval_curve=true"]
-        points = [[*point, *curve] for point in sweep(overrides)]
-        for point in points:
-            compose(ROOT / "conf", point)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, ends the runs too
     try:
+        curve = [] if any(o.startswith("eval_curve=") for o in overrides) else ["eval_curve=true"]
+        points = [[*point, *curve] for point in sweep(ROOT / "conf", overrides)]
         rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(own["jobs"]))
-    except ablation.RowsError as error:
+    except (ConfigError, RowsError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     except (ablation.StoppedError, KeyboardInterrupt) as error:
         reason = f"error: {error}; " if str(error) else ""
         print(f"{reason}stopped: the same command goes on where it was, {file} has the rows so far", file=sys.stderr)
         return 1 if reason else 130
-    print(f"\n{ablation.table(rows)}\n{len(rows)} rows in {file}; the report: python scripts/report.py study={file}")
+    print(f"\n{table(rows)}\n{len(rows)} rows in {file}; the report: python scripts/report.py study={file}")
     return 0
 
 

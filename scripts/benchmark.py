@@ -1,7 +1,7 @@
 """Training images per second: this project's run, the bare step, the loop of the usual port. See nin/studies/speed.py.
 
-python scripts/benchmark.py                                              the default recipe
-python scripts/benchmark.py model.norm=none model.dropout=0.5            without batch norm
+python scripts/benchmark.py                                                                the default recipe
+python scripts/benchmark.py model.norm=none model.dropout=0.5 recipe.optimiser=sgd         as the authors have it
 """
 
 from pathlib import Path

@@ -32,8 +32,9 @@ from nin import pretrained
 from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.data import DataError
-from nin.studies import ablation, claims, nets, report
+from nin.studies import claims, nets, report
 from nin.studies.answer import Answer, ClaimError, table_row, table_rule
+from nin.studies.rows import RowsError, ended
 
 OF_NETS = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels, "objects": claims.objects}
 OF_ROWS = {"convergence": report.convergence, "overfitting": report.overfitting, "transfer": report.transfer}
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
     except (
         pretrained.CheckpointError,
         ClaimError,
-        ablation.RowsError,
+        RowsError,
         DataError,
         ValueError,
         OSError,
@@ -123,7 +124,7 @@ def answers(settings: dict[str, str]) -> Iterator[tuple[str, str, Answer]]:
         images = int(settings["images"]) if settings["images"] else None
         asked_nets = nets.gather(settings["checkpoint"].split(","), settings["data.root"] or None, images)
     if of_rows:
-        rows = ablation.ended(Path(settings["study"]))
+        rows = ended(Path(settings["study"]))
     for claim in (*of_nets, *of_rows):
         try:
             found = [OF_NETS[claim](asked_nets)] if claim in OF_NETS else OF_ROWS[claim](rows)

@@ -5,6 +5,7 @@ python scripts/report.py                  checkpoints/runs.csv: tables printed a
 python scripts/report.py study=FILE       another study: tables printed, figures saved beside the file
 """
 
+import hashlib
 import os
 import re
 import sys
@@ -13,10 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from nin import pretrained
+from nin.command import plain_settings
+from nin.config import ConfigError
 from nin.recovery import RunError, replace
-from nin.studies import ablation, report
+from nin.studies import report
+from nin.studies.rows import Row, RowsError, conditions, ended, epochs_to, table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
 
@@ -24,32 +28,35 @@ def main(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
         return 0
-    unknown = [a for a in arguments if not a.startswith("study=")]
-    file = Path(arguments[0].removeprefix("study=")) if arguments and not unknown else PUBLISHED
-    if unknown or not file.exists():
-        print(f"error: {unknown[0] if unknown else file}: give study=FILE, the CSV of a study", file=sys.stderr)
+    try:
+        file = Path(plain_settings(arguments, {"study": str(PUBLISHED)})["study"])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not file.is_file():
+        print(f"error: study={file}: there is no such file", file=sys.stderr)
         return 2
     try:
-        rows = ablation.ended(file)
+        rows = ended(file)
         text, figures = of_rows(rows, file.parent / "figures")
         for draw in figures:
             draw()
-        if file == PUBLISHED:
+        if file.resolve() == PUBLISHED:
             into_readme(rows=text, nets=of_nets())
         print(text)  # last: who reads it may stop reading
-    except (ablation.RowsError, pretrained.CheckpointError, RunError, OSError) as error:
+    except (RowsError, pretrained.CheckpointError, RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
+def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
     """The tables in Markdown, which show the figures, and what draws these into `folder`."""
     parts, figures = [], []
     for_tables = report.without_claims(rows)
-    for condition in ablation.conditions(for_tables):
+    for condition in conditions(for_tables):
         chosen = [row for row in for_tables if row.condition == condition]
-        parts.append(ablation.table(chosen))
+        parts.append(table(chosen))
         for variant in sorted({row.variant for row in chosen}):
             heads = [row for row in chosen if row.variant == variant]
             curves = [row for row in heads if row.test_curve]
@@ -57,17 +64,19 @@ def of_rows(rows: Sequence[ablation.Row], folder: Path) -> tuple[str, list[Calla
                 continue
             title = ", ".join(filter(None, [condition.title, variant]))
             stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, [condition.stem, variant])))
+            if len(stem) > 150:  # a file's name has an end
+                stem = f"{stem[:140]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
             for kind, plot, of in (("heads", report.plot_heads, heads), ("curves", report.plot_curves, curves)):
                 if of:
                     figure = folder / f"{stem}-{kind}.png"
                     figures.append(partial(plot, of, figure, title))
                     parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
-            if any(ablation.epochs_to(row, accuracy) for row in curves for accuracy in report.ACCURACIES):
+            if any(epochs_to(row, accuracy) for row in curves for accuracy in report.ACCURACIES):
                 parts.append(f"\n{report.epochs_table(curves)}\n")
     if others := len(rows) - len(for_tables):
         parts.append(
-            f"{others} more runs are of recipe `transfer` or had a share of the training images: "
-            "`scripts/claims.py study=` answers with them.\n"
+            f"\n{others} more runs are of recipe `transfer` or had a share of the training images: "
+            "`scripts/claims.py study=checkpoints/runs.csv` reports them.\n"
         )
     return "\n".join(parts), figures
 

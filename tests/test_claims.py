@@ -19,10 +19,10 @@ from nin.command import sweep
 from nin.data import Normalise, Whiten
 from nin.heads import GAP
 from nin.pretrained import Pretrained
-from nin.studies import ablation, claims, report
-from nin.studies.ablation import Row
+from nin.studies import claims, report
 from nin.studies.answer import ClaimError
 from nin.studies.nets import Net, gather
+from nin.studies.rows import Row, append, ended
 
 
 def tiny(head="gap", seed=0, **facts) -> Pretrained:
@@ -198,11 +198,17 @@ def test_whether_maps_light_up_at_the_object():
     )
     answer = claims.objects([seeing])
     assert answer.finding.startswith("Supported: ")
-    under, chance, difference = cells(answer.table, "`seeing`")
-    assert float(under) == pytest.approx(255 * 64 / 1024, abs=0.01) and 0 < float(chance) < 0.7 * float(under)
-    more, low, high = map(float, re.findall(r"[+-][\d.]+", difference))
-    assert more == pytest.approx(float(under) - float(chance), abs=0.011) and 0 < low < more < high
-    assert claims.objects([seeing, blind]).finding.startswith("Undecided")
+    under, elsewhere, chance, *differences = cells(answer.table, "`seeing`")
+    assert float(under) == pytest.approx(255 * 64 / 1024, abs=0.01)
+    for other, difference in zip((elsewhere, chance), differences, strict=True):
+        assert 0 < float(other) < 0.7 * float(under)
+        more, low, high = map(float, re.findall(r"[+-][\d.]+", difference))
+        assert more == pytest.approx(float(under) - float(other), abs=0.011) and 0 < low < more < high
+    usual = replace(seeing, images=images[:1].expand(100, -1, -1, -1))  # every object at one place: no map is needed
+    assert claims.objects([usual]).finding.startswith("Undecided: ")
+    assert cells(claims.objects([usual]).table, "`seeing`")[3].startswith("+0.00")
+    assert claims.objects([blind]).finding.startswith("Undecided: ")
+    assert claims.objects([seeing, blind]).finding.startswith("Supported in part: ")
     assert claims.objects([asked(tiny("fc"), "fc")]).finding.startswith("Not answered")
 
 
@@ -235,6 +241,9 @@ def test_convergence_is_paired_by_seed():
     # of each seed, with the ninth epoch for never: (1 + 1 + 5) / 3; (1 + 5) / 2, 90 % neither had; (2 + 6 + 5) / 3
     assert answer.finding.startswith("Refuted: epochs of a fully connected head minus those of `gap`")
     assert "`fc` +3.22 (+0.69 to +5.75)" in answer.finding
+    (answer,) = report.convergence([*rows, row("fc", 8, None, None, status="dead"), row("gap", 8, curve="30 18 14 9")])
+    assert cells(answer.table, "`fc`, 1 died")[0] == "3.33 ± 0.58 (1 never)"
+    assert "`fc` +3.22 (+0.69 to +5.75)" in answer.finding
     sooner = {0: "30 19 9", 1: "30 14 9", 2: "19 14 9"}
     rows = [row("gap", seed, curve="40 30 30") for seed in sooner]
     (answer,) = report.convergence(rows + [row("fc", seed, curve=curve) for seed, curve in sooner.items()])
@@ -265,9 +274,11 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
     assert lines[0][4:7] == ["1.00 ± 0.00", "41.00 ± 1.00", "40.00 ± 1.00"]
     assert lines[1][7].startswith("+5.03 (")
     assert answer.finding.startswith(
-        "Supported in part: test error minus training error, of `gap` minus"
+        "Supported in part: test error minus training error, of a fully connected head minus that of `gap`"
     )  # all data: equal
-    assert "`fc` with 5 % of the images -6.03 (-6.18 to -5.89)" in answer.finding
+    assert "`fc` with 5 % of the images +6.03 (+5.89 to +6.18)" in answer.finding
+    (answer,) = report.overfitting([*rows, row("fc", 3, None, None, 0.05, 160, status="dead")])
+    assert "| 5 % | 160 | `fc` | 3, 1 died |" in answer.table
     doubtful = [row("fc", s, 45 + 10 * s, share=0.05, epochs=160) for s in range(3)]
     (answer,) = report.overfitting([r for r in rows if r.head == "gap"] + doubtful)
     assert answer.finding.startswith("Undecided: ")
@@ -281,7 +292,7 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
 
 
 def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
-    ways = sweep(["checkpoint=null,net", "freeze=false,true"])  # as scripts/ablate.py writes them down
+    ways = sweep(ROOT / "conf", ["checkpoint=null,net", "freeze=false,true"])  # as scripts/ablate.py writes them down
     errors = {("null", "False"): 30.0, ("net", "False"): 20.0, ("net", "True"): 50.0}
     rows = []
     for way in ways:
@@ -305,7 +316,7 @@ def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
         ["probed", "`fc`", "net"],
     ]
     assert lines[1][3:6] == ["dead, 36.10, 37.00", "36.55 ± 0.64", "2"]
-    assert lines[2][3:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (-10.00 to -10.00)"]
+    assert lines[2][3:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (3 times the same)"]
     assert lines[6][6].startswith("+5.03 (") and lines[6][7].startswith("+20.00 (")
     assert answer.finding.startswith(
         "Refuted in part: error of a fully connected head minus that of `gap`"
@@ -369,7 +380,7 @@ def test_the_command(tmp_path):
         pretrained.save(tmp_path / f"{head}.safetensors", tiny(head))
     rows = (row("gap", 0, curve="30 9"), row("fc", 0, curve="30 19"), row("gap", 0, 40.0, share=0.05))
     for each in (*rows, row("gap", 0, 20.0, more="checkpoint=net")):
-        ablation.append(tmp_path / "runs.csv", each)
+        append(tmp_path / "runs.csv", each)
     done = command(tmp_path, "checkpoint=gap.safetensors,fc.safetensors", "study=runs.csv", "images=20")
     assert done.returncode == 0
     assert len(re.findall("^## ", done.stdout, re.M)) == 7
@@ -392,7 +403,7 @@ PAGES = ROOT / "checkpoints" / "claims"
 @pytest.mark.skipif(not PAGES.exists(), reason="no pages are published")
 def test_the_published_pages_are_of_the_published_rows_and_nets():
     script = runpy.run_path(str(ROOT / "scripts" / "claims.py"))
-    rows = ablation.ended(ROOT / "checkpoints" / "runs.csv")
+    rows = ended(ROOT / "checkpoints" / "runs.csv")
     of_runs, of_nets = ((PAGES / f"{name}.md").read_text() for name in ("runs", "nets"))
     found = [answer for ask in script["OF_ROWS"].values() for answer in ask(rows)]
     assert script["page"]([], found).split("\n\n")[1:] == of_runs.split("\n\n")[3:]

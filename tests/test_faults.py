@@ -31,7 +31,7 @@ from nin.folder import plot_curves
 from nin.pretrained import CheckpointError, load, save
 from nin.provenance import peak_memory_gb
 from nin.recovery import AtomicCheckpointIO, RunError, replace
-from nin.studies import ablation
+from nin.studies.rows import Row, RowsError, append, read
 
 NARROW = "model.blocks=[{widths: 8, kernel_size: 5, stride: 2}, {widths: [8, 8, null]}]"
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=2", "trainer.limit_train_batches=2", "trainer.progress_bar=false"]
@@ -94,8 +94,8 @@ def room_for(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def row(seed: int) -> ablation.Row:
-    return ablation.Row("x", "digits", "gap", "modern", seed, 1, "ok", 1.0, 1.0, 1.0, 1.0)
+def row(seed: int) -> Row:
+    return Row("x", "digits", "gap", "modern", seed, 1, "ok", 1.0, 1.0, 1.0, 1.0)
 
 
 WRITERS = {
@@ -106,7 +106,7 @@ WRITERS = {
     "model.safetensors": lambda file, n: save(file, trained()),
     "curves.png": lambda file, n: replace(file, lambda part: plot_curves(curves(file.parent, n), part)),
     "small.json": lambda file, n: pretrained.publish(trained(size=32), f"small{'' if n == 1 else n}", file.parent),
-    "runs.csv": lambda file, n: [ablation.append(file, row(seed)) for seed in range(90 * n - 90, 90 * n)],
+    "runs.csv": lambda file, n: [append(file, row(seed)) for seed in range(90 * n - 90, 90 * n)],
 }
 
 
@@ -122,14 +122,14 @@ def test_a_full_disk_leaves_the_file_before(tmp_path, name):
     before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
     with (
         room_for(min(4000, len(before[name]) + 200)),
-        pytest.raises((RunError, CheckpointError, ablation.RowsError)) as error,
+        pytest.raises((RunError, CheckpointError, RowsError)) as error,
     ):
         WRITERS[name](file, 2)
     assert re.search(r"cannot be (written|added) \(.*\); .* as (it was|they were)", str(error.value))
     assert "\n" not in str(error.value)
     after = {each.name: each.read_bytes() for each in tmp_path.iterdir() if each.name != "m.csv"}
     if name == "runs.csv":  # the rows that had room are there, whole
-        assert after[name].startswith(before[name]) and len(ablation.read(file)) >= 90
+        assert after[name].startswith(before[name]) and len(read(file)) >= 90
     else:
         assert after == {each: content for each, content in before.items() if each != "m.csv"}
     WRITERS[name](file, 2)

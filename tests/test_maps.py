@@ -266,13 +266,17 @@ def test_a_net_that_looks_at_bright_pixels_loses_by_their_blanking():
     for image, (top, left) in zip(images, places, strict=True):
         image[:, top : top + 8, left : left + 8] = 255
     black, labels = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(200).long()
-    under_map, at_random = maps.blanking(looking, images, labels, black)
-    assert len(under_map) == len(at_random) == 200
+    under_map, elsewhere, at_random = maps.blanking(looking, images, labels, black)
+    assert len(under_map) == len(elsewhere) == len(at_random) == 200
     assert under_map == pytest.approx([255 * 64 / 1024] * 200)  # all of the light
     assert 0 < sum(at_random) < 0.7 * sum(under_map)
-    assert maps.blanking(looking, images, labels, black, seed=1)[1] != at_random
+    assert 0 < sum(elsewhere) < 0.7 * sum(under_map)
+    one_place = maps.blanking(looking, images[:1].expand(200, -1, -1, -1), labels, black)
+    assert one_place[0] == one_place[1]  # where all objects are in one place, another's map shows it as well
+    seeded = maps.blanking(looking, images, labels, black, seed=1)
+    assert seeded[:2] == (under_map, elsewhere) and seeded[2] != at_random
     grey = torch.full_like(images, 90)
-    assert set(np.subtract(*maps.blanking(looking, grey, labels, black)).round(4)) == {0.0}
+    assert np.ptp(maps.blanking(looking, grey, labels, black), axis=0).round(4).tolist() == [0.0] * 200
 
 
 def test_what_is_blanked_is_a_quarter_of_the_image_wherever_the_map_points():
@@ -288,7 +292,8 @@ def test_what_is_blanked_is_a_quarter_of_the_image_wherever_the_map_points():
         maps.blanking(looking, *dark)
         under_map = blanked[0]
         assert (under_map[:, :, 14:, 14:] == 0).all() and under_map.mean() == pytest.approx(255 * 3 / 4)
-        assert blanked[1].mean() == pytest.approx(255 * 3 / 4)  # at random, and as much
+        assert (blanked[1] == under_map).all()  # another image's map, which points there too
+        assert blanked[2].mean() == pytest.approx(255 * 3 / 4)  # at random, and as much
     looking.net.forward_maps = lambda x: torch.zeros(len(x), 10, 1, 1)
     with pytest.raises(ValueError, match="class maps of 1×1 show no place"):
         maps.blanking(looking, *dark)

@@ -270,6 +270,8 @@ def test_a_changed_byte_is_refused_with_both_hashes(shelf):
     found = hashlib.sha256(content).hexdigest()
     with pytest.raises(CheckpointError, match=f"has sha256 {found}, its card says {expected}"):
         nin.load("small")
+    with pytest.raises(CheckpointError, match=f"has sha256 {found}, its name says {expected[:8]}…"):
+        nin.load(file)
 
 
 def test_a_pickle_under_a_published_name_does_not_run(shelf):

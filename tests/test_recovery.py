@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from nin import run
 from nin.command import compose
 from nin.config import ConfigError
-from nin.recovery import AtomicCheckpointIO, RunError, difference
+from nin.recovery import AtomicCheckpointIO, RunError
 
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=60", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["model.dropout=0.5", "data.batch_size=16", "eval_curve=true", "resume=auto"]
@@ -137,12 +137,6 @@ def test_a_damaged_description_of_a_run_is_named(tmp_path):
         with pytest.raises(RunError, match="damaged"):
             run.train(settings, tmp_path / "run")
         (tmp_path / "run" / name).write_bytes(good)
-
-
-def test_the_first_difference_is_found():
-    assert difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 2}}) == ""
-    assert difference({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}) == "b.c is 2 there and 3 here"
-    assert difference({"a": 1}, {"a": 1, "d": 0}) == "d is None there and 0 here"
 
 
 class Payload:

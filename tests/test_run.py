@@ -122,6 +122,12 @@ def test_the_commit_says_whether_anything_was_changed_that_counts(tmp_path, monk
     assert provenance.commit() == clean
     (tmp_path / "net.py").write_text("after")
     assert provenance.commit() == f"{clean}+changes"
+    (tmp_path / "net.py").write_text("before")
+    (tmp_path / "notes.txt").write_text("on nothing that counts")
+    assert provenance.commit() == clean
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text("new")
+    assert provenance.commit() == f"{clean}+changes"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library than glibc gives the memory")

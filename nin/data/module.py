@@ -113,7 +113,7 @@ class Images(L.LightningDataModule):
         pad_mode: "zero" or "reflect".
         flip: whether images are mirrored at random, where the set allows it (digits do not).
         eval_curve: whether the test error after each epoch is recorded too, as `test_curve/error`. It is for learning
-            curves; nothing may read it.
+            curves; nothing may be chosen by it.
         seed: of order and augmentation.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From uint8 images to what the net reads. Both ways are fitted on the training images and travel with the weights."""
+"""From uint8 images to what the net reads. It travels with the weights."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is asked of a net and of its training: speed, and what comes with it."""
+"""What is asked of trained nets and of their training."""

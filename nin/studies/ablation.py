@@ -1,285 +1,150 @@
-"""Ablation studies: many runs of `scripts/train.py`, one row of a CSV file each, and what the rows say.
-
-A row holds all that a table or a figure is made of, so that nothing has to be kept of a run but its row.
-"""
+"""Ablation studies: many runs of `scripts/train.py`, of each of which a row is kept (`nin.studies.rows`)."""
 
 from __future__ import annotations
 
-import csv
+import fcntl
 import hashlib
-import io
 import json
-import math
 import os
-import re
 import shlex
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO
 
-from scipy import stats
-
+from nin.command import compose
+from nin.config import Config, ConfigError, consequential
 from nin.folder import held
 from nin.recovery import STARTER
+from nin.studies.rows import Row, append, ended, row_of
 
 ROOT = Path(__file__).parents[2]
-DONE = ("ok", "dead")  # a stopped run is run again
-HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
-# a run's result does not depend on them; eval_curve adds to it
-NEUTRAL = ("trainer.progress_bar", "data.root", "data.download", "logger", "logger.name", "eval_curve")
-NAMED = (*NEUTRAL, "head", "seed", "recipe", "data", "experiment", "data.val")
-NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.accelerator")
-NOTHING = {  # as if the setting had not been given
-    "freeze": ("false", "no", "off", "0"),
-    "checkpoint": ("null", ""),
-    "trainer": ("auto", "cpu", "gpu"),
-    "trainer.devices": ("1",),
-}
-
-
-class RowsError(RuntimeError):
-    """A file that does not hold the rows of a study."""
+CONF = ROOT / "conf"
 
 
 class StoppedError(RuntimeError):
-    """A study that could not go on."""
-
-
-class Condition(NamedTuple):
-    """What runs have in common that can be compared; epochs are 0 where their number may differ."""
-
-    data: str
-    recipe: str
-    epochs: int
-    precision: str
-    held_out: int  # training images
-
-    @property
-    def errors(self) -> str:
-        """Which error its runs are compared by."""
-        return "held-out error" if self.held_out else "test error"
-
-    @property
-    def title(self) -> str:
-        parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs" * bool(self.epochs), self.precision]
-        parts.append(f"{self.held_out:,} training images held out" * bool(self.held_out))
-        return ", ".join(filter(None, parts))
-
-    @property
-    def stem(self) -> str:
-        """The same for the name of a file."""
-        held_out = f"val{self.held_out}" * bool(self.held_out)
-        parts = [self.data, self.recipe, str(self.epochs) * bool(self.epochs), self.precision, held_out]
-        return "-".join(filter(None, parts))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run. Errors in %, `val_error` on training images that were held out, `test_curve` the test error after each
-    epoch, separated by spaces."""
-
-    overrides: str
-    data: str
-    head: str
-    recipe: str
-    seed: int
-    epochs: int
-    status: str  # ok, dead (the net died, which is a result) or stopped (the run was)
-    test_error: float | None = None
-    train_error: float | None = None
-    val_error: float | None = None
-    seconds: float | None = None
-    images_per_second: float | None = None
-    precision: str = ""
-    hardware: str = ""
-    torch: str = ""
-    commit: str = ""
-    clean: bool = True  # whether the tree was the commit's
-    test_curve: str = ""
-
-    @property
-    def error(self) -> float | None:
-        """What the run is compared by: the error on the images that were held out, where some were, so that the test
-        set chooses nothing."""
-        return self.val_error if self.condition.held_out else self.test_error
-
-    @property
-    def given(self) -> dict[str, str]:
-        """The overrides by name."""
-        return _given(self.overrides)
-
-    @property
-    def varied(self) -> dict[str, str]:
-        """What was varied besides head and seed: the settings but those that name the condition, or say nothing."""
-        return {name: value for name, value in _telling(self.overrides) if name not in NAMED}
-
-    @property
-    def variant(self) -> str:
-        """The same in words."""
-        return " ".join(f"{name}={value}" for name, value in self.varied.items())
-
-    @property
-    def condition(self) -> Condition:
-        return Condition(self.data, self.recipe, self.epochs, self.precision, int(self.given.get("data.val", 0)))
-
-
-def ended(file: Path) -> list[Row]:
-    """The rows of the runs that came to an end, one a run: the last of those that differ in nothing that a run depends
-    on, or the last with a test curve. Raises RowsError."""
-    found: dict[tuple, Row] = {}
-    for row in read(file):
-        key = row.condition, row.variant, row.head, row.seed
-        if row.status in DONE and (row.test_curve or key not in found or not found[key].test_curve):
-            found[key] = row
-    return list(found.values())
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a study; none where the file is not there. Raises RowsError."""
-    if not file.exists():
-        return []
-    rows = []
-    try:
-        with open(file, newline="") as opened:
-            for row in csv.DictReader(opened):
-                rows.append(_typed(row))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study") from error
-    return rows
-
-
-def _typed(row: dict[str, str]) -> Row:
-    def number(name: str) -> float | None:
-        return float(row[name]) if row[name] else None
-
-    values: dict = {f.name: row[f.name] for f in fields(Row)}
-    for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
-        values[name] = number(name)
-    values |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
-    return Row(**values)
-
-
-def append(file: Path, row: Row) -> None:
-    """Adds a row, and the header where the file is new. Raises RowsError where it cannot, and leaves the file as it
-    was."""
-    text = io.StringIO()
-    before = file.stat().st_size if file.exists() else 0
-    writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
-    if not before:
-        writer.writeheader()
-    writer.writerow(asdict(row))
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a", newline="") as opened:
-            opened.write(text.getvalue())
-    except OSError as error:
-        if file.exists():
-            os.truncate(file, before)  # half a row would spoil the file
-        raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
-
-
-def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
-    """The row of the run that left `folder`."""
-    summary = json.loads((folder / "summary.json").read_text())
-    described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
-    described |= {
-        "overrides": overrides,
-        "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
-        "hardware": summary["device"],
-        "torch": summary["versions"]["torch"],
-        "commit": summary["commit"].removesuffix("+changes"),
-        "clean": not summary["commit"].endswith("+changes"),
-    }
-    if exit_code == 0:
-        for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
-            described[name] = summary.get(name)
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        with open(metrics, newline="") as opened:
-            curve = [f"{float(r['test_curve/error']):.2f}" for r in csv.DictReader(opened) if r.get("test_curve/error")]
-        described["test_curve"] = " ".join(curve)
-    return Row(**described)
+    """A study that did not come to its end."""
 
 
 def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1) -> list[Row]:
     """Runs every point (its overrides) that `file` has no row of yet and adds its row; gives the rows of all points.
 
-    A point that is recorded as ok or dead is not run again, whatever the order of its overrides; one that was stopped
+    A point whose configuration is recorded as ok or dead is not run again, however it was spelled; one that was stopped
     is, and one that asks for a test curve where none was recorded. With several `jobs` as many runs go on side by side,
-    each with its share of the cores and a log in its folder. Where this process is killed its runs end with their next
-    step.
+    each with its share of the cores and a log in its folder. A run that fails does not keep the others from theirs, nor
+    does another study at work in the same file: what it trains is waited for. Where this process is killed its runs end
+    with their next batch.
 
     Raises:
-        StoppedError: a run ended otherwise than by its end or its net's death. The others at work are ended too.
+        nin.config.ConfigError: a point that cannot be.
+        nin.studies.rows.RowsError: a file that is none of a study, or to which no row can be added.
+        StoppedError: runs that ended otherwise than by their end or their net's death, or that were told to stop.
     """
-    wanted = [shlex.join(sorted(point)) for point in points]
-    rows = [row for row in read(file) if row.status in DONE]
-    recorded = {_point(row.overrides) for row in rows}
-    with_curve = {_point(row.overrides) for row in rows if row.test_curve or row.status == "dead"}
-    asked = {_point(overrides): overrides for overrides in wanted}
-    asked |= {_point(overrides): overrides for overrides in wanted if _asks_for_curve(overrides)}
-    todo = [o for point, o in asked.items() if point not in (with_curve if _asks_for_curve(o) else recorded)]
+    asked: dict[str, tuple[str, Config]] = {}
+    for point in points:
+        config = compose(CONF, point)
+        if config.eval_curve or _identity(config) not in asked:
+            asked[_identity(config)] = shlex.join(sorted(point, key=lambda override: override.split("=")[0])), config
+    append(file)
+    todo = _without_row(asked, file)
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them recorded already in {file}", flush=True)
-    running: dict[subprocess.Popen, tuple[str, Path]] = {}
+    running: dict[subprocess.Popen, tuple[str, Path, IO]] = {}
+    failed: list[str] = []
     try:
         while todo or running:
-            while todo and len(running) < jobs:
-                overrides = todo.pop(0)
-                folder = runs / _folder_name(overrides)
-                running[_start(overrides, folder, jobs)] = overrides, folder
-            process = _first_to_end(list(running))
-            overrides, folder = running.pop(process)
+            for identity in todo[:]:
+                if len(running) == jobs:
+                    break
+                overrides, config = asked[identity]
+                folder = runs / _folder_name(config)
+                if (claim := _claim(folder)) is None:
+                    continue  # another study trains it
+                todo.remove(identity)
+                if _without_row({identity: asked[identity]}, file):
+                    running[_start(overrides, folder, jobs)] = overrides, folder, claim
+                else:
+                    claim.close()
+            process = next((process for process in running if process.poll() is not None), None)
+            if process is None:
+                time.sleep(0.2)
+                continue
+            overrides, folder, claim = running.pop(process)
             trained = process.returncode in (0, 3, 130, 143)  # else the folder's summary is an older run's, if any
             if trained and (folder / "summary.json").exists():
                 row = row_of(folder, overrides, process.returncode)
                 append(file, row)
                 error = f"{row.condition.errors} {row.error:.2f} %" if row.status == "ok" else row.status
                 print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
+            claim.close()
             if process.returncode not in (0, 3):
-                raise StoppedError(f"the run {overrides} ended with exit code {process.returncode}")
+                log = f", its last words are in {folder / 'log.txt'}" * (jobs > 1)
+                failed.append(f"the run {overrides} ended with exit code {process.returncode}{log}")
+                if trained:
+                    break
     finally:
         for process in running:
             process.terminate()
         for process in running:
             process.wait()
-    return [row for row in ended(file) if _point(row.overrides) in asked]
+    if failed:
+        raise StoppedError("; ".join(failed))
+    return list(_recorded(asked, file).values())
 
 
-def _given(overrides: str) -> dict[str, str]:
-    """Overrides by name. Truth has one spelling: Hydra takes freeze=True and freeze=true."""
-    pairs = (override.lstrip("+").partition("=") for override in shlex.split(overrides))
-    return {name: value.lower() if value.lower() in ("true", "false") else value for name, _, value in pairs}
+def _identity(config: Config) -> str:
+    """What a run depends on: equal for what is one run."""
+    settings = consequential(asdict(config))
+    return json.dumps({name: settings[name] for name in settings if name not in ("eval_curve", "trainer.accelerator")})
 
 
-def _telling(overrides: str) -> list[tuple[str, str]]:
-    """Overrides by name, without those that say nothing."""
-    return [(name, value) for name, value in _given(overrides).items() if value.lower() not in NOTHING.get(name, ())]
+def _recorded(asked: dict[str, tuple[str, Config]], file: Path) -> dict[str, Row]:
+    """The rows of those runs that have come to an end."""
+    groups = {(c.data.name, c.head.name, c.recipe.name, c.seed) for _, c in asked.values()}
+    found: dict[str, Row] = {}
+    for row in ended(file):
+        if (row.data, row.head, row.recipe, row.seed) in groups:
+            with suppress(ConfigError):  # what could be trained once, and cannot any more
+                identity = _identity(compose(CONF, shlex.split(row.overrides)))
+                if identity in asked and not (identity in found and found[identity].test_curve):
+                    found[identity] = row
+    return found
 
 
-def _point(overrides: str) -> frozenset[tuple[str, str]]:
-    """Overrides without those that a run does not depend on: equal for what is one run."""
-    return frozenset((name, value) for name, value in _telling(overrides) if name not in NEUTRAL)
+def _without_row(asked: dict[str, tuple[str, Config]], file: Path) -> list[str]:
+    """Which of those runs are still to be made."""
+    recorded = _recorded(asked, file)
+    enough = {i for i, row in recorded.items() if row.test_curve or row.status == "dead" or not asked[i][1].eval_curve}
+    return [identity for identity in asked if identity not in enough]
 
 
-def _asks_for_curve(overrides: str) -> bool:
-    return _given(overrides).get("eval_curve") == "true"
+def _folder_name(config: Config) -> str:
+    """The same for what can be resumed, however it was spelled."""
+    digest = hashlib.sha256(json.dumps(consequential(asdict(config))).encode()).hexdigest()
+    return f"{config.data.name}_{config.head.name}_{config.recipe.name}_{config.seed}-{digest[:8]}"
 
 
-def _folder_name(overrides: str) -> str:
-    readable = re.sub(r"[^\w.]+", "-", overrides.replace("eval_curve=true", ""))[:80]
-    return f"{readable}-{hashlib.sha256(overrides.encode()).hexdigest()[:6]}"
+def _claim(folder: Path) -> IO | None:
+    """What keeps other studies from this run while it is open; None where another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    claim = open(folder / ".study", "w")  # noqa: SIM115, open while the run goes on
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        claim.close()
+        return None
+    except OSError:  # a file system without locks
+        pass
+    return claim
 
 
 def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
     """Starts one run, or goes on with it; alone it shows its progress, beside others it writes it to log.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
     patience = time.monotonic() + 60
-    while held(folder) and time.monotonic() < patience:  # a study was killed, and its run ends with its next step
+    while held(folder) and time.monotonic() < patience:  # a study was killed, and its run ends with its next batch
         time.sleep(0.2)
     environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process is gone
     script = str(ROOT / "scripts" / "train.py")
@@ -290,106 +155,3 @@ def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
     environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     with open(folder / "log.txt", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-
-def _first_to_end(processes: Sequence[subprocess.Popen]) -> subprocess.Popen:
-    while True:
-        for process in processes:
-            if process.poll() is not None:
-                return process
-        time.sleep(0.2)
-
-
-# what the rows say ---------------------------------------------------------------------------------------------------
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """ "10.41 ± 0.12", or the value alone where there is one."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
-
-
-def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The t interval for the mean of paired differences. Needs two at least."""
-    n = len(differences)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return statistics.mean(differences) - half, statistics.mean(differences) + half
-
-
-def conditions(rows: Iterable[Row]) -> list[Condition]:
-    """The conditions of these rows: a set's longest runs first."""
-    return sorted({row.condition for row in rows}, key=lambda condition: (condition.data, -condition.epochs, condition))
-
-
-def table(rows: Iterable[Row]) -> str:
-    """A Markdown table a condition: the errors of each head and variant, and the paired difference to GAP. Where
-    training images were held out the errors are those on them.
-
-    A head is compared with GAP under the same variant, a variant of GAP with plain GAP or, where there is none, with
-    the first variant, seed by seed; the article's heads with `gap_article`.
-    """
-    rows = list(rows)
-    parts = []
-    for condition in conditions(rows):
-        of_condition = [row for row in rows if row.condition == condition]
-        errors = {(r.variant, r.head, r.seed): r.error for r in of_condition if r.error is not None}
-        names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
-        pooling = "gap" if any(not head.endswith("_article") for _, head in names) else "gap_article"
-        parts += [
-            f"**{condition.title}**",
-            "",
-            f"| head | {condition.errors} of each seed (%) | mean ± s.d. | n | train error (%) | "
-            f"minus `{pooling}` (95 %) |",
-            "|---|---|---|---|---|---|",
-        ]
-        for variant, head in names:
-            chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
-            ok = [r for r in chosen if r.error is not None]
-            each = ", ".join(r.status if r.error is None else f"{r.error:.2f}" for r in chosen)
-            name = f"`{head}`" + f" `{variant}`" * bool(variant)
-            mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
-            mean += f", {len(chosen) - len(ok)} of {len(chosen)} died" * (0 < len(ok) < len(chosen))
-            train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
-            of = "gap_article" if head.endswith("_article") else "gap"
-            to = next((v for v, h in names if h == of), "") if head == of else variant
-            other = {seed: error for (v, h, seed), error in errors.items() if (v, h) == (to, of)}
-            differences = [r.error - other[r.seed] for r in ok if r.seed in other]
-            alone = (variant, head) == (to, of) or not other  # nothing to be compared with
-            difference = "" if alone else paired(differences, len(chosen))
-            if difference and head == of and to:
-                difference = f"against `{to}`: {difference}"
-            parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
-        parts += ["", made_with(of_condition), ""]
-    return "\n".join(parts)
-
-
-def made_with(rows: Sequence[Row]) -> str:
-    """Commits and versions of torch: where they differ, runs are compared across them."""
-    commits = {row.commit[:8] + "+changes" * (not row.clean) for row in rows if row.commit}
-    versions = {row.torch[:8] for row in rows if row.torch}
-    return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(v.split('+')[0] for v in versions))}."
-
-
-def _order(name: tuple[str, str]) -> tuple[str, int]:
-    return name[0], HEADS.index(name[1])
-
-
-def paired(differences: Sequence[float], seeds: int = 0) -> str:
-    """ "+0.90 (+0.61 to +1.19)": the mean of paired differences and its 95 % interval, as far as there are any; and how
-    many they are, where they are less than the `seeds`."""
-    if not differences:
-        return "no common seed"
-    if len(differences) == 1:
-        return f"{differences[0]:+.2f} (one seed)"
-    low, high = interval(differences)
-    pairs = f"; {len(differences)} pairs" * (len(differences) < seeds)
-    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
-
-
-def epochs_to(row: Row, accuracy: float) -> int | None:
-    """The first epoch after which the test accuracy (in %) was reached; None where it never was."""
-    for epoch, error in enumerate(row.test_curve.split(), 1):
-        if 100 - float(error) >= accuracy:
-            return epoch
-    return None

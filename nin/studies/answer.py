@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nin.studies.ablation import HEADS
+from nin.studies.rows import HEADS
 
 POOLING = ("gap", "gmp", "gap_article", "gmp_article")
 FULLY_CONNECTED = ("fc", "fc_dropout", "fc_article")

@@ -22,7 +22,6 @@ from nin.backbones import SMALLEST
 from nin.data.augment import PAD_MODES
 from nin.data.preprocess import Whiten
 from nin.studies import maps
-from nin.studies.ablation import interval, mean_and_deviation, paired
 from nin.studies.answer import (
     FULLY_CONNECTED,
     POOLING,
@@ -35,6 +34,7 @@ from nin.studies.answer import (
     table_rule,
 )
 from nin.studies.nets import Net, batches, by_name, counted, error_of, progress
+from nin.studies.rows import interval, mean_and_deviation, paired
 
 SHIFTS = tuple(range(9))  # pixels
 
@@ -315,8 +315,9 @@ def channels(nets: Sequence[Net]) -> Answer:
 
 def objects(nets: Sequence[Net]) -> Answer:
     """How much the true class's score falls when the quarter of the image under the brightest part of its map is
-    blanked, against a quarter at random (`nin.studies.maps.blanking`). Below a fully connected head the maps are class
-    activation maps. Raises ClaimError where a net's maps cannot be had, or show no place."""
+    blanked, against the quarter under another image's map and one at random (`nin.studies.maps.blanking`). Below a
+    fully connected head the maps are class activation maps. Raises ClaimError where a net's maps cannot be had, or show
+    no place."""
     found = []
     with progress("objects", nets, 1) as bar:
         for net in nets:
@@ -327,38 +328,47 @@ def objects(nets: Sequence[Net]) -> Answer:
             bar.update(len(net.labels))
     places = by_name(nets)
     names = [net.name + f", seed {net.trained.facts.get('seed')}" * (len(places[net.name]) > 1) for net in nets]
-    further = [np.subtract(*drops).tolist() for drops in found]
+    further = [[np.subtract(drops[0], other).tolist() for other in drops[1:]] for drops in found]
     lines = [
-        table_row("score lost by blanking a quarter", "under the map", "at random", "difference (95 %)"),
-        table_rule(3),
+        table_row(
+            *("score lost by blanking a quarter", "under the map", "under another image's", "at random"),
+            *("minus another image's (95 %)", "minus at random (95 %)"),
+        ),
+        table_rule(5),
     ]
     figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(nets)), layout="constrained")
     axis = clean(figure.subplots(), "x")
     for y, (net, name, drops, differences) in enumerate(zip(nets, names, found, further, strict=True)):
-        under, chance = (float(np.mean(drop)) for drop in drops)
-        lines.append(table_row(f"`{name}`", f"{under:.2f}", f"{chance:.2f}", paired(differences)))
-        low, high = interval(differences)
+        under, elsewhere, chance = (float(np.mean(drop)) for drop in drops)
+        means = (f"{mean:.2f}" for mean in (under, elsewhere, chance))
+        lines.append(table_row(f"`{name}`", *means, *map(paired, differences)))
+        low, high = interval(differences[0])
         axis.plot([chance, under], [y, y], color=net.colour, linewidth=1.5, alpha=0.5, zorder=1)
-        axis.plot([chance + low, chance + high], [y, y], color=net.colour, linewidth=7, alpha=0.35, zorder=2)
+        axis.plot([elsewhere + low, elsewhere + high], [y, y], color=net.colour, linewidth=7, alpha=0.35, zorder=2)
         axis.scatter([chance], [y], s=30, facecolors="white", edgecolors=net.colour, zorder=3)
+        axis.scatter([elsewhere], [y], s=30, marker="D", facecolors="white", edgecolors=net.colour, zorder=3)
         axis.scatter([under], [y], s=30, color=net.colour, zorder=3)
     axis.scatter([], [], s=30, facecolors="white", edgecolors="#555555", label="at random")
+    axis.scatter([], [], s=30, marker="D", facecolors="white", edgecolors="#555555", label="under another image's map")
     axis.scatter([], [], s=30, color="#555555", label="under the map's brightest part")
-    axis.plot([], [], color="#555555", linewidth=7, alpha=0.35, label="95 % interval of the difference")
+    axis.plot([], [], color="#555555", linewidth=7, alpha=0.35, label="95 % interval: the map's minus another's")
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     axis.set_yticks(range(len(nets)), names)
     axis.set(xlim=(0, None), ylim=(len(nets) - 0.5, -0.5), xlabel="fall of the true class's score, a quarter blanked")
     axis.tick_params(axis="y", length=0)
-    own = [interval(each) for net, each in zip(nets, further, strict=True) if maps.pools(net.trained)]
-    if not own:
-        said = "Not answered, for want of a net that pools"
-    elif all(low > 0 for low, _ in own):
-        said = "Supported"
-    else:
-        said = "Refuted" if all(high < 0 for _, high in own) else "Undecided"
-    by = ", ".join(f"`{name}` {paired(differences)}" for name, differences in zip(names, further, strict=True))
-    finding = f"{said}: blanked under the map the score falls further than at random, by {by}."
-    if own and len(own) < len(nets):
+    verdicts = []
+    for net, differences in zip(nets, further, strict=True):
+        if maps.pools(net.trained):
+            lows, highs = zip(*map(interval, differences), strict=True)
+            verdicts.append("supported" if min(lows) > 0 else "refuted" if max(highs) < 0 else "undecided")
+    said = overall(verdicts) if verdicts else "Not answered, for want of a net that pools"
+    other, chance = (
+        ", ".join(f"`{name}` {paired(differences)}" for name, differences in zip(names, each, strict=True))
+        for each in zip(*further, strict=True)
+    )
+    finding = f"{said}: blanked under the map the score falls further than under another image's map, by {other}, "
+    finding += f"and than at random, by {chance}."
+    if verdicts and not all(maps.pools(net.trained) for net in nets):
         finding += (
             " The maps below a fully connected head had to be worked out; those of a head that pools are the net's."
         )

@@ -153,11 +153,12 @@ def draw_paper_figure(trained: Pretrained, images: Tensor, labels: Tensor, rows:
 @torch.no_grad()
 def blanking(
     trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor, seed: int = 0
-) -> tuple[list[float], list[float]]:
-    """Does the map light up at the object? How much the true class's score falls, image by image, when the quarter of
-    the image under the brightest part of the class's map is blanked, and when a quarter at random is.
+) -> tuple[list[float], list[float], list[float]]:
+    """Does the map light up at the object? How much the true class's score falls, image by image, when a quarter of the
+    image is blanked: the one under the brightest part of the class's map, the one under that of another image's, as
+    objects may have their usual place, and one at random.
 
-    Both quarters are squares of half the image's side, at places of the map's grid.
+    A quarter is a square of half the image's side, at a place of the map's grid. The other image is the one before.
 
     Args:
         trained: the net.
@@ -168,27 +169,25 @@ def blanking(
     Raises:
         ValueError: the maps have no quarters, being smaller than 2×2.
     """
-    draws = torch.Generator().manual_seed(seed)
-    under_map: list[float] = []
-    at_random: list[float] = []
-    for part, classes in zip(images.split(100), labels.split(100), strict=True):
-        part = part.to(labels.device)
-        rows = torch.arange(len(part), device=labels.device)
-        logits, maps = class_maps(trained, part)
-        scores = logits[rows, classes]
-        true_maps = maps[rows, classes]  # (n, h, w)
-        side = min(true_maps.shape[1:]) // 2
-        if side == 0:
-            raise ValueError(f"class maps of {true_maps.shape[1]}×{true_maps.shape[2]} show no place in the image")
-        sums = true_maps.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))  # (n, h − side + 1, w − side + 1)
-        places = sums.shape[1] * sums.shape[2]
-        size = part.shape[2] // 2
-        step = (part.shape[2] - size) / (sums.shape[1] - 1)  # the last place ends with the image
-        brightest, drawn = sums.flatten(1).argmax(1), torch.randint(places, (len(part),), generator=draws)
-        for where, drops in ((brightest, under_map), (drawn, at_random)):
-            blanked = part.clone(memory_format=torch.contiguous_format)
-            for n, place in enumerate(where.tolist()):
-                top, left = (round(step * p) for p in divmod(place, sums.shape[2]))
-                blanked[n, :, top : top + size, left : left + size] = blank.to(labels.device)
-            drops += (scores - trained(blanked)[rows, classes]).tolist()
-    return under_map, at_random
+    device, rows = labels.device, torch.arange(len(labels), device=labels.device)
+    seen = [class_maps(trained, part.to(device)) for part in images.split(100)]
+    logits, maps = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    true_maps = maps[rows, labels]  # (N, h, w)
+    side = min(true_maps.shape[1:]) // 2
+    if side == 0:
+        raise ValueError(f"class maps of {true_maps.shape[1]}×{true_maps.shape[2]} show no place in the image")
+    sums = true_maps.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))  # (N, h − side + 1, w − side + 1)
+    places, columns = sums[0].numel(), sums.shape[2]
+    under_map = sums.flatten(1).argmax(1)
+    at_random = torch.randint(places, (len(images),), generator=torch.Generator().manual_seed(seed))
+    size = images.shape[2] // 2
+    step = (images.shape[2] - size) / (sums.shape[1] - 1)  # the last place ends with the image
+    falls = []
+    for where in (under_map, under_map.roll(1), at_random):
+        blanked = images.clone(memory_format=torch.contiguous_format)
+        for image, place in zip(blanked, where.tolist(), strict=True):
+            top, left = (round(step * p) for p in divmod(place, columns))
+            image[:, top : top + size, left : left + size] = blank
+        scores = torch.cat([trained(part.to(device)) for part in blanked.split(100)])
+        falls.append((logits - scores)[rows, labels].tolist())
+    return falls[0], falls[1], falls[2]

@@ -16,8 +16,8 @@ from nin.data.module import EVALUATION_BATCH
 from nin.model import LARGEST
 from nin.pretrained import Pretrained
 from nin.run import images_of
-from nin.studies.ablation import HEADS
 from nin.studies.answer import COLOURS, table_row, table_rule
+from nin.studies.rows import HEADS
 
 STYLES = ("-", "--", ":", "-.")
 

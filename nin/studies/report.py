@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 
 from nin.pretrained import available, read_card
-from nin.studies.ablation import HEADS, Condition, Row, epochs_to, interval, made_with, mean_and_deviation, paired
 from nin.studies.answer import (
     COLOURS,
     FULLY_CONNECTED,
@@ -30,8 +29,8 @@ from nin.studies.answer import (
     table_row,
     table_rule,
 )
+from nin.studies.rows import HEADS, PAPER, Condition, Row, epochs_to, interval, made_with, mean_and_deviation, paired
 
-PAPER = {"fc": 11.59, "fc_dropout": 10.88, "gap": 10.41}  # Table 5: CIFAR-10, no augmentation
 ACCURACIES = (80, 85, 90)  # %
 HEAD_IN_NAME = re.compile(r"(?<![a-z])(gap|gmp|fc[-_]dropout|fc)(?![a-z])")
 
@@ -100,8 +99,9 @@ def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) 
     """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds."""
     lines = [table_row("head", *(f"epochs to {a:g} %" for a in accuracies)), table_rule(len(accuracies))]
     for head in HEADS:
-        chosen = [row for row in rows if row.head == head and row.test_curve]
-        if not chosen:
+        chosen = [row for row in rows if row.head == head and row.test_curve and row.status == "ok"]
+        died = sum(row.head == head and row.status == "dead" for row in rows)
+        if not chosen and not died:
             continue
         cells = []
         for accuracy in accuracies:
@@ -110,18 +110,19 @@ def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) 
             missed = len(reached) - len(found)
             mean = mean_and_deviation(found) if len(found) > 1 else "".join(map(str, found))
             cells.append(mean + f" ({missed} never)" * bool(missed))
-        lines.append(table_row(f"`{head}`", *(cell.strip() for cell in cells)))
+        lines.append(table_row(f"`{head}`" + f", {died} died" * bool(died), *(cell.strip() for cell in cells)))
     return "\n".join(lines)
 
 
 def convergence(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> list[Answer]:
     """Epochs to a test accuracy (%), by head, and the difference to GAP seed by seed; an answer a condition. Runs count
-    in which nothing but head and seed was varied; where there is a condition with several heads, those alone. Raises
-    ClaimError where no row has a test curve."""
+    in which nothing but head and seed was varied; where there is a condition with several heads, those alone. Nets that
+    died are told, and in no mean. Raises ClaimError where no row has a test curve."""
     runs: dict[Condition, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.test_curve and not row.variant:
+        if not row.variant and (row.test_curve or row.status == "dead"):
             runs[row.condition].append(row)
+    runs = {condition: found for condition, found in runs.items() if any(row.status == "ok" for row in found)}
     if not runs:
         raise ClaimError("convergence: no row of the study has a test curve and nothing varied but head and seed")
     several = {c for c, of_condition in runs.items() if len({row.head for row in of_condition}) > 1}
@@ -129,9 +130,10 @@ def convergence(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -
 
 
 def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
+    lines = [epochs_table(rows, accuracies)]
+    rows = [row for row in rows if row.status == "ok"]
     reached = {(row.head, row.seed, a): epochs_to(row, a) for row in rows for a in accuracies}
     heads = [head for head in HEADS if any(row.head == head for row in rows)]
-    lines = [epochs_table(rows, accuracies)]
     if "gap" in heads and len(heads) > 1:
         lines += ["", table_row("minus `gap`, each seed that reached it with both", *(f"{a:g} %" for a in accuracies))]
         lines.append(table_rule(len(accuracies)))
@@ -144,8 +146,8 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
                 each = ", ".join(f"{d:+d}" for d in differences)
                 cells.append(f"{each} (mean {np.mean(differences):+.2f})" if len(differences) > 1 else each or "none")
             lines.append(table_row(f"`{head}`", *cells))
-    lines += ["", "What was never reached counts as reached in the epoch after the last; what neither head reached"]
-    lines[-1] += f" does not count. {made_with(rows)}"
+    lines += ["", "In the verdict what was never reached counts as reached in the epoch after the last; what neither"]
+    lines[-1] += f" head reached does not count. {made_with(rows)}"
 
     figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
     axis = clean(figure.subplots(), "x")
@@ -197,14 +199,14 @@ def _sooner_or_later(reached: dict[tuple[str, int, float], int | None], most: in
     return _verdict(found, "epochs of a fully connected head minus those of `gap`, mean over the accuracies")
 
 
-def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str) -> str:
-    """What paired differences between fully connected heads and GAP say of a claim that holds where they are below 0:
-    one word where all say the same, else a word each. Fewer than three seeds, or an interval with 0 in it, decide
-    nothing."""
+def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str, below: bool = True) -> str:
+    """What paired differences, a fully connected head's minus GAP's, say of a claim that holds where they are `below` 0
+    or, if not, above: one word where all say the same, else a word each. Fewer than three seeds, or an interval with 0
+    in it, decide nothing."""
     if not found:
         return "Not answered: there are no runs of `gap` and of a fully connected head with a seed in common."
     verdicts = [
-        "undecided" if not _clear(differences) else "supported" if np.mean(differences) < 0 else "refuted"
+        "undecided" if not _clear(differences) else "supported" if (np.mean(differences) < 0) == below else "refuted"
         for _, differences in found
     ]
     one = len(set(verdicts)) == 1
@@ -219,12 +221,12 @@ def _verdict(found: Sequence[tuple[str, Sequence[float]]], what: str) -> str:
 def overfitting(rows: Sequence[Row]) -> list[Answer]:
     """Training error and test error (%) by head and by the share of the training images (`data.share`), an answer a
     recipe. Where a share was trained for several numbers of epochs, the most count that two heads have. Raises
-    ClaimError where nothing but one share was trained on. Nets that died are in no mean."""
-    varied = [(share, row) for row in rows if row.error is not None and (share := _share(row)) is not None]
+    ClaimError where nothing but one share was trained on. Nets that died are told, and in no mean."""
+    varied = [(share, row) for row in rows if (share := _share(row)) is not None]
     conditions = defaultdict(list)
     for share, row in varied:
         conditions[row.condition._replace(epochs=0)].append((share, row))
-    several = {c: found for c, found in conditions.items() if len({share for share, _ in found}) > 1}
+    several = {c: found for c, found in conditions.items() if len({s for s, row in found if row.status == "ok"}) > 1}
     if not several:
         raise ClaimError(
             "overfitting: the study has no runs with several shares of the training images; train them with "
@@ -239,6 +241,8 @@ def _share(row: Row) -> float | None:
 
 
 def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> Answer:
+    dead = [(row.head, share, row.epochs) for share, row in found if row.status == "dead"]
+    found = [(share, row) for share, row in found if row.status == "ok"]
     heads_of: dict[tuple[float, int], set[str]] = defaultdict(set)
     for share, row in found:
         heads_of[share, row.epochs].add(row.head)
@@ -252,7 +256,7 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
         ),
         table_rule(7),
     ]
-    further = []  # above its training error stands a fully connected head's test error than gap's
+    further = []  # how much further above its training error a fully connected head's test error is than gap's
     means: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     minus: dict[str, list[tuple[float, list[float]]]] = defaultdict(list)
     for share in sorted(epochs):
@@ -264,19 +268,22 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
             gaps = [b - a for a, b in zip(train, test, strict=True)]
             beside = [(r, g) for r in chosen if head != "gap" and (g := runs.get(("gap", share, r.seed)))]
             differences = [r.error - g.error for r, g in beside]
-            less = [(g.error - g.train_error) - (r.error - r.train_error) for r, g in beside]
+            more = [(r.error - r.train_error) - (g.error - g.train_error) for r, g in beside]
             if head in FULLY_CONNECTED and beside:
-                further.append((f"`{head}` with {100 * share:g} % of the images", less))
+                further.append((f"`{head}` with {100 * share:g} % of the images", more))
             cells = [mean_and_deviation(values) for values in (train, test, gaps)]
             cells.append("" if head == "gap" else paired(differences, len(chosen)))
-            lines.append(table_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", str(len(chosen)), *cells))
+            died = dead.count((head, share, epochs[share]))
+            n = f"{len(chosen)}" + f", {died} died" * bool(died)
+            lines.append(table_row(f"{100 * share:g} %", str(epochs[share]), f"`{head}`", n, *cells))
             means[head].append((100 * share, float(np.mean(train)), float(np.mean(test))))
             if beside:
-                minus[head].append((100 * share, [-each for each in less]))
-    lines += ["", made_with([*runs.values()])]
-    finding = _verdict(
-        further, "test error minus training error, of `gap` minus that of a fully connected head (points)"
-    )
+                minus[head].append((100 * share, more))
+    lines += ["", "On ten class maps of 8×8 a fully connected head has 6,410 parameters, to the trunk's 966,986."]
+    lines[-1] += " Where the training error is 0 under both heads, what is judged is the test error."
+    lines[-1] += f" {made_with([*runs.values()])}"
+    what = f"{condition.errors} minus training error, of a fully connected head minus that of `gap` (points)"
+    finding = _verdict(further, what, below=False)
 
     figure = Figure(figsize=(9.4 if minus else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if minus else 1, squeeze=False)[0]
@@ -385,8 +392,8 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     axis.set(ylabel=f"{condition.errors} (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
-    lines += ["", "Intervals (95 %) are over the seeds of new layers and order. The nets they start from are the same:"]
-    lines[-1] += " of other nets of these heads the intervals say nothing."
+    lines += ["", "Intervals (95 %) are over the seeds of new layers and order. The nets they start from are the same,"]
+    lines[-1] += " and so are the test images: of other nets of these heads, and of other images, they say nothing."
     if any(way == "probed" for way, _, _ in order):
         lines[-1] += (
             " A probe trains what depends on the number of classes: the last 1×1 layer, and the linear layer of a "
@@ -395,7 +402,8 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     if LINEAR in ways:
         lines[-1] += (
             " The linear probe gives the frozen blocks of every net one 1×1 layer and average pooling, the same for "
-            "all: so `gap` was trained to be read, and the others were not."
+            "all: so `gap` was trained to be read, and the others were not. Of `gap` it is the "
+            "probe again; from scratch they are compared with `gap`."
         )
     lines[-1] += f" {made_with([row for _, row in found])}"
     finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")

@@ -1,0 +1,318 @@
+"""What is recorded of runs: one row of a CSV file each, and what the rows say.
+
+A row holds all that a table or a figure is made of, so that nothing has to be kept of a run but its row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from scipy import stats
+
+from nin.bounds import one_of
+from nin.config import OF_NO_CONSEQUENCE
+
+HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
+PAPER = {"gap": 10.41, "fc_dropout": 10.88, "fc": 11.59}  # the paper's Table 5: CIFAR-10, without augmentation
+NAMED = (*OF_NO_CONSEQUENCE, "logger", "eval_curve", "head", "seed", "recipe", "data", "experiment", "data.val")
+NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.accelerator")
+NOTHING = {  # as if the setting had not been given
+    "freeze": ("false", "no", "off", "0"),
+    "checkpoint": ("null", ""),
+    "trainer": ("auto", "cpu", "gpu"),
+    "trainer.devices": ("1",),
+}
+
+
+class RowsError(RuntimeError):
+    """A file that does not hold the rows of a study."""
+
+
+class Condition(NamedTuple):
+    """What runs have in common that can be compared; epochs are 0 where their number may differ."""
+
+    data: str
+    recipe: str
+    epochs: int
+    precision: str
+    held_out: int  # training images
+
+    @property
+    def errors(self) -> str:
+        """Which error its runs are compared by."""
+        return "held-out error" if self.held_out else "test error"
+
+    @property
+    def title(self) -> str:
+        parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs" * bool(self.epochs), self.precision]
+        parts.append(f"{self.held_out:,} training images held out" * bool(self.held_out))
+        return ", ".join(filter(None, parts))
+
+    @property
+    def stem(self) -> str:
+        """The same for the name of a file."""
+        held_out = f"val{self.held_out}" * bool(self.held_out)
+        parts = [self.data, self.recipe, str(self.epochs) * bool(self.epochs), self.precision, held_out]
+        return "-".join(filter(None, parts))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Errors in %, `val_error` on training images that were held out, `test_curve` the test error after each
+    epoch, separated by spaces."""
+
+    overrides: str
+    data: str
+    head: str
+    recipe: str
+    seed: int
+    epochs: int
+    status: str  # ok, dead (the net died, which is a result) or stopped (the run was)
+    test_error: float | None = None
+    train_error: float | None = None
+    val_error: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    precision: str = ""
+    hardware: str = ""
+    torch: str = ""
+    commit: str = ""
+    clean: bool = True  # whether the tree was the commit's
+    test_curve: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """What the run is compared by: the error on the images that were held out, where some were, so that the test
+        set chooses nothing."""
+        return self.val_error if self.condition.held_out else self.test_error
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The overrides by name."""
+        return _given(self.overrides)
+
+    @property
+    def varied(self) -> dict[str, str]:
+        """What was varied besides head and seed: the settings but those that name the condition, or say nothing."""
+        return {name: value for name, value in _telling(self.overrides) if name not in NAMED}
+
+    @property
+    def variant(self) -> str:
+        """The same in words."""
+        return " ".join(f"{name}={value}" for name, value in self.varied.items())
+
+    @property
+    def condition(self) -> Condition:
+        return Condition(self.data, self.recipe, self.epochs, self.precision, int(self.given.get("data.val", 0)))
+
+
+COLUMNS = [f.name for f in fields(Row)]
+
+
+def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
+    """The row of the run that left `folder`."""
+    summary = json.loads((folder / "summary.json").read_text())
+    described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
+    described |= {
+        "overrides": overrides,
+        "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
+        "hardware": summary["device"],
+        "torch": summary["versions"]["torch"],
+        "commit": summary["commit"].removesuffix("+changes"),
+        "clean": not summary["commit"].endswith("+changes"),
+    }
+    if exit_code == 0:
+        for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
+            described[name] = summary.get(name)
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        with open(metrics, newline="") as opened:
+            curve = [f"{float(r['test_curve/error']):.2f}" for r in csv.DictReader(opened) if r.get("test_curve/error")]
+        described["test_curve"] = " ".join(curve)
+    return Row(**described)
+
+
+def ended(file: Path) -> list[Row]:
+    """The rows of the runs that came to an end, one a run: the last of those that differ in nothing that a run depends
+    on, or the last with a test curve. Raises RowsError."""
+    found: dict[tuple, Row] = {}
+    for row in read(file):
+        key = row.condition, row.variant, row.head, row.seed
+        if row.status != "stopped" and (row.test_curve or key not in found or not found[key].test_curve):
+            found[key] = row
+    return list(found.values())
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a study; none where the file is not there. Raises RowsError."""
+    rows: list[Row] = []
+    try:
+        with open(file, newline="") as opened:
+            for row in csv.DictReader(opened, strict=True):
+                rows.append(_typed(row))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RowsError(f"{file}: it cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study ({error})") from error
+    return rows
+
+
+def _typed(row: dict[str, str]) -> Row:
+    if None in row or None in row.values():
+        raise ValueError(f"it has not the {len(COLUMNS)} columns of one")
+    values: dict = {name: row[name] for name in COLUMNS}
+    for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
+        values[name] = float(row[name]) if row[name] else None
+    values |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
+    read = Row(**values)
+    one_of(HEADS, head=read.head)
+    one_of(("ok", "dead", "stopped"), status=read.status)
+    if read.status == "ok" and None in (read.error, read.train_error):
+        raise ValueError("it is ok and has no errors")
+    _given(read.overrides)
+    for number in read.test_curve.split():
+        float(number)
+    return read
+
+
+def append(file: Path, *rows: Row) -> None:
+    """Adds rows, and the header where the file is new; without a row it shows whether one could be added. Raises
+    RowsError where none can, and leaves the file as it was."""
+    try:
+        before = file.read_text() if file.exists() else ""
+        text = io.StringIO("\n" * (before[-1:] not in ("", "\n")))
+        text.seek(0, io.SEEK_END)
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        if not before:
+            writer.writeheader()
+        elif before.splitlines()[0] != ",".join(COLUMNS):
+            raise RowsError(f"{file}: the columns of a study are {', '.join(COLUMNS)}")
+        writer.writerows(asdict(row) for row in rows)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "a", newline="") as opened:
+            opened.write(text.getvalue())
+    except OSError as error:
+        if file.exists():
+            os.truncate(file, len(before.encode()))  # half a row would spoil the file
+        raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
+
+
+def _given(overrides: str) -> dict[str, str]:
+    """Overrides by name. Truth has one spelling: Hydra takes freeze=True and freeze=true."""
+    pairs = (override.lstrip("+").partition("=") for override in shlex.split(overrides))
+    return {name: value.lower() if value.lower() in ("true", "false") else value for name, _, value in pairs}
+
+
+def _telling(overrides: str) -> list[tuple[str, str]]:
+    """Overrides by name, without those that say nothing."""
+    return [(name, value) for name, value in _given(overrides).items() if value.lower() not in NOTHING.get(name, ())]
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """ "10.41 ± 0.12", or the value alone where there is one."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The t interval for the mean of paired differences. Needs two at least."""
+    n = len(differences)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return statistics.mean(differences) - half, statistics.mean(differences) + half
+
+
+def conditions(rows: Iterable[Row]) -> list[Condition]:
+    """The conditions of these rows: a set's longest runs first."""
+    return sorted({row.condition for row in rows}, key=lambda condition: (condition.data, -condition.epochs, condition))
+
+
+def table(rows: Iterable[Row]) -> str:
+    """A Markdown table a condition: the errors of each head and variant, and the paired difference to GAP. Where
+    training images were held out the errors are those on them.
+
+    A head is compared with GAP under the same variant, a variant of GAP with plain GAP or, where there is none, with
+    the first variant, seed by seed; the article's heads with `gap_article`.
+    """
+    rows = list(rows)
+    parts = []
+    for condition in conditions(rows):
+        of_condition = [row for row in rows if row.condition == condition]
+        errors = {(r.variant, r.head, r.seed): r.error for r in of_condition if r.error is not None}
+        names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
+        pooling = "gap" if any(not head.endswith("_article") for _, head in names) else "gap_article"
+        parts += [
+            f"**{condition.title}**",
+            "",
+            f"| head | {condition.errors} of each seed (%) | mean ± s.d. | n | train error (%) | "
+            f"minus `{pooling}` (95 %) |",
+            "|---|---|---|---|---|---|",
+        ]
+        for variant, head in names:
+            chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
+            ok = [r for r in chosen if r.error is not None]
+            each = ", ".join(r.status if r.error is None else f"{r.error:.2f}" for r in chosen)
+            name = f"`{head}`" + f" `{variant}`" * bool(variant)
+            mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
+            mean += f", {len(chosen) - len(ok)} of {len(chosen)} died" * (0 < len(ok) < len(chosen))
+            train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
+            of = "gap_article" if head.endswith("_article") else "gap"
+            to = next((v for v, h in names if h == of), "") if head == of else variant
+            other = {seed: error for (v, h, seed), error in errors.items() if (v, h) == (to, of)}
+            differences = [r.error - other[r.seed] for r in ok if r.seed in other]
+            alone = (variant, head) == (to, of) or not other  # nothing to be compared with
+            difference = "" if alone else paired(differences, len(chosen))
+            if difference and head == of and to:
+                difference = f"against `{to}`: {difference}"
+            parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
+        said = made_with(of_condition)
+        if condition.data == "cifar10" and len({head for _, head in names} & {*PAPER}) > 1:
+            theirs = ", ".join(f"`{head}` {error:.2f}" for head, error in PAPER.items())
+            said += f" The paper's Table 5, without augmentation and with its own recipe: {theirs}."
+        parts += ["", said, ""]
+    return "\n".join(parts)
+
+
+def made_with(rows: Sequence[Row]) -> str:
+    """Commits and versions of torch: where they differ, runs are compared across them."""
+    commits = {row.commit[:8] + "+changes" * (not row.clean) for row in rows if row.commit}
+    versions = {row.torch.split("+")[0] for row in rows if row.torch}
+    return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(versions))}."
+
+
+def _order(name: tuple[str, str]) -> tuple[str, int]:
+    return name[0], HEADS.index(name[1])
+
+
+def paired(differences: Sequence[float], seeds: int = 0) -> str:
+    """ "+0.90 (+0.61 to +1.19)": the mean of paired differences and its 95 % interval, as far as there are any and they
+    differ; and how many they are, where they are less than the `seeds`."""
+    if not differences:
+        return "no common seed"
+    if len(differences) == 1:
+        return f"{differences[0]:+.2f} (one seed)"
+    pairs = f"; {len(differences)} pairs" * (len(differences) < seeds)
+    if max(differences) - min(differences) < 1e-6:
+        return f"{differences[0]:+.2f} ({len(differences)} times the same)"
+    low, high = interval(differences)
+    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
+
+
+def epochs_to(row: Row, accuracy: float) -> int | None:
+    """The first epoch after which the test accuracy (in %) was reached; None where it never was."""
+    for epoch, error in enumerate(row.test_curve.split(), 1):
+        if 100 - float(error) >= accuracy:
+            return epoch
+    return None

@@ -34,7 +34,7 @@ from nin.pictures import resize, upright
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
 CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
-HASH_IN_NAME = re.compile(r"-([0-9a-f]{8})\.safetensors$")
+PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # name and hash
 
 
 class CheckpointError(RuntimeError):
@@ -169,8 +169,9 @@ def load(checkpoint: str | Path) -> Pretrained:
         if len(found) != 1:
             raise CheckpointError(f"checkpoint={checkpoint}: the folder holds {len(found)} .safetensors files, not one")
         path = found[0]
-    if named := HASH_IN_NAME.search(path.name):  # a published file, given by its path
-        _verify(path, named[1], str(checkpoint))
+    named = PUBLISHED_FILE.fullmatch(path.name)
+    if named and named[1] in available():  # a published file, given by its path
+        _verify(path, named[2], str(checkpoint))
     return _open(path, str(checkpoint))
 
 

@@ -72,7 +72,7 @@ def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], N
                     figures.append(partial(plot, of, figure, title))
                     parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
             if any(epochs_to(row, accuracy) for row in curves for accuracy in report.ACCURACIES):
-                parts.append(f"\n{report.epochs_table(curves)}\n")
+                parts.append(f"\n{report.epochs_table(heads)}\n")
     if others := len(rows) - len(for_tables):
         parts.append(
             f"\n{others} more runs are of recipe `transfer` or had a share of the training images: "

@@ -272,6 +272,8 @@ def test_a_changed_byte_is_refused_with_both_hashes(shelf):
         nin.load("small")
     with pytest.raises(CheckpointError, match=f"has sha256 {found}, its name says {expected[:8]}…"):
         nin.load(file)
+    dated = file.with_name("mine-20261124.safetensors")
+    nin.load(file.rename(dated))  # eight digits that are no hash
 
 
 def test_a_pickle_under_a_published_name_does_not_run(shelf):

@@ -1,4 +1,4 @@
-"""From uint8 images to what the net reads. It travels with the weights."""
+"""Preprocessing: from uint8 images to what the net reads. Its numbers travel with the weights."""
 
 from __future__ import annotations
 

@@ -47,8 +47,9 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
     asked: dict[str, tuple[str, Config]] = {}
     for point in points:
         config = compose(CONF, point)
-        if config.eval_curve or _identity(config) not in asked:
-            asked[_identity(config)] = shlex.join(sorted(point, key=lambda override: override.split("=")[0])), config
+        identity = _identity(config)
+        if config.eval_curve or identity not in asked:
+            asked[identity] = shlex.join(sorted(point, key=lambda override: override.split("=")[0])), config
     append(file)
     todo = _without_row(asked, file)
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them recorded already in {file}", flush=True)

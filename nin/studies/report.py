@@ -402,8 +402,8 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     if LINEAR in ways:
         lines[-1] += (
             " The linear probe gives the frozen blocks of every net one 1×1 layer and average pooling, the same for "
-            "all: so `gap` was trained to be read, and the others were not. Of `gap` it is the "
-            "probe again; from scratch they are compared with `gap`."
+            "all: so `gap` was trained to be read, and the others were not. Of `gap` it is the probe again; from "
+            "scratch they are compared with `gap`."
         )
     lines[-1] += f" {made_with([row for _, row in found])}"
     finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")

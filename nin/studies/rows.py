@@ -181,7 +181,7 @@ def _typed(row: dict[str, str]) -> Row:
     one_of(("ok", "dead", "stopped"), status=read.status)
     if read.status == "ok" and None in (read.error, read.train_error):
         raise ValueError("it is ok and has no errors")
-    _given(read.overrides)
+    _given(read.overrides)  # whether they can be read
     for number in read.test_curve.split():
         float(number)
     return read
@@ -191,21 +191,22 @@ def append(file: Path, *rows: Row) -> None:
     """Adds rows, and the header where the file is new; without a row it shows whether one could be added. Raises
     RowsError where none can, and leaves the file as it was."""
     try:
-        before = file.read_text() if file.exists() else ""
-        text = io.StringIO("\n" * (before[-1:] not in ("", "\n")))
-        text.seek(0, io.SEEK_END)
+        before = file.read_bytes() if file.exists() else b""
+        text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         if not before:
             writer.writeheader()
-        elif before.splitlines()[0] != ",".join(COLUMNS):
+        elif before.splitlines()[0] != ",".join(COLUMNS).encode():
             raise RowsError(f"{file}: the columns of a study are {', '.join(COLUMNS)}")
+        elif not before.endswith(b"\n"):
+            text.write("\n")
         writer.writerows(asdict(row) for row in rows)
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "a", newline="") as opened:
             opened.write(text.getvalue())
     except OSError as error:
         if file.exists():
-            os.truncate(file, len(before.encode()))  # half a row would spoil the file
+            os.truncate(file, len(before))  # half a row would spoil the file
         raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
 
 

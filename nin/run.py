@@ -26,6 +26,7 @@ from nin.config import Config, ConfigError, resolved
 from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.folder import alone_in, in_words, look_at_folder, plot_curves, write_summary
+from nin.optim import computes_bfloat16
 from nin.processes import ending_together, first, join, started
 from nin.provenance import commit, device_name, peak_memory_gb, versions
 from nin.recovery import AtomicCheckpointIO, HeedSignals, MetricsFile, RunError, replace, stoppable
@@ -335,14 +336,14 @@ def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] 
 
 def precision(config: Config) -> str:
     """The precision that "auto" means here: bf16 where the hardware computes with it, else fp32."""
+    accelerator, device = config.trainer.accelerator, "cpu"
     if config.trainer.precision != "auto":
         return config.trainer.precision
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    if on_gpu:
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    on_mps = config.trainer.accelerator in ("auto", "mps") and torch.backends.mps.is_available()
-    return "bf16-mixed" if native and torch.backends.mkldnn.is_available() and not on_mps else "32-true"
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        device = "cuda"
+    elif accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        device = "mps"
+    return "bf16-mixed" if computes_bfloat16(device) else "32-true"
 
 
 def estimate(task: Classifier, data: Images, trainer: L.Trainer) -> None:

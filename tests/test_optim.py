@@ -1,9 +1,21 @@
+from pathlib import Path
+
+import pytest
 import torch
 
-from nin.optim import Muon, orthogonalise
+from nin import optim
+from nin.optim import Muon, computes_bfloat16, orthogonalise
 
 
-def test_singular_values_come_near_one_and_directions_stay():
+@pytest.fixture
+def hardware(monkeypatch):
+    """Sets what is said of this machine's bfloat16."""
+    return lambda native: monkeypatch.setattr(optim, "computes_bfloat16", lambda device: native)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_singular_values_come_near_one_and_directions_stay(native, hardware):
+    hardware(native)
     torch.manual_seed(0)
     for shape in ((16, 64), (64, 16)):
         matrix = torch.randn(shape)
@@ -14,7 +26,24 @@ def test_singular_values_come_near_one_and_directions_stay():
         assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
 
 
-def test_on_a_matrix_it_steps_as_torchs_muon_does():
+def test_bfloat16_is_multiplied_where_the_hardware_does(hardware):
+    """Where it is emulated it takes many times as long as fp32."""
+    matrix, kinds, addmm = torch.randn(30, 12), [], torch.addmm
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "addmm", lambda *given, **more: kinds.append(given[0].dtype) or addmm(*given, **more))
+        for native in (True, False):
+            hardware(native)
+            found = orthogonalise(matrix)
+            assert found.dtype == torch.float32
+            assert kinds and {*kinds} == {torch.bfloat16 if native else torch.float32}
+            kinds.clear()
+    if computes_bfloat16("cpu"):
+        assert {"avx512_bf16", "amx_bf16", "amx_tile"} & {*Path("/proc/cpuinfo").read_text().split()}
+    assert not computes_bfloat16("mps")
+
+
+def test_on_a_matrix_it_steps_as_torchs_muon_does(hardware):
+    hardware(native=True)  # torch's always computes in bfloat16
     torch.manual_seed(0)
     for shape in ((12, 30), (30, 12)):
         ours, theirs = (torch.nn.Parameter(torch.ones(shape)) for _ in range(2))

@@ -214,6 +214,31 @@ print(len(ablation.study({points}, Path({str(tmp_path / "runs.csv")!r}), Path({s
     assert sorted(row.given["recipe.lr"] for row in read(tmp_path / "runs.csv")) == ["0.01", "0.02"]
 
 
+def test_another_machines_precision_is_told(tmp_path, monkeypatch, capfd):
+    tiny = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
+    (found,) = ablation.study([tiny], tmp_path / "runs.csv", tmp_path / "runs")
+    assert "recorded in" not in capfd.readouterr().out
+    (tmp_path / "runs.csv").unlink()
+    other = {"32-true": "bf16-mixed", "bf16-mixed": "32-true"}[found.precision]
+    append(tmp_path / "runs.csv", replace(found, precision=other))
+    monkeypatch.setattr(ablation, "_start", lambda *_: subprocess.Popen(["false"]))
+    with pytest.raises(ablation.StoppedError):
+        ablation.study([tiny, [*tiny, "recipe.lr=0.01"]], tmp_path / "runs.csv", tmp_path / "runs")
+    assert f"recorded in {other}, still to come in {found.precision}, which is" in capfd.readouterr().out
+
+
+def test_a_study_that_waits_for_another_says_so(tmp_path, monkeypatch, capfd):
+    point = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
+    held, waits = [], []
+    monkeypatch.setattr(ablation, "_start", lambda *_: subprocess.Popen(["false"]))
+    monkeypatch.setattr(ablation.time, "sleep", lambda _: waits.append(held.pop().close()) if held else None)
+    claim = ablation._claim
+    monkeypatch.setattr(ablation, "_claim", lambda folder: held.append(claim(folder)) if not waits else claim(folder))
+    with pytest.raises(ablation.StoppedError, match="exit code 1"):
+        ablation.study([point], tmp_path / "runs.csv", tmp_path / "runs")
+    assert capfd.readouterr().out.count("another study trains it") == 1
+
+
 def test_a_run_without_a_curve_is_run_again_for_one(tmp_path):
     tiny = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
     for wanted, runs in (("false", 1), ("true", 2), ("false", 2), ("true", 2)):

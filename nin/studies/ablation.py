@@ -20,6 +20,7 @@ from nin.command import compose
 from nin.config import Config, ConfigError, consequential
 from nin.folder import held
 from nin.recovery import STARTER
+from nin.run import precision
 from nin.studies.rows import Row, append, ended, row_of
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +54,10 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
     append(file)
     todo = _without_row(asked, file)
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them recorded already in {file}", flush=True)
+    _tell_of_other_precisions(asked, todo, file)
     running: dict[subprocess.Popen, tuple[str, Path, IO]] = {}
     failed: list[str] = []
+    waited_for: set[Path] = set()
     try:
         while todo or running:
             for identity in todo[:]:
@@ -63,7 +66,10 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                 overrides, config = asked[identity]
                 folder = runs / _folder_name(config)
                 if (claim := _claim(folder)) is None:
-                    continue  # another study trains it
+                    if not running and folder not in waited_for:
+                        print(f"{overrides}: another study trains it, and its end is waited for", flush=True)
+                        waited_for.add(folder)
+                    continue
                 todo.remove(identity)
                 if _without_row({identity: asked[identity]}, file):
                     running[_start(overrides, folder, jobs)] = overrides, folder, claim
@@ -120,6 +126,19 @@ def _without_row(asked: dict[str, tuple[str, Config]], file: Path) -> list[str]:
     recorded = _recorded(asked, file)
     enough = {i for i, row in recorded.items() if row.test_curve or row.status == "dead" or not asked[i][1].eval_curve}
     return [identity for identity in asked if identity not in enough]
+
+
+def _tell_of_other_precisions(asked: dict[str, tuple[str, Config]], todo: list[str], file: Path) -> None:
+    """Says that "auto" was something else where the recorded runs were made: tables keep precisions apart."""
+    left = {identity for identity, (_, config) in asked.items() if config.trainer.precision == "auto"}
+    here = {precision(asked[identity][1]) for identity in left.intersection(todo)}
+    there = {row.precision for identity, row in _recorded(asked, file).items() if identity in left.difference(todo)}
+    if here and there - here:
+        print(
+            f"recorded in {' and '.join(sorted(there))}, still to come in {' and '.join(sorted(here))}, which is what "
+            "trainer.precision=auto means on this machine: tables keep them apart",
+            flush=True,
+        )
 
 
 def _folder_name(config: Config) -> str:

@@ -86,8 +86,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether a device of this type multiplies bfloat16 itself. Emulated it is slower than fp32: on an AMD EPYC with
-    AVX2 and no more the Newton-Schulz steps of the paper's net take 27 times as long."""
+    """Whether a device of this type multiplies bfloat16 itself, as far as is known: CUDA and x86 are asked, all others
+    count as without. Emulated it is slower than fp32: on an AMD EPYC with AVX2 and no more the Newton-Schulz steps of
+    the paper's net take 27 times as long."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,7 +1,7 @@
 """Trains one net.
 
 python scripts/train.py head=gap                                   the default recipe on CIFAR-10
-python scripts/train.py head=gap data=digits                       no download, under a minute
+python scripts/train.py head=gap data=digits                       no download, a minute or so
 python scripts/train.py head=fc_dropout recipe=quick seed=1
 python scripts/train.py head=gap recipe=paper                      the authors' settings
 python scripts/train.py --help                                     all settings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import NARROW, ROOT
 
-from nin.command import sweep
+from nin.command import compose, sweep
 from nin.config import ConfigError
 from nin.studies import ablation, report
 from nin.studies.rows import COLUMNS, Row, RowsError, append, ended, epochs_to, interval, read, table
@@ -217,26 +217,43 @@ print(len(ablation.study({points}, Path({str(tmp_path / "runs.csv")!r}), Path({s
 def test_another_machines_precision_is_told(tmp_path, monkeypatch, capfd):
     tiny = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
     (found,) = ablation.study([tiny], tmp_path / "runs.csv", tmp_path / "runs")
-    assert "recorded in" not in capfd.readouterr().out
-    (tmp_path / "runs.csv").unlink()
     other = {"32-true": "bf16-mixed", "bf16-mixed": "32-true"}[found.precision]
-    append(tmp_path / "runs.csv", replace(found, precision=other))
     monkeypatch.setattr(ablation, "_start", lambda *_: subprocess.Popen(["false"]))
-    with pytest.raises(ablation.StoppedError):
-        ablation.study([tiny, [*tiny, "recipe.lr=0.01"]], tmp_path / "runs.csv", tmp_path / "runs")
-    assert f"recorded in {other}, still to come in {found.precision}, which is" in capfd.readouterr().out
+    for recorded, told in ((found.precision, False), (other, True)):
+        (tmp_path / "runs.csv").unlink()
+        append(tmp_path / "runs.csv", replace(found, precision=recorded))
+        with pytest.raises(ablation.StoppedError):
+            ablation.study([tiny, [*tiny, "recipe.lr=0.01"]], tmp_path / "runs.csv", tmp_path / "runs")
+        said = capfd.readouterr().out
+        assert (f"recorded in {other}, still to come in {found.precision}, which is" in said) == told
+        ablation.study([tiny], tmp_path / "runs.csv", tmp_path / "runs")
+        assert "still to come" not in capfd.readouterr().out
 
 
-def test_a_study_that_waits_for_another_says_so(tmp_path, monkeypatch, capfd):
-    point = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
-    held, waits = [], []
-    monkeypatch.setattr(ablation, "_start", lambda *_: subprocess.Popen(["false"]))
-    monkeypatch.setattr(ablation.time, "sleep", lambda _: waits.append(held.pop().close()) if held else None)
-    claim = ablation._claim
-    monkeypatch.setattr(ablation, "_claim", lambda folder: held.append(claim(folder)) if not waits else claim(folder))
+def test_a_study_that_waits_for_another_says_so_once(tmp_path, monkeypatch, capfd):
+    points = [[*SMALL, "model.blocks=[{widths: [8, 8, 10]}]", f"recipe.lr={lr}"] for lr in (0.01, 0.02)]
+    (tmp_path / "runs").mkdir()
+    claim = ablation._claim(tmp_path / "runs" / ablation._folder_name(compose(CONF, points[0])))
+    started, waits = [], []
+
+    def start(overrides, *_):
+        started.append(overrides)
+        return subprocess.Popen(["false"])
+
+    def sleep(_):
+        waits.append(len(started))
+        if waits.count(1) == 50:  # the second has ended long since
+            claim.close()
+        real_sleep(0.02)
+
+    real_sleep = time.sleep
+    monkeypatch.setattr(ablation, "_start", start)
+    monkeypatch.setattr(ablation.time, "sleep", sleep)
     with pytest.raises(ablation.StoppedError, match="exit code 1"):
-        ablation.study([point], tmp_path / "runs.csv", tmp_path / "runs")
-    assert capfd.readouterr().out.count("another study trains it") == 1
+        ablation.study(points, tmp_path / "runs.csv", tmp_path / "runs")
+    assert [("lr=0.02" in overrides) for overrides in started] == [True, False] and waits.count(1) >= 50
+    said = capfd.readouterr().out
+    assert said.count("another study trains what is left (1), and its end is waited for") == 1
 
 
 def test_a_run_without_a_curve_is_run_again_for_one(tmp_path):

@@ -57,7 +57,7 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
     _tell_of_other_precisions(asked, todo, file)
     running: dict[subprocess.Popen, tuple[str, Path, IO]] = {}
     failed: list[str] = []
-    waited_for: set[Path] = set()
+    waited_for = 0  # runs
     try:
         while todo or running:
             for identity in todo[:]:
@@ -66,10 +66,7 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                 overrides, config = asked[identity]
                 folder = runs / _folder_name(config)
                 if (claim := _claim(folder)) is None:
-                    if not running and folder not in waited_for:
-                        print(f"{overrides}: another study trains it, and its end is waited for", flush=True)
-                        waited_for.add(folder)
-                    continue
+                    continue  # another study trains it
                 todo.remove(identity)
                 if _without_row({identity: asked[identity]}, file):
                     running[_start(overrides, folder, jobs)] = overrides, folder, claim
@@ -77,6 +74,9 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                     claim.close()
             process = next((process for process in running if process.poll() is not None), None)
             if process is None:
+                if not running and len(todo) != waited_for:
+                    waited_for = len(todo)
+                    print(f"another study trains what is left ({waited_for}), and its end is waited for", flush=True)
                 time.sleep(0.2)
                 continue
             overrides, folder, claim = running.pop(process)
@@ -132,8 +132,9 @@ def _tell_of_other_precisions(asked: dict[str, tuple[str, Config]], todo: list[s
     """Says that "auto" was something else where the recorded runs were made: tables keep precisions apart."""
     left = {identity for identity, (_, config) in asked.items() if config.trainer.precision == "auto"}
     here = {precision(asked[identity][1]) for identity in left.intersection(todo)}
-    there = {row.precision for identity, row in _recorded(asked, file).items() if identity in left.difference(todo)}
-    if here and there - here:
+    recorded = _recorded({identity: asked[identity] for identity in left.difference(todo)}, file) if here else {}
+    there = {row.precision for row in recorded.values()}
+    if there - here:
         print(
             f"recorded in {' and '.join(sorted(there))}, still to come in {' and '.join(sorted(here))}, which is what "
             "trainer.precision=auto means on this machine: tables keep them apart",

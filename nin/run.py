@@ -336,9 +336,9 @@ def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] 
 
 def precision(config: Config) -> str:
     """The precision that "auto" means here: bf16 where the hardware computes with it, else fp32."""
-    accelerator, device = config.trainer.accelerator, "cpu"
     if config.trainer.precision != "auto":
         return config.trainer.precision
+    accelerator, device = config.trainer.accelerator, "cpu"
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         device = "cuda"
     elif accelerator in ("auto", "mps") and torch.backends.mps.is_available():

@@ -21,7 +21,8 @@ from pathlib import Path
 from nin.command import sweep
 from nin.config import ConfigError
 from nin.studies import ablation
-from nin.studies.rows import RowsError, table
+from nin.studies.report import table
+from nin.studies.rows import RowsError
 
 ROOT = Path(__file__).parents[1]
 

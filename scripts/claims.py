@@ -32,12 +32,21 @@ from nin import pretrained
 from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.data import DataError
-from nin.studies import claims, nets, report
+from nin.studies import claims_of_nets, claims_of_runs, nets
 from nin.studies.answer import Answer, ClaimError, table_row, table_rule
 from nin.studies.rows import RowsError, ended
 
-OF_NETS = {"size": claims.size, "shift": claims.shifts, "channels": claims.channels, "objects": claims.objects}
-OF_ROWS = {"convergence": report.convergence, "overfitting": report.overfitting, "transfer": report.transfer}
+OF_NETS = {
+    "size": claims_of_nets.size,
+    "shift": claims_of_nets.shifts,
+    "channels": claims_of_nets.channels,
+    "objects": claims_of_nets.objects,
+}
+OF_ROWS = {
+    "convergence": claims_of_runs.convergence,
+    "overfitting": claims_of_runs.overfitting,
+    "transfer": claims_of_runs.transfer,
+}
 QUESTIONS = (*OF_NETS, *OF_ROWS)
 
 

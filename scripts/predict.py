@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nin import pictures, pretrained
 from nin.data import DataError
 from nin.run import images_of
-from nin.studies import claims, maps, nets
+from nin.studies import claims_of_nets, maps, nets
 from nin.studies.answer import ClaimError
 
 FIGURES = ("paper", "blanking")
@@ -148,7 +148,7 @@ def test_figure(trained: pretrained.Pretrained, settings: dict[str, str], out: P
     root = settings["data.root"] or None
     if settings["figure"] == "blanking":
         chosen = nets.gather([settings["checkpoint"]], root, int(settings["test"]) or 1000, int(settings["seed"]))
-        answer = claims.objects(chosen)
+        answer = claims_of_nets.objects(chosen)
         answer.figure.savefig(file, dpi=150)
         print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
     else:

@@ -18,7 +18,8 @@ from nin.command import plain_settings
 from nin.config import ConfigError
 from nin.recovery import RunError, replace
 from nin.studies import report
-from nin.studies.rows import Row, RowsError, conditions, ended, epochs_to, table
+from nin.studies.answer import table_row, table_rule
+from nin.studies.rows import Row, RowsError, ended, epochs_to
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
@@ -54,9 +55,9 @@ def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], N
     """The tables in Markdown, which show the figures, and what draws these into `folder`."""
     parts, figures = [], []
     for_tables = report.without_claims(rows)
-    for condition in conditions(for_tables):
+    for condition in report.conditions(for_tables):
         chosen = [row for row in for_tables if row.condition == condition]
-        parts.append(table(chosen))
+        parts.append(report.table(chosen))
         for variant in sorted({row.variant for row in chosen}):
             heads = [row for row in chosen if row.variant == variant]
             curves = [row for row in heads if row.test_curve]
@@ -83,12 +84,15 @@ def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], N
 
 def of_nets() -> str:
     """The published nets in Markdown, from their cards."""
-    lines = ["| name | head | recipe | epochs | parameters | file | test error |", "|---" * 7 + "|"]
+    columns = "name", "head", "recipe", "epochs", "parameters", "file", "test error"
+    lines = [table_row(*columns), table_rule(len(columns) - 1)]
     for name in pretrained.available():
         card = pretrained.read_card(name)
         lines.append(
-            f"| `{name}` | {card['head']} | `{card['recipe']}` | {card['epochs']} | {card['parameters']:,} | "
-            f"{card['bytes'] / 1e6:.1f} MB | {card['test_error']:.2f} % |"
+            table_row(
+                *(f"`{name}`", card["head"], f"`{card['recipe']}`", str(card["epochs"]), f"{card['parameters']:,}"),
+                *(f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"),
+            )
         )
     return "\n".join(lines)
 

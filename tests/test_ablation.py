@@ -14,7 +14,7 @@ from conftest import NARROW, ROOT
 from nin.command import compose, sweep
 from nin.config import ConfigError
 from nin.studies import ablation, report
-from nin.studies.rows import COLUMNS, Row, RowsError, append, ended, epochs_to, interval, read, table
+from nin.studies.rows import COLUMNS, Row, RowsError, append, ended, epochs_to, interval, read
 
 CONF = ROOT / "conf"
 CAPTURED = {"capture_output": True, "text": True, "check": True}
@@ -90,7 +90,7 @@ def test_the_table():
     rows = [row("gap", s, e) for s, e in ((0, 10.0), (1, 10.4), (2, 10.2))]
     rows += [row("fc", s, e) for s, e in ((1, 11.4), (0, 11.2), (2, 11.5), (7, 30.0))]
     rows += [row("fc_dropout", 0, status="dead"), row("gap", 0, 12.0, overrides="model.dropout=0.5")]
-    lines = table(rows).splitlines()
+    lines = report.table(rows).splitlines()
     assert lines[0] == "**cifar10, recipe quick, 8 epochs**"
     assert "| `gap` | 10.00, 10.40, 10.20 | 10.20 ± 0.20 | 3 | 5.10 ± 0.10 |  |" in lines
     (fc,) = (line for line in lines if line.startswith("| `fc` |"))
@@ -111,7 +111,7 @@ def test_variants_without_a_plain_gap_are_compared_with_the_first():
         row("fc", 0, 12.0, overrides="model.dropout=0.5"),
         row("gap", 2, status="dead", overrides="model.dropout=0.5"),
     ]
-    lines = table(rows).splitlines()
+    lines = report.table(rows).splitlines()
     assert "| `gap` `model.dropout=0` | 10.00, 11.00 | 10.50 ± 0.71 | 2 | 5.25 ± 0.35 |  |" in lines
     (half,) = (line for line in lines if line.startswith("| `gap` `model.dropout=0.5`"))
     assert "| 11.00, 12.00, dead | 11.50 ± 0.71, 1 of 3 died | 2 |" in half
@@ -124,7 +124,7 @@ def test_held_out_images_are_compared_by_their_own_error():
     rows = [
         replace(row(head, 0, 50.0, overrides="data.val=1000"), val_error=e) for head, e in (("gap", 9.0), ("fc", 9.5))
     ]
-    text = table([*rows, row()])
+    text = report.table([*rows, row()])
     assert "**cifar10, recipe quick, 8 epochs, 1,000 training images held out**" in text
     assert "| head | held-out error of each seed (%) |" in text and "| head | test error of each seed (%) |" in text
     assert "| `fc` | 9.50 | 9.50 | 1 | 25.00 | +0.50 (one seed) |" in text
@@ -391,8 +391,8 @@ def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
 
 def test_heads_of_a_backbone_have_their_rows_too(tmp_path):
     rows = [row(head, error=10.0 + n) for n, head in enumerate(("gap_article", "fc_article", "gap"))]
-    assert table(rows).index("`gap`") < table(rows).index("`gap_article`")
-    assert "| `fc_article` | 11.00 | 11.00 | 1 | 5.50 | +1.00 (one seed) |" in table(rows)
-    assert "| minus `gap_article` (95 %) |" in table(rows[:2])
+    assert report.table(rows).index("`gap`") < report.table(rows).index("`gap_article`")
+    assert "| `fc_article` | 11.00 | 11.00 | 1 | 5.50 | +1.00 (one seed) |" in report.table(rows)
+    assert "| minus `gap_article` (95 %) |" in report.table(rows[:2])
     report.plot_heads(rows, tmp_path / "heads.png", "title")
     assert (tmp_path / "heads.png").stat().st_size > 0

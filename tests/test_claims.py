@@ -19,7 +19,8 @@ from nin.command import sweep
 from nin.data import Normalise, Whiten
 from nin.heads import GAP
 from nin.pretrained import Pretrained
-from nin.studies import claims, report
+from nin.studies import claims_of_nets as of_nets
+from nin.studies import claims_of_runs as of_runs
 from nin.studies.answer import ClaimError
 from nin.studies.nets import Net, gather
 from nin.studies.rows import Row, append, ended
@@ -52,7 +53,7 @@ def cells(table: str, first: str) -> list[str]:
 
 def test_pooling_takes_any_size_and_a_fully_connected_head_says_why_not():
     nets = [asked(tiny("gap"), "gap"), asked(tiny("fc"), "fc")]
-    answer = claims.size(nets, (24, 32, 40))
+    answer = of_nets.size(nets, (24, 32, 40))
     trained, images, labels = nets[0].trained, nets[0].images, nets[0].labels
     error = 100 * (trained(images).argmax(1) != labels).double().mean().item()
     assert float(cells(answer.table, "`gap`")[1]) == pytest.approx(error, abs=0.01)  # at 32 nothing is resized
@@ -61,14 +62,14 @@ def test_pooling_takes_any_size_and_a_fully_connected_head_says_why_not():
     assert "`fc` at 24 pixels: a fully connected head is tied to one image size" in answer.table
     assert answer.finding.startswith("Supported: `gap` takes 3 of 3 sizes")
     assert "`fc` takes 32 pixels alone" in answer.finding
-    assert claims.size(nets[1:], (24, 32)).finding.startswith("Not answered")
+    assert of_nets.size(nets[1:], (24, 32)).finding.startswith("Not answered")
     deep = NIN([Block(8, padding=0) for _ in range(3)] + [Block((8, 8, None), 1)], norm="batch")
     small = asked(Pretrained(deep, nets[0].trained.preprocess, "0123456789", {}), "deep")
-    answer = claims.size([small], (8, 32))
+    answer = of_nets.size([small], (8, 32))
     assert cells(answer.table, "`deep`")[0] == "refused" and answer.finding.startswith("Refuted")
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
     whitened = Pretrained(NIN([Block((8, 8, 10))], image_size=8), Whiten.fit(images), "0123456789", {})
-    answer = claims.size(
+    answer = of_nets.size(
         [nets[0], Net("whitened", "-", whitened, images, nets[0].labels[:1].expand(64), BLACK)], (8, 32)
     )
     assert answer.finding.startswith("Supported") and "whitening is tied to images of 3×8×8" in answer.table
@@ -77,33 +78,33 @@ def test_pooling_takes_any_size_and_a_fully_connected_head_says_why_not():
     vgg = asked(
         Pretrained(backbone.to_empty(device="cpu").eval(), nets[0].trained.preprocess, "0123456789", {}), "vgg", 2
     )
-    answer = claims.size([vgg], (24, 32))
+    answer = of_nets.size([vgg], (24, 32))
     assert answer.finding.startswith("Supported") and "`vgg` at 24 pixels: vgg19 takes from 32 pixels" in answer.table
 
 
 def test_the_sizes_asked_about_go_with_the_images():
     net = asked(tiny("gap"), "gap", 2)
-    assert "| 24 px | 28 px | 32 px |" in (answer := claims.size([net])).table and "| 64 px |" in answer.table
+    assert "| 24 px | 28 px | 32 px |" in (answer := of_nets.size([net])).table and "| 64 px |" in answer.table
     wide = replace(net, images=net.images.repeat(1, 1, 2, 2))
-    assert claims.size([wide]).table.startswith("| net | 48 px | 56 px | 64 px |")
+    assert of_nets.size([wide]).table.startswith("| net | 48 px | 56 px | 64 px |")
 
 
 def test_each_image_moves_its_own_way():
     images = torch.zeros(8, 1, 9, 9)
     images[:, 0, 4, 4] = 1
-    moved = claims.shift(images, 3, "zero")
+    moved = of_nets.shift(images, 3, "zero")
     found = [tuple(image[0].nonzero()[0].tolist()) for image in moved]
     assert found == [(4, 7), (4, 1), (7, 4), (1, 4)] * 2  # right, left, down, up
-    assert torch.equal(claims.shift(images, 0, "reflect"), images)
+    assert torch.equal(of_nets.shift(images, 0, "reflect"), images)
     ramp = torch.arange(9.0).expand(4, 1, 9, 9)
-    assert claims.shift(ramp, 2, "reflect")[0, 0, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 5, 6]
+    assert of_nets.shift(ramp, 2, "reflect")[0, 0, 0].tolist() == [2, 1, 0, 1, 2, 3, 4, 5, 6]
 
 
 def test_shifts_are_counted_against_the_unshifted_image():
     net = asked(tiny("gap"), "gap")
-    answer = claims.shifts([net], (0, 2))
+    answer = of_nets.shifts([net], (0, 2))
     still, moved = (
-        net.trained.net(claims.shift(net.trained.preprocess(net.images), p, "reflect")).argmax(1) for p in (0, 2)
+        net.trained.net(of_nets.shift(net.trained.preprocess(net.images), p, "reflect")).argmax(1) for p in (0, 2)
     )
     error, same = answer.table.split("\n\n")
     row = "`gap`, fill reflect"
@@ -121,16 +122,16 @@ def test_whether_shifts_matter_less_to_gap_is_read_off_nets_trained_alike(monkey
     ):
         monkeypatch.setattr(nets[0].trained.net, "forward", of_gap)
         monkeypatch.setattr(nets[1].trained.net, "forward", of_fc)
-        finding = claims.shifts(nets, (0, 4)).finding
+        finding = of_nets.shifts(nets, (0, 4)).finding
         assert finding.startswith(f"{said} by these nets, one a seed: of `gap` more predictions stay by ")
         assert "Shifted by 4 pixels with reflected borders this many predictions stay: `gap` " in finding
     nets[1].trained.facts["epochs"] = 60
-    assert claims.shifts(nets, (0, 4)).finding.startswith("Not answered")
+    assert of_nets.shifts(nets, (0, 4)).finding.startswith("Not answered")
 
 
 def test_under_gap_the_highest_mean_is_the_prediction_and_elsewhere_not():
     nets = [asked(tiny("gap"), "gap"), asked(tiny("fc"), "fc")]
-    answer = claims.channels(nets)
+    answer = of_nets.channels(nets)
     accuracy, own, named = map(float, cells(answer.table, "`gap`"))
     assert accuracy == own <= named
     trained, images, labels = nets[1].trained, nets[1].images, nets[1].labels
@@ -141,12 +142,12 @@ def test_under_gap_the_highest_mean_is_the_prediction_and_elsewhere_not():
     fc_accuracy, fc_own, _ = map(float, cells(answer.table, "`fc`"))
     verdict = "Refuted" if fc_own < 20 else "Supported" if fc_own > 0.9 * fc_accuracy else "Supported in part"
     assert answer.finding.startswith(f"{verdict} for fully connected heads")
-    assert claims.channels(nets[:1]).finding.startswith("Not answered")
+    assert of_nets.channels(nets[:1]).finding.startswith("Not answered")
     wide = asked(tiny("gap"), "wide")
     wide.trained.classes = wide.trained.classes[:7]
-    assert "wide" not in claims.channels([*nets, wide]).table
+    assert "wide" not in of_nets.channels([*nets, wide]).table
     with pytest.raises(ClaimError, match="as many last maps as classes"):
-        claims.channels([wide])
+        of_nets.channels([wide])
 
 
 def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
@@ -166,7 +167,7 @@ def test_seeds_are_one_name_and_what_differs_is_named(tmp_path):
     assert len(net.images) == len(net.labels) == 7
     (other,) = gather([files["a"]], images=7, seed=1)
     assert not torch.equal(net.images, other.images)
-    answer = claims.channels(gather([files["a"], files["b"]], images=50))
+    answer = of_nets.channels(gather([files["a"], files["b"]], images=50))
     assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
 
 
@@ -196,7 +197,7 @@ def test_whether_maps_light_up_at_the_object():
         replace(asked(Pretrained(Lit(no), plain, "0123456789", {}), name, 100), images=images)
         for no, name in ((False, "seeing"), (True, "blind"))
     )
-    answer = claims.objects([seeing])
+    answer = of_nets.objects([seeing])
     assert answer.finding.startswith("Supported: ")
     under, elsewhere, chance, *differences = cells(answer.table, "`seeing`")
     assert float(under) == pytest.approx(255 * 64 / 1024, abs=0.01)
@@ -205,11 +206,11 @@ def test_whether_maps_light_up_at_the_object():
         more, low, high = map(float, re.findall(r"[+-][\d.]+", difference))
         assert more == pytest.approx(float(under) - float(other), abs=0.011) and 0 < low < more < high
     usual = replace(seeing, images=images[:1].expand(100, -1, -1, -1))  # every object at one place: no map is needed
-    assert claims.objects([usual]).finding.startswith("Undecided: ")
-    assert cells(claims.objects([usual]).table, "`seeing`")[3].startswith("+0.00")
-    assert claims.objects([blind]).finding.startswith("Undecided: ")
-    assert claims.objects([seeing, blind]).finding.startswith("Supported in part: ")
-    assert claims.objects([asked(tiny("fc"), "fc")]).finding.startswith("Not answered")
+    assert of_nets.objects([usual]).finding.startswith("Undecided: ")
+    assert cells(of_nets.objects([usual]).table, "`seeing`")[3].startswith("+0.00")
+    assert of_nets.objects([blind]).finding.startswith("Undecided: ")
+    assert of_nets.objects([seeing, blind]).finding.startswith("Supported in part: ")
+    assert of_nets.objects([asked(tiny("fc"), "fc")]).finding.startswith("Not answered")
 
 
 # of rows --------------------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def test_convergence_is_paired_by_seed():
     }
     rows = [row(*key, curve=curve) for key, curve in curves.items()]
     rows.append(row("gap", 3, curve="1 1 1 1", more="model.dropout=0.5"))  # something else was varied
-    (answer,) = report.convergence(rows)
+    (answer,) = of_runs.convergence(rows)
     upper, lower, _ = answer.table.split("\n\n")
     assert cells(upper, "`gap`")[0] == "2.00 ± 0.00"
     assert cells(upper, "`fc`")[0] == "3.33 ± 0.58 (1 never)"
@@ -241,19 +242,19 @@ def test_convergence_is_paired_by_seed():
     # of each seed, with the ninth epoch for never: (1 + 1 + 5) / 3; (1 + 5) / 2, 90 % neither had; (2 + 6 + 5) / 3
     assert answer.finding.startswith("Refuted: epochs of a fully connected head minus those of `gap`")
     assert "`fc` +3.22 (+0.69 to +5.75)" in answer.finding
-    (answer,) = report.convergence([*rows, row("fc", 8, None, None, status="dead"), row("gap", 8, curve="30 18 14 9")])
+    (answer,) = of_runs.convergence([*rows, row("fc", 8, None, None, status="dead"), row("gap", 8, curve="30 18 14 9")])
     assert cells(answer.table, "`fc`, 1 died")[0] == "3.33 ± 0.58 (1 never)"
     assert "`fc` +3.22 (+0.69 to +5.75)" in answer.finding
     sooner = {0: "30 19 9", 1: "30 14 9", 2: "19 14 9"}
     rows = [row("gap", seed, curve="40 30 30") for seed in sooner]
-    (answer,) = report.convergence(rows + [row("fc", seed, curve=curve) for seed, curve in sooner.items()])
+    (answer,) = of_runs.convergence(rows + [row("fc", seed, curve=curve) for seed, curve in sooner.items()])
     assert answer.finding.startswith("Supported: ")
-    (answer,) = report.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 0, curve="19 14 9 8")])
+    (answer,) = of_runs.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 0, curve="19 14 9 8")])
     assert answer.finding.startswith("Undecided by so few seeds: ") and "`fc` -1.00 (one seed)" in answer.finding
-    (answer,) = report.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 1, curve="30 19 14 9")])
+    (answer,) = of_runs.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 1, curve="30 19 14 9")])
     assert answer.finding.startswith("Not answered")
     with pytest.raises(ClaimError, match="no row"):
-        report.convergence([row("gap", 0)])
+        of_runs.convergence([row("gap", 0)])
 
 
 def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_clear():
@@ -263,7 +264,7 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
         rows.append(row("fc", seed, 45 + seed + 0.1 * (seed == 1), 0.0, 0.05, 160))
     rows.append(row("gap", 0, 80.0, 60.0, 0.05, 8))  # shorter
     rows.append(row("gap", 0, 1.0, share=0.05, epochs=160, more="model.dropout=0.5"))
-    (answer,) = report.overfitting(rows)
+    (answer,) = of_runs.overfitting(rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:-2]]
     assert [line[:4] for line in lines] == [
         ["5 %", "160", "`gap`", "3"],
@@ -277,18 +278,18 @@ def test_overfitting_takes_the_longest_runs_of_each_share_and_claims_what_is_cle
         "Supported in part: test error minus training error, of a fully connected head minus that of `gap`"
     )  # all data: equal
     assert "`fc` with 5 % of the images +6.03 (+5.89 to +6.18)" in answer.finding
-    (answer,) = report.overfitting([*rows, row("fc", 3, None, None, 0.05, 160, status="dead")])
+    (answer,) = of_runs.overfitting([*rows, row("fc", 3, None, None, 0.05, 160, status="dead")])
     assert "| 5 % | 160 | `fc` | 3, 1 died |" in answer.table
     doubtful = [row("fc", s, 45 + 10 * s, share=0.05, epochs=160) for s in range(3)]
-    (answer,) = report.overfitting([r for r in rows if r.head == "gap"] + doubtful)
+    (answer,) = of_runs.overfitting([r for r in rows if r.head == "gap"] + doubtful)
     assert answer.finding.startswith("Undecided: ")
     longer = [row("gap", s, 8.0, epochs=40) for s in range(3)]  # of one head alone, nothing to compare with
-    (answer,) = report.overfitting([*rows, *longer])
+    (answer,) = of_runs.overfitting([*rows, *longer])
     assert "| 100 % | 8 | `fc` | 3 |" in answer.table
     held_out = [replace(r, overrides=f"{r.overrides} data.val=5000", val_error=99.0) for r in rows]
-    assert [a.table.count("99.00") > 0 for a in report.overfitting([*rows, *held_out])] == [False, True]
+    assert [a.table.count("99.00") > 0 for a in of_runs.overfitting([*rows, *held_out])] == [False, True]
     with pytest.raises(ClaimError, match=r"data\.share="):
-        report.overfitting([row("gap", 0), row("fc", 0)])
+        of_runs.overfitting([row("gap", 0), row("fc", 0)])
 
 
 def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
@@ -304,7 +305,7 @@ def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
     rows.append(row("gap", 0, 1.0, more="checkpoint=net model.dropout=0.5"))  # something else was varied
     rows.append(row("fc", 0, 1.0, more="checkpoint=another"))
     rows.append(row("fc", 0, 1.0, more="'model.blocks=[{widths: 8}, {widths: [8, 8, null]}]'"))
-    (answer,) = report.transfer(rows)
+    (answer,) = of_runs.transfer(rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:-2]]
     assert [line[:3] for line in lines] == [
         ["from scratch", "`gap`", ""],
@@ -322,27 +323,29 @@ def test_transfer_is_compared_with_gap_and_with_training_from_scratch():
         "Refuted in part: error of a fully connected head minus that of `gap`"
     )  # another: one seed
     assert "probed `fc` +5.03 (" in answer.finding and "scratch" not in answer.finding
-    (answer,) = report.transfer(rows[:6] + [r for r in rows[6:] if r.head == "gap"])
+    (answer,) = of_runs.transfer(rows[:6] + [r for r in rows[6:] if r.head == "gap"])
     assert answer.finding.startswith("Not answered")
     mixed = dict(enumerate((19.9, 26.0, 27.0, 28.1, 29.2)))  # the first is below gap's
     many = [row("gap", seed, 20.0 + seed, more="checkpoint=net") for seed in mixed]
     many += [row("fc", seed, error, more="checkpoint=net") for seed, error in mixed.items()]
-    assert report.transfer(many)[0].finding.startswith("Refuted: ")
+    assert of_runs.transfer(many)[0].finding.startswith("Refuted: ")
     published = [replace(r, overrides=r.overrides.replace("=net", "=cifar10-gap-paper")) for r in many[:5]]
     published += [replace(r, overrides=r.overrides.replace("=net", "=cifar10-fc")) for r in many[5:]]
-    assert report.transfer(published)[0].finding.startswith("Not answered")  # trained otherwise, their cards say
+    assert of_runs.transfer(published)[0].finding.startswith("Not answered")  # trained otherwise, their cards say
     several = [replace(r, overrides=r.overrides.replace("checkpoint=net", "checkpoint=n-gap")) for r in many[:5]]
     several += [row("gap", seed, 1.0, more="checkpoint=m-gap") for seed in mixed]
     fc = [replace(r, overrides=r.overrides.replace("checkpoint=net", "checkpoint=n-fc")) for r in many[5:]]
-    assert report.transfer([*several, *fc])[0].finding == report.transfer(many)[0].finding  # m-gap is another recipe's
+    assert (
+        of_runs.transfer([*several, *fc])[0].finding == of_runs.transfer(many)[0].finding
+    )  # m-gap is another recipe's
     worse = [
         replace(r, test_error=10.0 + 0.9 * r.seed) if r.head == "fc" and "freeze=True" in r.overrides else r
         for r in rows
     ]
-    (answer,) = report.transfer(worse)
+    (answer,) = of_runs.transfer(worse)
     assert answer.finding.startswith("Mixed")
     with pytest.raises(ClaimError, match="checkpoint="):
-        report.transfer([row("gap", 0), row("fc", 0)])
+        of_runs.transfer([row("gap", 0), row("fc", 0)])
 
 
 def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head():
@@ -352,7 +355,7 @@ def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head():
         for (head, name), error in errors.items()
         for seed in range(3)
     ]
-    (answer,) = report.transfer(rows)
+    (answer,) = of_runs.transfer(rows)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in answer.table.splitlines()[2:-2]]
     assert [line[:3] for line in lines] == [
         ["probed", "`gap`", "c-gap"],
@@ -363,7 +366,7 @@ def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head():
     ]
     assert "probed `fc` -9.97 (-10.11 to -9.82), supported" in answer.finding
     assert "linear probe `fc_dropout` +4.03 (+3.89 to +4.18), refuted; linear probe `fc` +7.03" in answer.finding
-    (answer,) = report.transfer([r for r in rows if r.head != "gap" or "c-gap" in r.overrides])
+    (answer,) = of_runs.transfer([r for r in rows if r.head != "gap" or "c-gap" in r.overrides])
     assert "linear probe" not in answer.table  # of GAP alone it is what `probed` is
 
 

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nin.studies.rows import HEADS
+from nin.studies.rows import ALL_HEADS
 
 POOLING = ("gap", "gmp", "gap_article", "gmp_article")
 FULLY_CONNECTED = ("fc", "fc_dropout", "fc_article")
 
 # The first four are apart for every kind of colour vision: no two nearer than 31 (CIELAB) under simulated protanopia
 # and deuteranopia. The article's three heads have Okabe and Ito's remaining colours.
-COLOURS = dict(zip(HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#56b4e9", "#000000", "#cc79a7"), strict=True))
+COLOURS = dict(
+    zip(ALL_HEADS, ("#009e73", "#b2182b", "#e69f00", "#0072b2", "#56b4e9", "#000000", "#cc79a7"), strict=True)
+)
 
 
 class ClaimError(RuntimeError):

@@ -17,7 +17,7 @@ from nin.model import LARGEST
 from nin.pretrained import Pretrained
 from nin.run import images_of
 from nin.studies.answer import COLOURS, table_row, table_rule
-from nin.studies.rows import HEADS
+from nin.studies.rows import ALL_HEADS
 
 STYLES = ("-", "--", ":", "-.")
 
@@ -80,7 +80,7 @@ def gather(checkpoints: Sequence[str], root: str | None = None, images: int | No
         style = STYLES[styles[trained.net.arguments["head"]].index(name) % len(STYLES)]
         trained.to(device)
         nets.append(Net(name, style, trained, test_images, test_labels.to(device), blank))
-    return sorted(nets, key=lambda net: (HEADS.index(net.head), net.name))
+    return sorted(nets, key=lambda net: (ALL_HEADS.index(net.head), net.name))
 
 
 def _set(trained: Pretrained) -> tuple[str | None, tuple[int, int]]:

@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from scipy import stats
 from nin.bounds import one_of
 from nin.config import OF_NO_CONSEQUENCE
 
-HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
+ALL_HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
 PAPER = {"gap": 10.41, "fc_dropout": 10.88, "fc": 11.59}  # the paper's Table 5: CIFAR-10, without augmentation
 NAMED = (*OF_NO_CONSEQUENCE, "logger", "eval_curve", "head", "seed", "recipe", "data", "experiment", "data.val")
 NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.accelerator")
@@ -177,7 +177,7 @@ def _typed(row: dict[str, str]) -> Row:
         values[name] = float(row[name]) if row[name] else None
     values |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
     read = Row(**values)
-    one_of(HEADS, head=read.head)
+    one_of(ALL_HEADS, head=read.head)
     one_of(("ok", "dead", "stopped"), status=read.status)
     if read.status == "ok" and None in (read.error, read.train_error):
         raise ValueError("it is ok and has no errors")
@@ -235,66 +235,11 @@ def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, 
     return statistics.mean(differences) - half, statistics.mean(differences) + half
 
 
-def conditions(rows: Iterable[Row]) -> list[Condition]:
-    """The conditions of these rows: a set's longest runs first."""
-    return sorted({row.condition for row in rows}, key=lambda condition: (condition.data, -condition.epochs, condition))
-
-
-def table(rows: Iterable[Row]) -> str:
-    """A Markdown table a condition: the errors of each head and variant, and the paired difference to GAP. Where
-    training images were held out the errors are those on them.
-
-    A head is compared with GAP under the same variant, a variant of GAP with plain GAP or, where there is none, with
-    the first variant, seed by seed; the article's heads with `gap_article`.
-    """
-    rows = list(rows)
-    parts = []
-    for condition in conditions(rows):
-        of_condition = [row for row in rows if row.condition == condition]
-        errors = {(r.variant, r.head, r.seed): r.error for r in of_condition if r.error is not None}
-        names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
-        pooling = "gap" if any(not head.endswith("_article") for _, head in names) else "gap_article"
-        parts += [
-            f"**{condition.title}**",
-            "",
-            f"| head | {condition.errors} of each seed (%) | mean ± s.d. | n | train error (%) | "
-            f"minus `{pooling}` (95 %) |",
-            "|---|---|---|---|---|---|",
-        ]
-        for variant, head in names:
-            chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
-            ok = [r for r in chosen if r.error is not None]
-            each = ", ".join(r.status if r.error is None else f"{r.error:.2f}" for r in chosen)
-            name = f"`{head}`" + f" `{variant}`" * bool(variant)
-            mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
-            mean += f", {len(chosen) - len(ok)} of {len(chosen)} died" * (0 < len(ok) < len(chosen))
-            train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
-            of = "gap_article" if head.endswith("_article") else "gap"
-            to = next((v for v, h in names if h == of), "") if head == of else variant
-            other = {seed: error for (v, h, seed), error in errors.items() if (v, h) == (to, of)}
-            differences = [r.error - other[r.seed] for r in ok if r.seed in other]
-            alone = (variant, head) == (to, of) or not other  # nothing to be compared with
-            difference = "" if alone else paired(differences, len(chosen))
-            if difference and head == of and to:
-                difference = f"against `{to}`: {difference}"
-            parts.append(f"| {name} | {each} | {mean} | {len(ok)} | {train} | {difference} |")
-        said = made_with(of_condition)
-        if condition.data == "cifar10" and len({head for _, head in names} & {*PAPER}) > 1:
-            theirs = ", ".join(f"`{head}` {error:.2f}" for head, error in PAPER.items())
-            said += f" The paper's Table 5, without augmentation and with its own recipe: {theirs}."
-        parts += ["", said, ""]
-    return "\n".join(parts)
-
-
 def made_with(rows: Sequence[Row]) -> str:
     """Commits and versions of torch: where they differ, runs are compared across them."""
     commits = {row.commit[:8] + "+changes" * (not row.clean) for row in rows if row.commit}
     versions = {row.torch.split("+")[0] for row in rows if row.torch}
     return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(versions))}."
-
-
-def _order(name: tuple[str, str]) -> tuple[str, int]:
-    return name[0], HEADS.index(name[1])
 
 
 def paired(differences: Sequence[float], seeds: int = 0) -> str:

@@ -1,4 +1,5 @@
-"""The claims about pooling that are asked of trained nets. Those that are asked of runs are in `nin.studies.report`.
+"""The claims about pooling that are asked of trained nets. Those that are asked of runs are in
+`nin.studies.claims_of_runs`.
 
 size           any image size will do
 shift          a shifted image is still recognised

@@ -1,4 +1,6 @@
 import os
+import runpy
+import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side (pytest -n): a core each; set before torch reads it
@@ -34,3 +36,21 @@ def cifar10_root() -> str:
     if not (Path(root) / "cifar-10-batches-py").is_dir():
         pytest.skip(f"CIFAR-10 is not in {root}; set NIN_DATA")
     return root
+
+
+@pytest.fixture
+def script(monkeypatch, capsys, tmp_path):
+    """Runs one of scripts/ in this process and in tmp_path; gives its exit code, output and errors."""
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+            code = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        return code, *capsys.readouterr()
+
+    return call

@@ -1,4 +1,4 @@
-import os
+import json
 import re
 import runpy
 import shlex
@@ -350,14 +350,23 @@ def test_the_report_of_a_study(tmp_path):
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 COMPOSE = """
-import shlex, sys
+import json, os, shlex, sys
 from pathlib import Path
-if Path("nin/command.py").exists():
-    from nin.command import compose
-else:  # an early commit
-    from nin.config import compose
-for line in sys.stdin:
-    compose(Path("conf").resolve(), shlex.split(line))
+import hydra, lightning, scipy.stats, torchvision  # once, not for each commit
+for folder, overrides in json.load(sys.stdin).items():
+    if (child := os.fork()) == 0:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        if Path("nin/command.py").exists():
+            from nin.command import compose
+        else:  # an early commit
+            from nin.config import compose
+        assert sys.modules["nin"].__file__.startswith(folder)
+        for line in overrides:
+            compose(Path("conf").resolve(), shlex.split(line))
+        sys.exit()
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"the overrides of {folder} do not compose at it")
 """
 
 
@@ -378,15 +387,17 @@ def test_the_overrides_of_every_published_row_compose_at_its_commit(tmp_path):
     shallow = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--is-shallow-repository"], **CAPTURED).stdout
     if shallow.strip() == "true":
         pytest.skip("a shallow clone has no history")
+    overrides: dict[str, list[str]] = {}  # by the folder that holds the project as it was
     for commit in {row.commit for row in rows}:
         folder = tmp_path / commit
         folder.mkdir()
         tree = subprocess.run(["git", "-C", str(ROOT), "archive", commit, "nin", "conf"], capture_output=True)
         assert tree.returncode == 0, f"{commit} is not in the history: {tree.stderr}"
         subprocess.run(["tar", "-x", "-C", str(folder)], input=tree.stdout, check=True)
-        overrides = "\n".join(row.overrides for row in rows if row.commit == commit)
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
-        subprocess.run([sys.executable, "-c", COMPOSE], input=overrides, cwd=folder, env=environment, **CAPTURED)
+        overrides[str(folder)] = [row.overrides for row in rows if row.commit == commit]
+    command = [sys.executable, "-c", COMPOSE]
+    composed = subprocess.run(command, input=json.dumps(overrides), capture_output=True, text=True, cwd=tmp_path)
+    assert composed.returncode == 0, composed.stderr
 
 
 def test_heads_of_a_backbone_have_their_rows_too(tmp_path):

@@ -1,7 +1,5 @@
 import re
 import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from typing import ClassVar
 
@@ -373,20 +371,15 @@ def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head():
 # the command ----------------------------------------------------------------------------------------------------------
 
 
-def command(tmp_path, *arguments):
-    script = [sys.executable, str(ROOT / "scripts" / "claims.py"), *arguments]
-    return subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
-
-
-def test_the_command(tmp_path):
+def test_the_command(script, tmp_path):
     for head in ("gap", "fc"):
         pretrained.save(tmp_path / f"{head}.safetensors", tiny(head))
     rows = (row("gap", 0, curve="30 9"), row("fc", 0, curve="30 19"), row("gap", 0, 40.0, share=0.05))
     for each in (*rows, row("gap", 0, 20.0, more="checkpoint=net")):
         append(tmp_path / "runs.csv", each)
-    done = command(tmp_path, "checkpoint=gap.safetensors,fc.safetensors", "study=runs.csv", "images=20")
-    assert done.returncode == 0
-    assert len(re.findall("^## ", done.stdout, re.M)) == 7
+    code, said, _ = script("claims.py", "checkpoint=gap.safetensors,fc.safetensors", "study=runs.csv", "images=20")
+    assert code == 0
+    assert len(re.findall("^## ", said, re.M)) == 7
     pictures = sorted((tmp_path / "claims").glob("*.png"))
     asked = ["channels", "convergence", "objects", "overfitting", "shift", "size", "transfer"]
     assert [picture.stem.split("-")[0] for picture in pictures] == asked
@@ -429,8 +422,7 @@ def test_the_published_pages_are_of_the_published_rows_and_nets():
         (["checkpoint=net"], 1, "checkpoint=net: there is no such file or folder"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, code, words):
-    monkeypatch.chdir(tmp_path)
-    assert runpy.run_path(str(ROOT / "scripts" / "claims.py"))["main"](arguments) == code
-    said = capsys.readouterr()
-    assert words in said.err and len(said.err.splitlines()) == 1 and said.out == ""
+def test_a_wrong_command_is_one_sentence(script, arguments, code, words):
+    ended, said, errors = script("claims.py", *arguments)
+    assert (ended, said) == (code, "")
+    assert words in errors and len(errors.splitlines()) == 1

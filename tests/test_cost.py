@@ -65,22 +65,16 @@ def test_memory_is_of_float32():
     assert (layer.parameter_mb, layer.output_mb) == (4.0, 1024 * 4 / 2**20)
 
 
-def test_the_command():
-    def cost_of(*arguments):
-        command = [sys.executable, str(ROOT / "scripts" / "cost.py"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    said = cost_of("model=vgg_regressor").stdout
+def test_the_command(script):
+    _, said, _ = script("cost.py", "model=vgg_regressor")
     assert all(number in said for number in ("583,699,000", "361,019,000", "9,747,000", "954,012,400", "19,041,400"))
-    said = cost_of("checkpoint=cifar10-gap").stdout
+    _, said, _ = script("cost.py", "checkpoint=cifar10-gap")
     assert "968,394 parameters" in said and "with fc" in said
-    assert cost_of("checkpoint=nothing").returncode == 1
-    wrong = cost_of("model=resnet")
-    assert wrong.returncode == 2
-    assert "model=resnet: choose one of cifar10, imagenet, vgg_regressor" in wrong.stderr
-    assert "head (GMP)" in cost_of("checkpoint=cifar10-gmp").stdout
-    wrong = cost_of("model=alexnet", "head=gmp")
-    assert wrong.returncode == 1 and wrong.stderr == "error: head=gmp: choose one of fc, gap\n"
+    assert script("cost.py", "checkpoint=nothing")[0] == 1
+    code, _, errors = script("cost.py", "model=resnet")
+    assert code == 2 and "model=resnet: choose one of cifar10, imagenet, vgg_regressor" in errors
+    assert "head (GMP)" in script("cost.py", "checkpoint=cifar10-gmp")[1]
+    assert script("cost.py", "model=alexnet", "head=gmp") == (1, "", "error: head=gmp: choose one of fc, gap\n")
 
 
 @pytest.mark.parametrize("name", cost.NETS)

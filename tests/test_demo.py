@@ -1,6 +1,5 @@
 import base64
 import os
-import runpy
 import shutil
 import socket
 import subprocess
@@ -110,8 +109,7 @@ def test_a_dropped_picture_is_classified_and_its_maps_are_shown(served, browser,
         (["checkpoint=net"], 1, "checkpoint=net: there is no such file or folder"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(tmp_path, monkeypatch, capsys, arguments, code, words):
-    monkeypatch.chdir(tmp_path)
-    assert runpy.run_path(str(ROOT / "scripts" / "demo.py"))["main"](arguments) == code
-    said = capsys.readouterr()
-    assert words in said.err and len(said.err.splitlines()) == 1 and said.out == ""
+def test_a_wrong_command_is_one_sentence(script, arguments, code, words):
+    ended, said, errors = script("demo.py", *arguments)
+    assert (ended, said) == (code, "")
+    assert words in errors and len(errors.splitlines()) == 1

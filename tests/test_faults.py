@@ -6,7 +6,6 @@ import pickle
 import random
 import re
 import resource
-import runpy
 import shutil
 import struct
 import subprocess
@@ -60,24 +59,6 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished") / "run"
     run.train(compose(CONF, SHORT), folder)
     return folder
-
-
-@pytest.fixture
-def script(monkeypatch, capsys, tmp_path):
-    """Runs one of scripts/ in this process; gives its exit code, output and errors."""
-
-    def call(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        capsys.readouterr()
-        try:
-            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-            code = 0
-        except SystemExit as ended:
-            code = ended.code or 0
-        return code, *capsys.readouterr()
-
-    return call
 
 
 # full disks ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from nin.heads import GAP
 from nin.pretrained import Pretrained
 from nin.studies import maps
 
+PREDICT = (sys.executable, str(ROOT / "scripts" / "predict.py"))
+
 
 @pytest.fixture(scope="module")
 def trained() -> Pretrained:
@@ -170,7 +172,8 @@ def test_the_command_goes_through_a_folder_of_damaged_pictures(trained, tmp_path
     (tmp_path / "pictures").mkdir()
     for name, content in damaged_pictures(each=2):
         (tmp_path / "pictures" / name).write_bytes(content)
-    ended = predict(tmp_path, "checkpoint=net.safetensors", "pictures")
+    command = [*PREDICT, "checkpoint=net.safetensors", "pictures"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -306,35 +309,30 @@ def test_the_papers_figure(trained):
     assert [axis.get_title() for axis in figure.axes[1:11]] == list(trained.classes)
 
 
-def predict(tmp_path, *arguments):
-    command = [sys.executable, str(ROOT / "scripts" / "predict.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
-
-def test_the_command(trained, tmp_path):
+def test_the_command(trained, script, tmp_path):
     pretrained.save(tmp_path / "net.safetensors", trained)
     gradient().save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("text")
-    ended = predict(tmp_path, "checkpoint=net.safetensors", "good.png", "bad.png", "size=native")
+    command = [*PREDICT, "checkpoint=net.safetensors", "good.png", "bad.png", "size=native"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 1
     assert ended.stderr == "error: bad.png: not a picture of a known format\n"
     assert ended.stdout.startswith("good.png: class ")
     assert (tmp_path / "maps" / "good_net.png").stat().st_size > 10_000
-    said = predict(tmp_path, "checkpoint=net.safetensors", "figure=blanking")
-    assert "(360 test images)" in said.stdout and said.stdout.endswith("maps/blanking_net.png\n"), said.stderr
+    _, said, errors = script("predict.py", "checkpoint=net.safetensors", "figure=blanking")
+    assert "(360 test images)" in said and said.endswith("maps/blanking_net.png\n"), errors
     assert (tmp_path / "maps" / "blanking_net.png").stat().st_size > 10_000
     coarse = NIN([Block(8, stride=8), Block((8, 8, None), stride=2)], norm="batch")
     coarse = Pretrained(coarse, trained.preprocess, trained.classes, trained.facts)
     pretrained.save(tmp_path / "coarse.safetensors", coarse)
-    refused = predict(tmp_path, "checkpoint=coarse.safetensors", "figure=blanking", "test=5")
-    assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert refused.stderr.endswith("error: objects: class maps of 1×1 show no place in the image\n")
-    said = predict(tmp_path, "checkpoint=net.safetensors", "test=2", "seed=5").stdout.splitlines()
+    code, _, errors = script("predict.py", "checkpoint=coarse.safetensors", "figure=blanking", "test=5")
+    assert code == 1 and errors.endswith("error: objects: class maps of 1×1 show no place in the image\n")
+    said = script("predict.py", "checkpoint=net.safetensors", "test=2", "seed=5")[1].splitlines()
     assert len(said) == 2 and all(re.match(r"test_\d+_\d: class ", line) for line in said)
-    assert predict(tmp_path, "checkpoint=net.safetensors", "figure=paper").stdout.strip() == "maps/paper_net.png"
+    assert script("predict.py", "checkpoint=net.safetensors", "figure=paper")[1].strip() == "maps/paper_net.png"
 
 
-def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(trained, tmp_path):
+def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(trained, script, tmp_path):
     pretrained.save(tmp_path / "net.safetensors", trained)
     names = ("good.png", "good_net.png", "size=big.png")  # the second is where the first's maps would go
     for name, size in zip(names, (40, 30, 20), strict=True):
@@ -342,10 +340,11 @@ def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(train
     before = [(tmp_path / name).read_bytes() for name in names]
     (tmp_path / "folder.png").mkdir()
     gradient(1, 1).save(tmp_path / "one.png")
-    ended = predict(tmp_path, "checkpoint=net.safetensors", ".", "size=big.png", "size=native", "out=.")
+    arguments = ("checkpoint=net.safetensors", ".", "size=big.png", "size=native", "out=.")
+    code, said, errors = script("predict.py", *arguments)
     assert [(tmp_path / name).read_bytes() for name in names] == before
-    assert ended.returncode == 1 and len(ended.stdout.splitlines()) == 4
-    assert ended.stderr.endswith("\nerror: one.png: 1×1 pixels are too few for this net\n")
+    assert code == 1 and len(said.splitlines()) == 4
+    assert errors.endswith("\nerror: one.png: 1×1 pixels are too few for this net\n")
     assert (tmp_path / "good_net_2.png").exists()
 
 
@@ -361,7 +360,7 @@ def test_the_command_spares_what_is_there_and_names_what_it_cannot_look_at(train
         (["checkpoint=net", "figure=blanking", "size=64"], "size=64: figure=blanking takes test images as they are"),
     ],
 )
-def test_a_wrong_command_is_one_sentence(tmp_path, arguments, words):
-    refused = predict(tmp_path, *arguments)
-    assert refused.returncode == 2
-    assert words in refused.stderr and len(refused.stderr.splitlines()) == 1
+def test_a_wrong_command_is_one_sentence(script, arguments, words):
+    code, _, errors = script("predict.py", *arguments)
+    assert code == 2
+    assert words in errors and len(errors.splitlines()) == 1

@@ -112,7 +112,8 @@ def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
     """torchvision's weights of the whole net, from its address or from a file."""
     try:
         if weights == "imagenet":
-            state = get_model_weights(backbone).DEFAULT.get_state_dict(progress=True, check_hash=True)
+            published = get_model_weights(backbone).DEFAULT
+            state = published.get_state_dict(progress=True, check_hash=True, weights_only=True)
         elif Path(weights).suffix == ".safetensors":
             state = load_file(weights)
         else:

@@ -81,7 +81,7 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
             except OmegaConfBaseException as error:
                 raise ConfigError(explain(error, sys.argv[1:])) from error
             if config.trainer.devices > 1 and started() == 1:
-                again = [sys.executable, *sys.orig_argv[1:], f"hydra.run.dir='{folder}'"]
+                again = [sys.executable, *sys.orig_argv[1:], f"hydra.run.dir={quoted(folder)}"]
                 code = start(config.trainer.devices, again)
             elif started() > 1 and not any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra):
                 raise ConfigError("hydra.run.dir=FOLDER must be given, which the processes share")
@@ -214,27 +214,42 @@ def compose(config_folder: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(explain(error, overrides)) from error
 
 
-def overrides_of(settings: dict[str, Any], config_folder: Path) -> list[str]:
-    """Overrides that compose to this configuration (`load_settings`, or `asdict` of one) again: set, head, recipe,
-    backbone and seed, then each setting that differs from what these bring. What the trained net does not depend on is
-    left out: where the images are, what the run showed and which accelerator it took."""
-    named = {group: settings[group]["name"] for group in ("data", "head", "recipe")}
-    if settings["model"]["backbone"]:
-        named["model"] = settings["model"]["backbone"]
-    stated = [f"{group}={name}" for group, name in named.items() if (config_folder / group / f"{name}.yaml").exists()]
-    stated.append(f"seed={settings['seed']}")
+def quoted(value: object) -> str:
+    """A value as Hydra reads it, whatever is in it."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", str(value)) + "'"
+
+
+def overrides_of(settings: dict[str, Any], config_folder: Path, choices: Sequence[str] | None = None) -> list[str]:
+    """Overrides that compose to this configuration (`load_settings`, or `asdict` of one) again, the same however it was
+    come by: `choices` of files, by default of set, head, recipe and backbone, the seed, then each setting that differs
+    from what these bring. What the trained net does not depend on is left out: where the images are, what the run
+    showed and which accelerator it took."""
+    if choices is None:
+        named = {group: settings[group]["name"] for group in ("data", "head", "recipe")}
+        if settings["model"]["backbone"]:
+            named["model"] = settings["model"]["backbone"]
+        choices = [
+            f"{group}={name}" for group, name in named.items() if (config_folder / group / f"{name}.yaml").exists()
+        ]
+    stated = [*choices, f"seed={settings['seed']}"]
     with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):  # unchecked: it need not be possible
         brought = consequential(OmegaConf.to_container(hydra.compose("config", stated)))
     for name, value in consequential(settings).items():
         if name != "trainer.accelerator" and value != brought[name]:
             grammar = re.sub(r'"(\w+)": ', r"\1: ", json.dumps(value))  # JSON is Hydra's, but for quotes around keys
-            stated.append(f"{name}={grammar}")
+            stated.append(f"{name}={value if _is_word(value) else grammar}")
     return stated
+
+
+def _is_word(value: Any) -> bool:
+    """Whether Hydra reads it as this string without quotes."""
+    keyword = str(value).lower() in ("true", "false", "null", "nan", "inf", "yes", "no", "on", "off")
+    return isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z][\w-]*", value)) and not keyword
 
 
 def sweep(config_folder: Path, overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of the values that the overrides give in Hydra's sweep syntax: `seed=0,1`, `seed=range(5)` or
-    `head=glob(fc*)`. Raises ConfigError."""
+    `head=glob(fc*,exclude=*_article)`. Raises ConfigError."""
     try:
         with hydra.initialize_config_dir(str(config_folder), version_base="1.3"):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())

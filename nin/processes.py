@@ -29,7 +29,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from nin.recovery import STARTER, LeftAloneError
+from nin.recovery import STARTER, LeftAloneError, orphaned
 
 GRACE = 20  # seconds that the others have to end by themselves when one has failed
 
@@ -47,7 +47,8 @@ def started() -> int:
 def start(processes: int, command: Sequence[str]) -> int:
     """Runs a command in several processes and gives its exit code: that of the first to fail, 0 where none does.
 
-    Ctrl-C and SIGTERM are passed on. Lightning's own launcher would make this process the first of them and kill it
+    Ctrl-C and SIGTERM are passed on; where the process that started this one is gone the others are told to end.
+    Lightning's own launcher would make this process the first of them and kill it
     when another ends, so that neither sentence nor exit code were left.
     """
     shared = {**os.environ, "WORLD_SIZE": str(processes), STARTER: str(os.getpid())}
@@ -65,8 +66,11 @@ def start(processes: int, command: Sequence[str]) -> int:
     for i in range(processes):  # in sessions of their own: the terminal's Ctrl-C comes once, from here
         environment = {**shared, "LOCAL_RANK": str(i)}
         running.append(subprocess.Popen(command, env=environment, start_new_session=True))
-    code, deadline = 0, float("inf")
+    code, deadline, told = 0, float("inf"), False
     while any(process.poll() is None for process in running):
+        if orphaned() and not told:
+            told = True
+            pass_on(signal.SIGTERM, None)
         if not code and (code := next((p.returncode for p in running if p.returncode), 0)):
             deadline = time.monotonic() + GRACE
         if time.monotonic() > deadline:

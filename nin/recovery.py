@@ -104,6 +104,12 @@ STARTER = "NIN_STARTER"  # environment variable: the process that started this o
 _received: list[int] = []  # signals, since `stoppable` began
 
 
+def orphaned() -> bool:
+    """Whether the process that started this one as one of several is gone; killed, it could not tell."""
+    parent = str(os.getppid())
+    return os.environ.get(STARTER, parent) != parent
+
+
 class HeedSignals(Callback):
     """Stops before the next batch where a signal's exception was lost, as Python loses those raised in a destructor, or
     where the process that started this one is gone.
@@ -132,7 +138,7 @@ class HeedSignals(Callback):
         self._heed()
 
     def _heed(self) -> None:
-        if os.environ.get(STARTER, str(os.getppid())) != str(os.getppid()):  # it was killed and could not tell
+        if orphaned():
             _received.append(signal.SIGTERM)
         if _received:
             raise KeyboardInterrupt

@@ -7,13 +7,15 @@ python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_ep
                                                                   as many steps as with all images at 8 epochs
 
 Overrides are those of scripts/train.py, with Hydra's sweep syntax; the test error is recorded after each epoch unless
-eval_curve=false is given. What is recorded is not run again; an interrupted study goes on where it stopped. Two more
-settings:
+eval_curve=false is given, or training images are held out by data.val. What is recorded is not run again, and an
+interrupted study goes on where it stopped; a run is known by its settings, so that an edited recipe wants a file of its
+own. Two more settings:
 
 study=FILE    the CSV file, by default checkpoints/runs.csv, the rows of README.md; give your own for a study apart
 jobs=N        N runs side by side, by default 1
 """
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -45,7 +47,8 @@ def main(arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, ends the runs too
     try:
-        curve = [] if any(o.startswith("eval_curve=") for o in overrides) else ["eval_curve=true"]
+        decided = any(o.startswith(("eval_curve=", "data.val=")) for o in overrides)
+        curve = [] if decided else ["eval_curve=true"]
         points = [[*point, *curve] for point in sweep(ROOT / "conf", overrides)]
         rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(own["jobs"]))
     except (ConfigError, RowsError) as error:
@@ -55,7 +58,8 @@ def main(arguments: list[str]) -> int:
         reason = f"error: {error}; " if str(error) else ""
         print(f"{reason}stopped: the same command goes on where it was, {file} has the rows so far", file=sys.stderr)
         return 1 if reason else 130
-    print(f"\n{table(rows)}\n{len(rows)} rows in {file}; the report: python scripts/report.py study={file}")
+    report = f"python scripts/report.py {shlex.quote(f'study={file}')}"
+    print(f"\n{table(rows)}\n{len(rows)} rows in {file}; the report: {report}")
     return 0
 
 

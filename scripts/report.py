@@ -8,6 +8,7 @@ python scripts/report.py study=FILE       another study: tables printed, figures
 import hashlib
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -39,10 +40,11 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         rows = ended(file)
-        text, figures = of_rows(rows, file.parent / "figures")
+        published = file.resolve() == PUBLISHED
+        text, figures = of_rows(rows, file, ROOT if published else file.parent)
         for draw in figures:
             draw()
-        if file.resolve() == PUBLISHED:
+        if published:
             into_readme(rows=text, nets=of_nets())
         print(text)  # last: who reads it may stop reading
     except (RowsError, pretrained.CheckpointError, RunError, OSError) as error:
@@ -51,8 +53,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], None]]]:
-    """The tables in Markdown, which show the figures, and what draws these into `folder`."""
+def of_rows(rows: Sequence[Row], file: Path, page: Path) -> tuple[str, list[Callable[[], None]]]:
+    """The tables of a study's rows in Markdown, for a page in the folder `page`, and what draws their figures beside
+    the study's file. The test set is in no figure of runs that held training images out."""
     parts, figures = [], []
     for_tables = report.without_claims(rows)
     for condition in report.conditions(for_tables):
@@ -60,7 +63,7 @@ def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], N
         parts.append(report.table(chosen))
         for variant in sorted({row.variant for row in chosen}):
             heads = [row for row in chosen if row.variant == variant]
-            curves = [row for row in heads if row.test_curve]
+            curves = [row for row in heads if row.test_curve and not condition.held_out]
             if len({row.head for row in heads}) == 1:
                 continue
             title = ", ".join(filter(None, [condition.title, variant]))
@@ -69,15 +72,15 @@ def of_rows(rows: Sequence[Row], folder: Path) -> tuple[str, list[Callable[[], N
                 stem = f"{stem[:140]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
             for kind, plot, of in (("heads", report.plot_heads, heads), ("curves", report.plot_curves, curves)):
                 if of:
-                    figure = folder / f"{stem}-{kind}.png"
+                    figure = file.parent / "figures" / f"{stem}-{kind}.png"
                     figures.append(partial(plot, of, figure, title))
-                    parts.append(f"![{kind}: {title}]({os.path.relpath(figure, ROOT)})")
+                    parts.append(f"![{kind}: {title}]({os.path.relpath(figure, page)})")
             if any(epochs_to(row, accuracy) for row in curves for accuracy in report.ACCURACIES):
                 parts.append(f"\n{report.epochs_table(heads)}\n")
     if others := len(rows) - len(for_tables):
         parts.append(
             f"\n{others} more runs are of recipe `transfer` or had a share of the training images: "
-            "`scripts/claims.py study=checkpoints/runs.csv` reports them.\n"
+            f"`scripts/claims.py {shlex.quote(f'study={os.path.relpath(file, page)}')}` reports them.\n"
         )
     return "\n".join(parts), figures
 

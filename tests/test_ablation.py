@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,8 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path):
         read(file)
     with pytest.raises(RowsError):
         read(tmp_path)
+    with pytest.raises(RowsError, match="a row cannot be added"):
+        append(tmp_path, row())
     good = ",".join(COLUMNS) + "\nhead=gap,cifar10,gap,quick,0,8,ok,9,4,,1,2,bf16,cpu,2,c,True,20.00 9.00"
     for wrong in (
         good[: good.index("bf16")],  # cut
@@ -188,10 +191,16 @@ def test_a_run_is_known_however_it_was_spelled(tmp_path, capfd):
     tiny = [*SMALL, "model.blocks=[{widths: [8, 8, 10]}]"]
     (found,) = ablation.study([tiny], tmp_path / "runs.csv", tmp_path / "runs")
     same = ["recipe=modern", "head=gap", "model.dropout=0", "data.root=elsewhere", "data.flip=true", "trainer=cpu"]
-    points = [[o for o in [*tiny, *same] if o != "seed=0"], [*tiny, "model.dropout=0.5", "logger=tensorboard"]]
-    rows = ablation.study(points, tmp_path / "runs.csv", tmp_path / "runs")
+    points = [[o for o in [*tiny, *same] if o != "seed=0"]]
+    points.append(
+        [*tiny, "model.dropout=5e-1", "logger=tensorboard", "model=cifar10", 'data.val="100"', "data.share=1.0"]
+    )
+    rows = ablation.study(points, tmp_path / "runs.csv", tmp_path / "it's elsewhere")
     assert "2 runs, 1 of them recorded already" in capfd.readouterr().out
-    assert found in rows and [row.given.get("model.dropout") for row in rows] == [None, "0.5"]
+    assert found == rows[0] and read(tmp_path / "runs.csv") == rows
+    varied = [(row.given.get("model.dropout"), row.varied.keys() - found.varied.keys()) for row in rows]
+    assert varied == [(None, set()), ("0.5", {"model.dropout"})]  # as tables know them, too
+    assert [row.condition.held_out for row in rows] == [0, 100]
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_theirs(tmp_path):
@@ -205,6 +214,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_theirs(tmp_path):
 def test_two_studies_share_a_file(tmp_path):
     points = [[*SMALL, "model.blocks=[{widths: [8, 8, 10]}]", f"recipe.lr={lr}"] for lr in (0.01, 0.02)]
     code = f"""
+from itertools import product
 from pathlib import Path
 from nin.studies import ablation
 print(len(ablation.study({points}, Path({str(tmp_path / "runs.csv")!r}), Path({str(tmp_path / "runs")!r}))))
@@ -287,6 +297,7 @@ def test_a_study_that_is_killed_outright_goes_on_and_repeats_nothing(tmp_path):
     ]
     points, file = [[*small, f"seed={seed}"] for seed in (0, 1)], tmp_path / "runs.csv"
     code = f"""
+from itertools import product
 from pathlib import Path
 from nin.studies import ablation
 ablation.study({points}, Path({str(file)!r}), Path({str(tmp_path / "runs")!r}))
@@ -324,13 +335,16 @@ def test_a_typo_is_refused_before_anything_runs(tmp_path):
     assert not (tmp_path / "runs.csv").exists()
 
 
-@pytest.mark.parametrize(("given", "found"), [([], "eval_curve=true"), (["eval_curve=false"], "eval_curve=false")])
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [([], ["eval_curve=true"]), (["eval_curve=false"], ["eval_curve=false"]), (["data.val=100"], [])],
+)
 def test_the_curve_is_recorded_unless_it_is_refused(monkeypatch, given, found):
     seen = []
     monkeypatch.setattr(ablation, "study", lambda points, *_: seen.extend(points) or [])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     assert runpy.run_path(str(ROOT / "scripts" / "ablate.py"))["main"](["data=digits", "head=gap,fc", *given]) == 0
-    assert [[o for o in point if o.startswith("eval_curve=")] for point in seen] == [[found]] * 2
+    assert [[o for o in point if o.startswith("eval_curve=")] for point in seen] == [found] * 2
 
 
 def test_the_report_of_a_study(tmp_path):
@@ -346,11 +360,20 @@ def test_the_report_of_a_study(tmp_path):
     subprocess.run(command, check=True)
     found = {file.stem for file in (tmp_path / "figures").glob("*data.size-64*.png")}
     assert found == {"cifar10-quick-8-data.size-64-heads", "cifar10-quick-8-data.size-64-curves"}
+    for head, more in product(("gap", "fc"), ("", "data.share=0.5")):  # where images are held out no test error is seen
+        held_out = row(head, overrides=f"data.val=100 {more}", curve="9 8")
+        append(tmp_path / "runs.csv", replace(held_out, val_error=1.0))
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [f.stem for f in (tmp_path / "figures").glob("*val100*")] == ["cifar10-quick-8-val100-heads"]
+    assert (
+        "](figures/cifar10-quick-8-val100-heads.png)" in said and "`scripts/claims.py study=runs.csv` reports" in said
+    )
 
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 COMPOSE = """
 import json, os, shlex, sys
+from itertools import product
 from pathlib import Path
 import hydra, lightning, scipy.stats, torchvision  # once, not for each commit
 for folder, overrides in json.load(sys.stdin).items():
@@ -375,7 +398,7 @@ def test_readme_has_the_tables_of_the_published_rows_and_nets():
     script = runpy.run_path(str(ROOT / "scripts" / "report.py"))
     rows = ended(PUBLISHED)
     readme = (ROOT / "README.md").read_text()
-    assert f"<!-- rows -->\n{script['of_rows'](rows, ROOT / 'checkpoints' / 'figures')[0]}\n<!-- end of" in readme
+    assert f"<!-- rows -->\n{script['of_rows'](rows, PUBLISHED, ROOT)[0]}\n<!-- end of" in readme
     assert f"<!-- nets -->\n{script['of_nets']()}\n<!-- end of" in readme
     for figure in re.findall(r"\]\((checkpoints/.*\.png)\)", readme):
         assert (ROOT / figure).stat().st_size > 0

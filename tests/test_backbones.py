@@ -1,5 +1,6 @@
 import pytest
 import torch
+from test_recovery import Payload
 from torch import nn
 
 from nin.backbones import ARTICLE_HEADS, BACKBONES, SMALLEST, Backbone, WeightsError
@@ -79,6 +80,13 @@ def test_weights_come_from_a_file_or_a_sentence_says_why_not(tmp_path, vgg, monk
     for name in ("missing.pth", "empty.pth", "damaged.pth", "damaged.safetensors", "other.pth"):
         with pytest.raises(WeightsError, match=r"give a file of torchvision's weights, or model\.weights=none"):
             Backbone("vgg19", 17, image_size=32, weights=str(tmp_path / name))
+
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)  # where torch.hub looks before it downloads
+    torch.save({"a": Payload(tmp_path / "marker")}, tmp_path / "hub" / "checkpoints" / "vgg19-dcbb9e9d.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"model\.weights=imagenet: .* cannot be had"):
+        Backbone("vgg19", 17, image_size=32)
+    assert not (tmp_path / "marker").exists()
 
     def unreachable(*_, **__):
         raise OSError("no route to host")

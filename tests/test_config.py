@@ -175,7 +175,7 @@ def test_a_refusal_leaves_the_users_folder_alone(script, tmp_path):
     [
         ([], "data=cifar10 head=gap recipe=modern seed=0"),
         (["recipe=quick", "seed=3", "head=fc", "resume=auto"], "data=cifar10 head=fc recipe=quick seed=3"),
-        (["data=digits", "model.norm=none"], 'data=digits head=gap recipe=modern seed=0 model.norm="none"'),
+        (["data=digits", "model.norm=none"], "data=digits head=gap recipe=modern seed=0 model.norm=none"),
         (["recipe=paper", "recipe.drops=[]", "eval_curve=true"], None),
         (["model=equal", "checkpoint='a,b=c/d'", "trainer.limit_train_batches=0.5"], None),
         (["experiment=flowers17_inception_v3", "head=fc_article", "model.weights=none"], None),

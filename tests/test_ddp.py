@@ -25,7 +25,7 @@ from nin.config import ConfigError
 from nin.data import Batches, Images, Normalise
 from nin.data.module import draw_seed
 from nin.folder import alone_in
-from nin.recovery import RunError
+from nin.recovery import STARTER, RunError
 from nin.task import Classifier
 
 TRAIN = str(ROOT / "scripts" / "train.py")
@@ -197,6 +197,20 @@ def test_whatever_ends_it_ends_both_and_the_run_goes_on(ended, tmp_path):
     assert process.returncode == 0, errors
     assert said.count("resumed at epoch") == 1
     assert results(folder) == results(ended[0])
+
+
+def test_where_the_starters_own_starter_is_gone_all_end():
+    """A study that is killed outright, say, whose run is in two processes."""
+    waits = [sys.executable, "-c", "import time; time.sleep(200)"]
+    starts = [sys.executable, "-c", f"from nin.processes import start; start(2, {waits})"]
+    killed = f"""
+import os, subprocess, time
+subprocess.Popen({starts}, env={{**os.environ, {STARTER!r}: str(os.getpid())}})
+time.sleep(1)
+os.kill(os.getpid(), 9)
+"""
+    gone = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, timeout=150)
+    assert (gone.returncode, gone.stderr) == (-9, "")  # whoever had the pipe open has ended
 
 
 def test_a_dead_net_ends_both_with_exit_code_three(tmp_path):

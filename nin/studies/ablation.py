@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from nin.command import compose
+from nin.command import compose, overrides_of, quoted
 from nin.config import Config, ConfigError, consequential
 from nin.folder import held
 from nin.recovery import STARTER
@@ -55,7 +55,7 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
     todo = _without_row(asked, file)
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them recorded already in {file}", flush=True)
     _tell_of_other_precisions(asked, todo, file)
-    running: dict[subprocess.Popen, tuple[str, Path, IO]] = {}
+    running: dict[subprocess.Popen, tuple[str, Config, Path, IO]] = {}
     failed: list[str] = []
     waited_for = 0  # runs
     try:
@@ -69,7 +69,7 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                     continue  # another study trains it
                 todo.remove(identity)
                 if _without_row({identity: asked[identity]}, file):
-                    running[_start(overrides, folder, jobs)] = overrides, folder, claim
+                    running[_start(overrides, folder, jobs)] = overrides, config, folder, claim
                 else:
                     claim.close()
             process = next((process for process in running if process.poll() is not None), None)
@@ -79,10 +79,10 @@ def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1
                     print(f"another study trains what is left ({waited_for}), and its end is waited for", flush=True)
                 time.sleep(0.2)
                 continue
-            overrides, folder, claim = running.pop(process)
+            overrides, config, folder, claim = running.pop(process)
             trained = process.returncode in (0, 3, 130, 143)  # else the folder's summary is an older run's, if any
             if trained and (folder / "summary.json").exists():
-                row = row_of(folder, overrides, process.returncode)
+                row = row_of(folder, _spelled(overrides, config), process.returncode)
                 append(file, row)
                 error = f"{row.condition.errors} {row.error:.2f} %" if row.status == "ok" else row.status
                 print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
@@ -106,6 +106,13 @@ def _identity(config: Config) -> str:
     """What a run depends on: equal for what is one run."""
     settings = consequential(asdict(config))
     return json.dumps({name: settings[name] for name in settings if name not in ("eval_curve", "trainer.accelerator")})
+
+
+def _spelled(overrides: str, config: Config) -> str:
+    """The overrides of a run as its row has them, by which tables know what was varied: choices of files, and the
+    settings that differ from what these bring, in one spelling."""
+    choices = [override for override in shlex.split(overrides) if (CONF / override.partition("=")[0]).is_dir()]
+    return shlex.join(overrides_of(asdict(config), CONF, choices))
 
 
 def _recorded(asked: dict[str, tuple[str, Config]], file: Path) -> dict[str, Row]:
@@ -169,7 +176,7 @@ def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
         time.sleep(0.2)
     environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process is gone
     script = str(ROOT / "scripts" / "train.py")
-    command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir='{folder}'", "resume=auto"]
+    command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir={quoted(folder)}", "resume=auto"]
     if jobs == 1:
         print(f"\n{overrides}", flush=True)
         return subprocess.Popen(command, env=environment)

@@ -13,6 +13,7 @@ import os
 import shlex
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,7 @@ NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.accelerator")
 NOTHING = {  # as if the setting had not been given
     "freeze": ("false", "no", "off", "0"),
     "checkpoint": ("null", ""),
+    "model": ("cifar10",),
     "trainer": ("auto", "cpu", "gpu"),
     "trainer.devices": ("1",),
 }
@@ -190,6 +192,7 @@ def _typed(row: dict[str, str]) -> Row:
 def append(file: Path, *rows: Row) -> None:
     """Adds rows, and the header where the file is new; without a row it shows whether one could be added. Raises
     RowsError where none can, and leaves the file as it was."""
+    before = None
     try:
         before = file.read_bytes() if file.exists() else b""
         text = io.StringIO()
@@ -205,8 +208,9 @@ def append(file: Path, *rows: Row) -> None:
         with open(file, "a", newline="") as opened:
             opened.write(text.getvalue())
     except OSError as error:
-        if file.exists():
-            os.truncate(file, len(before))  # half a row would spoil the file
+        if before is not None:
+            with suppress(OSError):
+                os.truncate(file, len(before))  # half a row would spoil the file
         raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
 
 

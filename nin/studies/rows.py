@@ -6,6 +6,7 @@ A row holds all that a table or a figure is made of, so that nothing has to be k
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import math
@@ -194,19 +195,22 @@ def append(file: Path, *rows: Row) -> None:
     RowsError where none can, and leaves the file as it was."""
     before = None
     try:
-        before = file.read_bytes() if file.exists() else b""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        if not before:
-            writer.writeheader()
-        elif before.splitlines()[0] != ",".join(COLUMNS).encode():
-            raise RowsError(f"{file}: the columns of a study are {', '.join(COLUMNS)}")
-        elif not before.endswith(b"\n"):
-            text.write("\n")
-        writer.writerows(asdict(row) for row in rows)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a", newline="") as opened:
-            opened.write(text.getvalue())
+        with open(file, "a+b") as opened:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(opened, fcntl.LOCK_EX)  # studies may share the file
+            opened.seek(0)
+            before = opened.read()
+            text = io.StringIO()
+            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+            if not before:
+                writer.writeheader()
+            elif before.splitlines()[0] != ",".join(COLUMNS).encode():
+                raise RowsError(f"{file}: the columns of a study are {', '.join(COLUMNS)}")
+            elif not before.endswith(b"\n"):
+                text.write("\n")
+            writer.writerows(asdict(row) for row in rows)
+            opened.write(text.getvalue().encode())
     except OSError as error:
         if before is not None:
             with suppress(OSError):

@@ -47,9 +47,9 @@ def started() -> int:
 def start(processes: int, command: Sequence[str]) -> int:
     """Runs a command in several processes and gives its exit code: that of the first to fail, 0 where none does.
 
-    Ctrl-C and SIGTERM are passed on; where the process that started this one is gone the others are told to end.
-    Lightning's own launcher would make this process the first of them and kill it
-    when another ends, so that neither sentence nor exit code were left.
+    Ctrl-C and SIGTERM are passed on, and where the process that started this one is gone the others are told to end.
+    Lightning's own launcher would make this process the first of them and kill it when another ends, so that neither
+    sentence nor exit code were left.
     """
     shared = {**os.environ, "WORLD_SIZE": str(processes), STARTER: str(os.getpid())}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}

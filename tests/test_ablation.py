@@ -201,6 +201,7 @@ def test_a_run_is_known_however_it_was_spelled(tmp_path, capfd):
     varied = [(row.given.get("model.dropout"), row.varied.keys() - found.varied.keys()) for row in rows]
     assert varied == [(None, set()), ("0.5", {"model.dropout"})]  # as tables know them, too
     assert [row.condition.held_out for row in rows] == [0, 100]
+    assert row(overrides="recipe.lr=5e-4 freeze=True").variant == row(overrides="recipe.lr=0.0005 freeze=true").variant
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_theirs(tmp_path):

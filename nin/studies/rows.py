@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -219,9 +220,15 @@ def append(file: Path, *rows: Row) -> None:
 
 
 def _given(overrides: str) -> dict[str, str]:
-    """Overrides by name. Truth has one spelling: Hydra takes freeze=True and freeze=true."""
+    """Overrides by name. Truth and small numbers have one spelling: Hydra takes True and true, 5e-4 and 0.0005."""
     pairs = (override.lstrip("+").partition("=") for override in shlex.split(overrides))
-    return {name: value.lower() if value.lower() in ("true", "false") else value for name, _, value in pairs}
+    return {name: _one_spelling(value) for name, _, value in pairs}
+
+
+def _one_spelling(value: str) -> str:
+    if value.lower() in ("true", "false"):
+        return value.lower()
+    return str(float(value)) if re.fullmatch(r"\d+\.?\d*e-\d+", value) else value
 
 
 def _telling(overrides: str) -> list[tuple[str, str]]:

@@ -154,6 +154,8 @@ def forms(value) -> set[str]:
     found = {written(value), str(value)}
     if isinstance(value, int | float) and abs(value) <= 1e308:
         found.add(str(float(value)))
+    if isinstance(value, int) and value in (0, 1):  # of a setting that is true or false
+        found.add(str(bool(value)).lower())
     return {" ".join(form.split())[:250] for form in found}
 
 

@@ -29,7 +29,7 @@ from nin.bounds import shown
 from nin.config import Config, ConfigError, consequential
 from nin.data import DataError
 from nin.pretrained import CheckpointError
-from nin.processes import rank, start, started
+from nin.processes import end, rank, start, started
 from nin.recovery import STARTER, InterruptedRunError, RunError
 from nin.task import DeadNetError
 
@@ -110,6 +110,8 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     if failed:
         codes = {ConfigError: 2, DeadNetError: 3}
         code = getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1))
+    if started() > 1:
+        end(code)
     if code:
         sys.exit(code)
 

@@ -19,9 +19,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 import lightning as L
 import torch
@@ -79,6 +81,19 @@ def start(processes: int, command: Sequence[str]) -> int:
         time.sleep(0.1)
     code = code or next((p.returncode for p in running if p.returncode), 0)
     return 128 - code if code < 0 else code
+
+
+def end(code: int) -> NoReturn:
+    """Ends this process, one of several, at once and with this exit code.
+
+    Python would first take down its interpreter, under the threads of a connection on which another process has left a
+    call unanswered: they end in "terminate called without an active exception" or a segmentation fault
+    (github.com/pytorch/pytorch/issues/190489).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def join(trainer: L.Trainer) -> None:

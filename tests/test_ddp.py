@@ -137,6 +137,7 @@ def one_of_two(rank: int, port: int, file: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     first_step(2, file)
+    torch.distributed.destroy_process_group()
 
 
 def test_the_gradient_and_the_error_are_those_of_one_process(tmp_path):
@@ -197,6 +198,41 @@ def test_whatever_ends_it_ends_both_and_the_run_goes_on(ended, tmp_path):
     assert process.returncode == 0, errors
     assert said.count("resumed at epoch") == 1
     assert results(folder) == results(ended[0])
+
+
+LEAVES_A_CALL = """
+import os, sys, time
+from pathlib import Path
+from torch import distributed, zeros
+from nin.command import command
+from nin.processes import rank
+from nin.recovery import InterruptedRunError
+
+class Slow:
+    def __del__(self, sleep=time.sleep):  # what an interpreter that ends takes down
+        sleep(3)
+
+def main(settings, folder):
+    global slow
+    distributed.init_process_group("gloo", rank=rank(), world_size=2)
+    distributed.barrier()
+    if rank():
+        time.sleep(2)
+        os._exit(0)
+    distributed.all_reduce(zeros(1), async_op=True).get_future().then(print)
+    slow = Slow()
+    raise InterruptedRunError("stopped", 130)
+
+command(Path(sys.argv.pop(1)), main)
+"""
+
+
+def test_a_call_that_the_other_leaves_unanswered_does_not_crash_the_end(tmp_path):
+    """Of the interpreter, in whose end gloo's thread called print."""
+    (tmp_path / "leaves.py").write_text(LEAVES_A_CALL)
+    command = [sys.executable, "leaves.py", str(CONF), *TWO, "hydra.run.dir=run"]
+    left = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    assert (left.returncode, left.stdout, left.stderr) == (130, "", "error: stopped\n")
 
 
 def test_where_the_starters_own_starter_is_gone_all_end():

@@ -121,7 +121,7 @@ def test_whether_shifts_matter_less_to_gap_is_read_off_nets_trained_alike(monkey
         monkeypatch.setattr(nets[0].trained.net, "forward", of_gap)
         monkeypatch.setattr(nets[1].trained.net, "forward", of_fc)
         finding = of_nets.shifts(nets, (0, 4)).finding
-        assert finding.startswith(f"{said} by these nets, one a seed: of `gap` more predictions stay by ")
+        assert finding.startswith(f"{said} by these nets, one a head: of `gap` more predictions stay by ")
         assert "Shifted by 4 pixels with reflected borders this many predictions stay: `gap` " in finding
     nets[1].trained.facts["epochs"] = 60
     assert of_nets.shifts(nets, (0, 4)).finding.startswith("Not answered")
@@ -222,12 +222,12 @@ def row(head, seed, error=10.0, train=2.0, share=None, epochs=8, curve="", statu
 
 def test_convergence_is_paired_by_seed():
     curves = {
-        ("gap", 0): "30 18 14 9",
-        ("gap", 1): "30 19 16 14",
-        ("gap", 2): "30 18 14 9",
-        ("fc", 0): "40 25 19 14",
-        ("fc", 1): "40 30 18 17",
-        ("fc", 2): "40 30 25 18",
+        ("gap", 0): "30 20 15 10",
+        ("gap", 1): "30 20 16 14",
+        ("gap", 2): "30 20 15 10",
+        ("fc", 0): "40 25 20 15",
+        ("fc", 1): "40 30 20 17",
+        ("fc", 2): "40 30 25 20",
         ("fc", 9): "40 30 25 22",
     }
     rows = [row(*key, curve=curve) for key, curve in curves.items()]
@@ -236,18 +236,20 @@ def test_convergence_is_paired_by_seed():
     upper, lower, _ = answer.table.split("\n\n")
     assert cells(upper, "`gap`")[0] == "2.00 ± 0.00"
     assert cells(upper, "`fc`")[0] == "3.33 ± 0.58 (1 never)"
-    assert cells(lower, "`fc`") == ["+1, +1, +2 (mean +1.33)", "+1", "none"]
-    # of each seed, with the ninth epoch for never: (1 + 1 + 5) / 3; (1 + 5) / 2, 90 % neither had; (2 + 6 + 5) / 3
+    assert cells(lower, "`fc`") == ["+1.00, +1.00, +2.00 (mean +1.33)", "+1.00", "none"]
+    # of each seed, with the ninth epoch for never: (1 + 1 + 5) / 3; (1 + 5.5) / 2, 90 % neither had; (2 + 6 + 5) / 3
     assert answer.finding.startswith("Refuted: epochs of a fully connected head minus those of `gap`")
-    assert "`fc` +3.22 (+0.69 to +5.75)" in answer.finding
-    (answer,) = of_runs.convergence([*rows, row("fc", 8, None, None, status="dead"), row("gap", 8, curve="30 18 14 9")])
+    assert "`fc` +3.31 (+0.82 to +5.79)" in answer.finding
+    (answer,) = of_runs.convergence(
+        [*rows, row("fc", 8, None, None, status="dead"), row("gap", 8, curve="30 20 15 10")]
+    )
     assert cells(answer.table, "`fc`, 1 died")[0] == "3.33 ± 0.58 (1 never)"
-    assert "`fc` +3.22 (+0.69 to +5.75)" in answer.finding
+    assert "`fc` +3.31 (+0.82 to +5.79)" in answer.finding
     sooner = {0: "30 19 9", 1: "30 14 9", 2: "19 14 9"}
     rows = [row("gap", seed, curve="40 30 30") for seed in sooner]
     (answer,) = of_runs.convergence(rows + [row("fc", seed, curve=curve) for seed, curve in sooner.items()])
     assert answer.finding.startswith("Supported: ")
-    (answer,) = of_runs.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 0, curve="19 14 9 8")])
+    (answer,) = of_runs.convergence([row("gap", 0, curve="30 20 15 10"), row("fc", 0, curve="20 15 10 8")])
     assert answer.finding.startswith("Undecided by so few seeds: ") and "`fc` -1.00 (one seed)" in answer.finding
     (answer,) = of_runs.convergence([row("gap", 0, curve="30 19 14 9"), row("fc", 1, curve="30 19 14 9")])
     assert answer.finding.startswith("Not answered")

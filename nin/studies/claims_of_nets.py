@@ -227,7 +227,7 @@ def _steadier(nets: Sequence[Net], same: Sequence[Tensor]) -> str:
     verdicts = [verdict for verdict, _ in found]
     each = [said + f", {verdict}" * (len(set(verdicts)) > 1) for verdict, said in found]
     return (
-        f"{overall(verdicts)} by these nets, one a seed: of `gap` more predictions stay by {'; '.join(each)} (points, "
+        f"{overall(verdicts)} by these nets, one a head: of `gap` more predictions stay by {'; '.join(each)} (points, "
         "over all shifts with reflected borders, as training had them; 95 % interval over images)."
     )
 

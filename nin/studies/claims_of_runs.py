@@ -64,11 +64,14 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
                 of_head = sorted((s, e) for (h, s, b), e in reached.items() if (h, b) == (head, a) and e is not None)
                 pairs = [(e, reached.get(("gap", s, a))) for s, e in of_head]
                 differences = [e - g for e, g in pairs if g is not None]
-                each = ", ".join(f"{d:+d}" for d in differences)
+                each = ", ".join(f"{d:+.2f}" for d in differences)
                 cells.append(f"{each} (mean {np.mean(differences):+.2f})" if len(differences) > 1 else each or "none")
             lines.append(table_row(f"`{head}`", *cells))
-    lines += ["", "In the verdict what was never reached counts as reached in the epoch after the last; what neither"]
-    lines[-1] += f" head reached does not count. {made_with(rows)}"
+    lines += ["", "Between the ends of two epochs the error is taken to fall in a straight line. In the verdict what"]
+    lines[-1] += (
+        " was never reached counts as reached an epoch after the last; what neither head reached does not count."
+    )
+    lines[-1] += f" All hold for schedules of this length, whose rate ends at 0. {made_with(rows)}"
 
     figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
     axis = clean(figure.subplots(), "x")
@@ -98,19 +101,19 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
     return Answer(
         f"convergence-{condition.stem}",
         f"Epochs to an accuracy: {condition.title}",
-        "A net that pools converges more slowly than one with a fully connected head.",
+        "A net with global average pooling converges more slowly than one with a fully connected head.",
         "\n".join(lines),
         figure,
         _sooner_or_later(reached, most),
     )
 
 
-def _sooner_or_later(reached: dict[tuple[str, int, float], int | None], most: int) -> str:
+def _sooner_or_later(reached: dict[tuple[str, int, float], float | None], most: int) -> str:
     """Whether fully connected heads reach the accuracies before GAP of the same seed does. What was never reached
-    counts as reached in the epoch after the last; what neither reached does not count."""
+    counts as reached an epoch after the last; what neither reached does not count."""
     found = []
     for head in FULLY_CONNECTED:
-        differences: dict[int, list[int]] = defaultdict(list)  # of each seed
+        differences: dict[int, list[float]] = defaultdict(list)  # of each seed
         for (h, seed, accuracy), epoch in reached.items():
             of_gap = reached.get(("gap", seed, accuracy), 0)
             if h == head and of_gap != 0 and (epoch, of_gap) != (None, None):
@@ -236,7 +239,7 @@ def _overfitting(condition: Condition, found: Sequence[tuple[float, Row]]) -> An
         label(axes[1], [*ends, (100 * max(epochs), 0.0, "gap", COLOURS["gap"])])
     title = f"Training error and {condition.errors}: {condition.title}"
     name = f"overfitting-{condition.stem}"
-    claim = "With fewer parameters a net that pools overfits less than one with a fully connected head."
+    claim = "Without parameters of its own global average pooling overfits less than a fully connected head."
     return Answer(name, title, claim, "\n".join(lines), figure, finding)
 
 
@@ -323,12 +326,12 @@ def _transfer(condition: Condition, found: Sequence[tuple[str, Row]]) -> Answer:
     if LINEAR in ways:
         lines[-1] += (
             " The linear probe gives the frozen blocks of every net one 1×1 layer and average pooling, the same for "
-            "all: so `gap` was trained to be read, and the others were not. Of `gap` it is the probe again; from "
-            "scratch they are compared with `gap`."
+            "all: so `gap` was trained to be read, and the others were not. Of `gap` these are the probed runs again, "
+            "and all are compared with `gap` from scratch."
         )
     lines[-1] += f" {made_with([row for _, row in found])}"
     finding = _verdict(found_out, "error of a fully connected head minus that of `gap` (points)")
-    claim = "A net that pools transfers worse to another set than one with a fully connected head."
+    claim = "A net with global average pooling transfers worse to another set than one with a fully connected head."
     title = f"Transfer to {condition.title}"
     return Answer(f"transfer-{condition.stem}", title, claim, "\n".join(lines), figure, finding)
 

@@ -78,7 +78,7 @@ def _order(name: tuple[str, str]) -> tuple[str, int]:
 
 
 def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> str:
-    """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds."""
+    """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds (`epochs_to`)."""
     lines = [table_row("head", *(f"epochs to {a:g} %" for a in accuracies)), table_rule(len(accuracies))]
     for head in ALL_HEADS:
         chosen = [row for row in rows if row.head == head and row.test_curve and row.status == "ok"]
@@ -90,7 +90,7 @@ def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) 
             reached = [epochs_to(row, accuracy) for row in chosen]
             found = [epoch for epoch in reached if epoch is not None]
             missed = len(reached) - len(found)
-            mean = mean_and_deviation(found) if len(found) > 1 else "".join(map(str, found))
+            mean = mean_and_deviation(found) if found else ""
             cells.append(mean + f" ({missed} never)" * bool(missed))
         lines.append(table_row(f"`{head}`" + f", {died} died" * bool(died), *(cell.strip() for cell in cells)))
     return "\n".join(lines)

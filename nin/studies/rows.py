@@ -271,9 +271,12 @@ def paired(differences: Sequence[float], seeds: int = 0) -> str:
     return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
 
 
-def epochs_to(row: Row, accuracy: float) -> int | None:
-    """The first epoch after which the test accuracy (in %) was reached; None where it never was."""
+def epochs_to(row: Row, accuracy: float) -> float | None:
+    """Epochs to a test accuracy (in %), on a straight line between the ends of two; None where it never was reached."""
+    before = None
     for epoch, error in enumerate(row.test_curve.split(), 1):
-        if 100 - float(error) >= accuracy:
-            return epoch
+        above = float(error) - (100 - accuracy)
+        if above <= 0:
+            return float(epoch) if before is None else epoch - 1 + before / (before - above)
+        before = above
     return None

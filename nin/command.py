@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,6 +21,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,7 +30,7 @@ from nin.bounds import shown
 from nin.config import Config, ConfigError, consequential
 from nin.data import DataError
 from nin.pretrained import CheckpointError
-from nin.processes import end, rank, start, started
+from nin.processes import ending_at_once, rank, start, started
 from nin.recovery import STARTER, InterruptedRunError, RunError
 from nin.task import DeadNetError
 
@@ -62,6 +63,14 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
 
     With several devices it runs the same command in as many processes, where torchrun or srun has not done so already.
     """
+    several = started() > 1  # now: Lightning takes it back when a trainer has done
+    with ending_at_once() if several else nullcontext():
+        if code := _run(config_folder, run, config_name, several):
+            sys.exit(code)
+
+
+def _run(config_folder: Path, run: Callable[[Config, Path], None], config_name: str, several: bool) -> int:
+    """The same, and gives the exit code; `several` tells whether this process is one of several."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, so that the sentence can be written here
 
     if rank():
@@ -80,10 +89,15 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
                 config = to_config(composed)
             except OmegaConfBaseException as error:
                 raise ConfigError(explain(error, sys.argv[1:])) from error
-            if config.trainer.devices > 1 and started() == 1:
+            if config.trainer.devices > 1 and settings.mode == RunMode.MULTIRUN:
+                raise ConfigError(
+                    f"trainer.devices={config.trainer.devices}: --multirun is for one process a run; scripts/ablate.py "
+                    "takes the same sweeps, for any number"
+                )
+            if config.trainer.devices > 1 and not several:
                 again = [sys.executable, *sys.orig_argv[1:], f"hydra.run.dir={quoted(folder)}"]
                 code = start(config.trainer.devices, again)
-            elif started() > 1 and not any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra):
+            elif several and not any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra):
                 raise ConfigError("hydra.run.dir=FOLDER must be given, which the processes share")
             else:
                 run(config, folder)
@@ -110,10 +124,7 @@ def command(config_folder: Path, run: Callable[[Config, Path], None], config_nam
     if failed:
         codes = {ConfigError: 2, DeadNetError: 3}
         code = getattr(failed[-1], "exit_code", codes.get(type(failed[-1]), 1))
-    if started() > 1:
-        end(code)
-    if code:
-        sys.exit(code)
+    return code
 
 
 def to_config(composed: DictConfig) -> Config:

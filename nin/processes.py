@@ -21,9 +21,9 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NoReturn
+from contextlib import contextmanager
 
 import lightning as L
 import torch
@@ -57,9 +57,14 @@ def start(processes: int, command: Sequence[str]) -> int:
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     shared.pop("SLURM_NTASKS", None)  # else Lightning takes srun for the one that started them
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each warns where this machine's name has no address
     running: list[subprocess.Popen] = []
+    early: list[int] = []
 
     def pass_on(number: int, _: object) -> None:
+        if len(running) < processes:
+            early.append(number)
+            return
         for process in running:
             process.send_signal(number)
 
@@ -68,6 +73,8 @@ def start(processes: int, command: Sequence[str]) -> int:
     for i in range(processes):  # in sessions of their own: the terminal's Ctrl-C comes once, from here
         environment = {**shared, "LOCAL_RANK": str(i)}
         running.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    for number in early:
+        pass_on(number, None)
     code, deadline, told = 0, float("inf"), False
     while any(process.poll() is None for process in running):
         if orphaned() and not told:
@@ -83,17 +90,28 @@ def start(processes: int, command: Sequence[str]) -> int:
     return 128 - code if code < 0 else code
 
 
-def end(code: int) -> NoReturn:
-    """Ends this process, one of several, at once and with this exit code.
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Ends this process, one of several, with what is inside, and with its exit code.
 
     Python would first take down its interpreter, under the threads of a connection on which another process has left a
     call unanswered: they end in "terminate called without an active exception" or a segmentation fault
     (github.com/pytorch/pytorch/issues/190489).
     """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
+    code: int | str | None = 0
+    try:
+        yield
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException as error:
+        traceback.print_exc()
+        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
             stream.flush()
-    os._exit(code)
+        except OSError:
+            code = code or 1
+    os._exit(code if isinstance(code, int) else code is not None)
 
 
 def join(trainer: L.Trainer) -> None:
@@ -118,7 +136,11 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        gone = isinstance(error, torch.distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
-        if not gone:
+        if not left_alone(error):
             raise
         raise LeftAloneError("another process of this run has ended") from error
+
+
+def left_alone(error: Exception) -> bool:
+    """Whether this is what a connection says when the process at its other end is gone."""
+    return isinstance(error, torch.distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error))

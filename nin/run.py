@@ -27,7 +27,7 @@ from nin.data.module import SIZES, Images
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.folder import alone_in, in_words, look_at_folder, plot_curves, write_summary
 from nin.optim import computes_bfloat16
-from nin.processes import ending_together, first, join, started
+from nin.processes import ending_together, first, join, left_alone, started
 from nin.provenance import commit, device_name, peak_memory_gb, versions
 from nin.recovery import AtomicCheckpointIO, HeedSignals, MetricsFile, RunError, replace, stoppable
 from nin.task import Classifier
@@ -242,7 +242,7 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        if begun or not checkpoint:
+        if begun or not checkpoint or left_alone(error) or isinstance(error, torch.OutOfMemoryError):
             raise
         raise _damaged(checkpoint, error) from error  # Lightning could not put its parts in place
 
@@ -283,8 +283,9 @@ def evaluate(config: Config, task: Classifier, data: Images, split: str) -> floa
 
 def evaluate_checkpoint(config: Config) -> tuple[float, torch.Tensor, tuple[str, ...]]:
     """As `evaluate_pretrained`, of the net that `config.checkpoint` names, with the names of its classes."""
-    trained = pretrained.load(config.checkpoint)
-    return *evaluate_pretrained(trained, config), trained.classes
+    with stoppable("the same command evaluates it again"):
+        trained = pretrained.load(config.checkpoint)
+        return *evaluate_pretrained(trained, config), trained.classes
 
 
 def evaluate_pretrained(trained: pretrained.Pretrained, config: Config) -> tuple[float, torch.Tensor]:
@@ -295,7 +296,7 @@ def evaluate_pretrained(trained: pretrained.Pretrained, config: Config) -> tuple
     data = images_of(trained, config.data.root, download=config.data.download, urls=config.data.urls)
     check_limit(config.trainer.limit_test_batches, "test", data.test_dataloader())
     task = Classifier(trained.net.to(memory_format=torch.channels_last))
-    return evaluate(config, task, data, "test"), task.confusion.compute().cpu()
+    return evaluate(config, task, data, "test"), task.confusion_matrix
 
 
 def images_of(trained: pretrained.Pretrained, root: str | None = None, **arguments: Any) -> Images:
@@ -328,7 +329,7 @@ def build_trainer(config: Config, precision: str, callbacks: Sequence[Callback] 
         sync_batchnorm=config.trainer.devices > 1 and config.trainer.accelerator != "cpu" and torch.cuda.is_available(),
         precision=precision,
         limit_test_batches=config.trainer.limit_test_batches,
-        callbacks=[*callbacks, *[RunProgress()] * config.trainer.progress_bar],
+        callbacks=[*callbacks, *([RunProgress()] if config.trainer.progress_bar else [])],
         enable_progress_bar=config.trainer.progress_bar,
         enable_model_summary=False,
         **arguments,

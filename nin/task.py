@@ -115,7 +115,7 @@ class Classifier(L.LightningModule):
             compute_groups=False,
         )
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
-        self.confusion = MulticlassConfusionMatrix(net.num_classes, validate_args=False)  # of the last test
+        self.confusion = MulticlassConfusionMatrix(net.num_classes, validate_args=False)  # of a test
         self.register_buffer("recent_losses", torch.zeros(WINDOW))
         self.register_buffer("first_spread", torch.tensor(math.inf))
 
@@ -257,6 +257,7 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log("test/")
+        self.confusion_matrix = self.confusion.compute().cpu()  # while the processes, if several, are there to add up
 
     @property
     def _val_stages(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from nin import run
 from nin.command import command
 from nin.config import Config, ConfigError
+from nin.processes import rank
 from nin.studies import confusion
 
 SETTINGS = ("checkpoint", "data.root", "data.download", "data.urls", "trainer")  # the others are the checkpoint's own
@@ -29,6 +30,8 @@ def main(settings: Config, folder: Path) -> None:
     picture = Path(settings.checkpoint) if Path(settings.checkpoint).is_dir() else folder
     picture /= f"confusion_{name}.png"
     print(f"\nof {matrix.sum():,} images\n{confusion.worst_pairs(matrix, classes)}")
+    if rank():
+        return
     try:
         confusion.draw(matrix, classes, f"{name}: test error {error:.2f} %").savefig(picture, dpi=150)
         print(f"all of them: {picture}")

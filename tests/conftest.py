@@ -9,6 +9,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side (pytest -n): a cor
 import pytest
 import torch
 
+for name in [name for name in os.environ if name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") or name.startswith("SLURM_")]:
+    del os.environ[name]  # of a job that runs the tests; the runs that they start are none of its processes
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 # the three blocks of the paper's net an eighth as wide, for tests of all that does not depend on it

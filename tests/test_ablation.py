@@ -140,6 +140,20 @@ def test_a_run_recorded_twice_counts_once(tmp_path):
     assert [(r.head, r.error) for r in ended(tmp_path / "runs.csv")] == [("gap", 11.0), ("fc", 10.0)]
 
 
+def test_a_run_of_auto_precision_and_the_same_of_a_named_one_are_both_recorded(tmp_path):
+    """They are two runs of a study and one of a table: where auto means fp32 the one was made again after the other."""
+    asked, file = {}, tmp_path / "runs.csv"
+    for given in ("eval_curve=false", "eval_curve=false trainer.precision=32-true", "eval_curve=false"):
+        one = replace(row(overrides=given), precision="32-true")
+        config = compose(CONF, shlex.split(one.overrides))
+        asked[ablation._identity(config)] = (one.overrides, config)
+        append(file, one)
+        assert ablation._without_row(asked, file) == []
+    append(file, row("fc", status="stopped"))
+    config = compose(CONF, ["head=fc", "recipe=quick", "seed=0"])
+    assert ablation._without_row({"fc": ("", config)}, file) == ["fc"]
+
+
 def test_epochs_to_an_accuracy():
     curve = row(curve="30.00 19.00 21.00 14.00")
     assert [epochs_to(curve, a) for a in (70, 80, 86, 90)] == [1, pytest.approx(1 + 10 / 11), 4, None]

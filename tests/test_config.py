@@ -158,7 +158,7 @@ def test_a_refusal_takes_seconds(tmp_path):
     start = time.monotonic()
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), "head=gpa"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert time.monotonic() - start < 60  # 10 on a machine with nothing else to do
+    assert time.monotonic() - start < 120  # 10 on a machine with nothing else to do
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
 
 

@@ -237,7 +237,7 @@ def server(archive, monkeypatch):
             if self.path == "/short":
                 self.wfile.write(body[:100])
             elif self.path.startswith("/slow"):
-                size = len(body) // (40 if self.path == "/slower" else 30)
+                size = len(body) // (100 if self.path == "/slower" else 25)
                 for i in range(0, len(body), size):
                     try:
                         self.wfile.write(body[i : i + size])

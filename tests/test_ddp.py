@@ -217,22 +217,35 @@ def main(settings, folder):
     distributed.init_process_group("gloo", rank=rank(), world_size=2)
     distributed.barrier()
     if rank():
+        while not Path("leaving").exists():
+            time.sleep(0.05)
         time.sleep(2)
         os._exit(0)
     distributed.all_reduce(zeros(1), async_op=True).get_future().then(print)
     slow = Slow()
-    raise InterruptedRunError("stopped", 130)
+    del os.environ["WORLD_SIZE"]  # as Lightning does when a trainer has done
+    Path("leaving").touch()
+    raise ENDS
 
 command(Path(sys.argv.pop(1)), main)
 """
 
 
-def test_a_call_that_the_other_leaves_unanswered_does_not_crash_the_end(tmp_path):
+@pytest.mark.parametrize(
+    ("ends", "code", "said"),
+    [
+        ('InterruptedRunError("stopped", 130)', 130, "error: stopped"),
+        ('ArithmeticError("a bug")', 1, "ArithmeticError: a bug"),
+        ("SystemExit(4)", 4, ""),
+    ],
+)
+def test_a_call_that_the_other_leaves_unanswered_does_not_crash_the_end(tmp_path, ends, code, said):
     """Of the interpreter, in whose end gloo's thread called print."""
-    (tmp_path / "leaves.py").write_text(LEAVES_A_CALL)
+    (tmp_path / "leaves.py").write_text(LEAVES_A_CALL.replace("ENDS", ends))
     command = [sys.executable, "leaves.py", str(CONF), *TWO, "hydra.run.dir=run"]
     left = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
-    assert (left.returncode, left.stdout, left.stderr) == (130, "", "error: stopped\n")
+    assert (left.returncode, left.stdout) == (code, "")
+    assert left.stderr.strip().splitlines()[-1:] == [said] * bool(said)
 
 
 def test_where_the_starters_own_starter_is_gone_all_end():
@@ -286,6 +299,14 @@ def test_torchrun_starts_the_same_run(ended, tmp_path):
 def test_impossible_settings_are_refused_by_name(overrides, message):
     with pytest.raises(ConfigError, match=message):
         compose(CONF, [*overrides, "trainer.accelerator=cpu"])
+
+
+def test_a_sweep_of_hydra_in_several_processes_is_refused(tmp_path):
+    process = start(["--multirun", *TWO, "seed=0,1", f"hydra.sweep.dir={tmp_path}"], tmp_path / "run")
+    said, errors = process.communicate()
+    assert (process.returncode, said) == (2, "")
+    assert len(errors.splitlines()) == 2  # one a run
+    assert errors.startswith("error: trainer.devices=2: --multirun is for one process a run")
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):

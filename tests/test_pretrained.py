@@ -95,6 +95,7 @@ def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds 0 \.safetensors files"):
         load(tmp_path)
     (tmp_path / "config.yaml").touch()
+    (tmp_path / "part.model.safetensors").touch()  # what a killed run was writing
     with pytest.raises(CheckpointError, match=r"has not ended; .* resume=auto"):
         load(tmp_path)
     for name in "ab":

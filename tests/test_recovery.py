@@ -16,7 +16,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from nin import run
 from nin.command import compose
 from nin.config import ConfigError
-from nin.recovery import AtomicCheckpointIO, RunError
+from nin.recovery import AtomicCheckpointIO, LeftAloneError, RunError
+from nin.task import Classifier
 
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=60", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["model.dropout=0.5", "data.batch_size=16", "eval_curve=true", "resume=auto"]
@@ -86,7 +87,7 @@ def test_a_signal_ends_with_its_code_and_a_way_to_go_on(uninterrupted, tmp_path,
     process.send_signal(number)
     told = time.monotonic()
     _, errors = process.communicate()
-    assert time.monotonic() - told < 15
+    assert time.monotonic() - told < 90  # 6 on a busy machine
     assert process.returncode == code
     assert (
         errors.strip().splitlines()[-1].startswith("error: stopped; the same command with resume=auto hydra.run.dir=")
@@ -169,6 +170,25 @@ def test_a_bad_checkpoint_is_refused_and_runs_nothing(tmp_path, content):
     assert not marker.exists()
     file.write_bytes(good)
     run.train(settings, folder)
+
+
+def test_what_befalls_a_resumed_run_before_its_first_step_is_not_its_checkpoints_fault(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    settings = compose(CONF, [*SHORT, "trainer.max_epochs=1"])
+    run.train(settings, folder)
+    (folder / "model.safetensors").unlink()
+    for befalls, told in (
+        (torch.distributed.DistNetworkError("closed"), LeftAloneError),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"), LeftAloneError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+    ):
+
+        def fit_start(self, befalls=befalls):
+            raise befalls
+
+        monkeypatch.setattr(Classifier, "on_fit_start", fit_start)
+        with pytest.raises(told):
+            run.train(settings, folder)
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from nin.data import load_digits
 from nin.folder import for_people
 from nin.optim import computes_bfloat16
 from nin.studies import confusion
-from nin.task import DeadNetError
+from nin.task import Classifier, DeadNetError
 
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=2", "trainer.limit_train_batches=6", "trainer.progress_bar=false"]
 
@@ -84,6 +85,20 @@ def test_evaluate_prints_the_summarys_error(ended):
     true, taken_for, count = map(int, worst.groups())
     assert wrong[true, taken_for] == count == wrong.max()
     assert confusion.worst_pairs(matrix.diag().diag(), classes) == "no image is confused"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_evaluation_says_so(ended, script, monkeypatch, number, code):
+    batch = Classifier.test_step
+
+    def told(*arguments):
+        os.kill(os.getpid(), number)
+        return batch(*arguments)
+
+    monkeypatch.setattr(Classifier, "test_step", told)
+    stopped, said, errors = script("evaluate.py", f"checkpoint={ended[0]}", "trainer.progress_bar=false")
+    assert (stopped, said) == (code, "")
+    assert errors == "error: stopped; the same command evaluates it again\n"
 
 
 def test_evaluate_refuses_what_the_checkpoint_brings_itself(ended):

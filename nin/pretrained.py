@@ -160,7 +160,7 @@ def load(checkpoint: str | Path) -> Pretrained:
             f"{', '.join(available()) or 'none yet'}"
         )
     if path.is_dir():
-        found = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith("part."))  # unfinished
+        found = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith("part."))  # a kill left
         if not found and (path / "config.yaml").exists():
             raise CheckpointError(
                 f"checkpoint={checkpoint}: the run in this folder has not ended; its own command goes on with it, with "

@@ -59,7 +59,7 @@ def start(processes: int, command: Sequence[str]) -> int:
     shared.pop("SLURM_NTASKS", None)  # else Lightning takes srun for the one that started them
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each warns where this machine's name has no address
     running: list[subprocess.Popen] = []
-    early: list[int] = []
+    early: list[int] = []  # signals that came before all were running
 
     def pass_on(number: int, _: object) -> None:
         if len(running) < processes:

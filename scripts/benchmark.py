@@ -9,14 +9,12 @@ from pathlib import Path
 from nin import provenance, run
 from nin.command import command
 from nin.config import Config
-from nin.recovery import stoppable
 from nin.studies import speed
 
 
 def main(settings: Config, folder: Path) -> None:
     settings.trainer.progress_bar = False
-    with stoppable("the same command measures again"):
-        found = speed.benchmark(settings)
+    found = speed.benchmark(settings)
     print(f"\n{found['device']}, torch {provenance.versions()['torch']}")
     print(f"batch {settings.data.batch_size}, {run.precision(settings)}, norm {settings.model.norm}\n")
     for name, value in found["images_per_second"].items():

@@ -30,7 +30,7 @@ def main(settings: Config, folder: Path) -> None:
     picture = Path(settings.checkpoint) if Path(settings.checkpoint).is_dir() else folder
     picture /= f"confusion_{name}.png"
     print(f"\nof {matrix.sum():,} images\n{confusion.worst_pairs(matrix, classes)}")
-    if rank():
+    if rank():  # process 0 alone writes
         return
     try:
         confusion.draw(matrix, classes, f"{name}: test error {error:.2f} %").savefig(picture, dpi=150)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -234,8 +235,8 @@ command(Path(sys.argv.pop(1)), main)
 @pytest.mark.parametrize(
     ("ends", "code", "said"),
     [
-        ('InterruptedRunError("stopped", 130)', 130, "error: stopped"),
-        ('ArithmeticError("a bug")', 1, "ArithmeticError: a bug"),
+        ('InterruptedRunError("stopped", 130)', 130, "error: stopped\n"),
+        ('ArithmeticError("a bug")', 1, "Error executing job.*Traceback .*ArithmeticError: a bug\n"),
         ("SystemExit(4)", 4, ""),
     ],
 )
@@ -245,7 +246,25 @@ def test_a_call_that_the_other_leaves_unanswered_does_not_crash_the_end(tmp_path
     command = [sys.executable, "leaves.py", str(CONF), *TWO, "hydra.run.dir=run"]
     left = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=150)
     assert (left.returncode, left.stdout) == (code, "")
-    assert left.stderr.strip().splitlines()[-1:] == [said] * bool(said)
+    assert re.fullmatch(said, left.stderr, re.DOTALL), left.stderr
+
+
+def test_a_signal_that_comes_before_all_are_running_reaches_them():
+    waits = [sys.executable, "-c", "import time; time.sleep(200)"]
+    told = f"""
+import os, signal, subprocess, sys
+from nin.processes import start
+
+class Told(subprocess.Popen):
+    def __init__(self, *command, **rest):
+        subprocess.Popen = Popen
+        os.kill(os.getpid(), signal.SIGTERM)
+        super().__init__(*command, **rest)
+
+Popen, subprocess.Popen = subprocess.Popen, Told
+sys.exit(start(2, {waits}))
+"""
+    assert subprocess.run([sys.executable, "-c", told], timeout=150).returncode == 143
 
 
 def test_where_the_starters_own_starter_is_gone_all_end():

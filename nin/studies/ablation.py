@@ -21,7 +21,7 @@ from nin.config import Config, ConfigError, consequential
 from nin.folder import held
 from nin.recovery import STARTER
 from nin.run import precision
-from nin.studies.rows import Row, append, read, row_of
+from nin.studies.rows import Row, append, last_of, read, row_of
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
@@ -118,14 +118,15 @@ def _spelled(overrides: str, config: Config) -> str:
 def _recorded(asked: dict[str, tuple[str, Config]], file: Path) -> dict[str, Row]:
     """The rows of those runs that have come to an end."""
     groups = {(c.data.name, c.head.name, c.recipe.name, c.seed) for _, c in asked.values()}
-    found: dict[str, Row] = {}
-    for row in read(file):
-        if row.status != "stopped" and (row.data, row.head, row.recipe, row.seed) in groups:
+
+    def run(row: Row) -> str | None:
+        if (row.data, row.head, row.recipe, row.seed) in groups:
             with suppress(ConfigError):  # what could be trained once, and cannot any more
                 identity = _identity(compose(CONF, shlex.split(row.overrides)))
-                if identity in asked and (row.test_curve or identity not in found or not found[identity].test_curve):
-                    found[identity] = row
-    return found
+                return identity if identity in asked else None
+        return None
+
+    return last_of(read(file), run)
 
 
 def _without_row(asked: dict[str, tuple[str, Config]], file: Path) -> list[str]:

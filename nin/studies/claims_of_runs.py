@@ -68,10 +68,8 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
                 cells.append(f"{each} (mean {np.mean(differences):+.2f})" if len(differences) > 1 else each or "none")
             lines.append(table_row(f"`{head}`", *cells))
     lines += ["", "Between the ends of two epochs the error is taken to fall in a straight line. In the verdict what"]
-    lines[-1] += (
-        " was never reached counts as reached an epoch after the last; what neither head reached does not count."
-    )
-    lines[-1] += f" All hold for schedules of this length, whose rate ends at 0. {made_with(rows)}"
+    lines[-1] += " was never reached counts as reached an epoch after the last; what neither head reached does not"
+    lines[-1] += f" count. All hold for schedules of this length, whose rate ends at 0. {made_with(rows)}"
 
     figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
     axis = clean(figure.subplots(), "x")

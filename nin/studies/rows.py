@@ -14,11 +14,11 @@ import os
 import re
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scipy import stats
 
@@ -147,14 +147,19 @@ def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
 
 
 def ended(file: Path) -> list[Row]:
-    """The rows of the runs that came to an end, one a run: the last of those that differ in nothing that a run depends
-    on, or the last with a test curve. Raises RowsError."""
-    found: dict[tuple, Row] = {}
-    for row in read(file):
-        key = row.condition, row.variant, row.head, row.seed
-        if row.status != "stopped" and (row.test_curve or key not in found or not found[key].test_curve):
+    """The rows of the runs that came to an end, one a run as tables know it. Raises RowsError."""
+    return list(last_of(read(file), lambda row: (row.condition, row.variant, row.head, row.seed)).values())
+
+
+def last_of(rows: Sequence[Row], run: Callable[[Row], Hashable]) -> dict[Any, Row]:
+    """Of each `run` that came to an end the last row, or the last with a test curve; rows of None are left out."""
+    found: dict[Any, Row] = {}
+    for row in rows:
+        if row.status == "stopped" or (key := run(row)) is None:
+            continue
+        if row.test_curve or key not in found or not found[key].test_curve:
             found[key] = row
-    return list(found.values())
+    return found
 
 
 def read(file: Path) -> list[Row]:

@@ -1,0 +1,78 @@
+"""Argument checks. Each raises SettingError naming the argument, its value and what is allowed.
+
+    integer(1, 10, epochs=epochs, warmup=warmup)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
+from typing import Any
+
+from nin.errors import SettingError, one_line
+
+__all__ = ["boolean", "fraction", "integer", "is_integer", "is_number", "non_negative", "one_line", "one_of"]
+__all__ += ["positive", "share", "sides"]
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer, Python's or NumPy's. Booleans are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite real number. Booleans are not."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def one_of(choices: Iterable[str], **settings: Any) -> None:
+    """Each setting is one of the names in `choices`."""
+    _all(settings, lambda v: isinstance(v, str) and v in choices, f"must be one of {', '.join(choices)}")
+
+
+def boolean(**settings: Any) -> None:
+    """Each setting is true or false."""
+    _all(settings, lambda v: isinstance(v, bool), "must be one of true, false")
+
+
+def integer(least: int, most: int, **settings: Any) -> None:
+    """Each setting is an integer from `least` to `most`."""
+    _all(settings, lambda v: is_integer(v) and least <= v <= most, f"expected an integer from {least} to {most}")
+
+
+def positive(**settings: Any) -> None:
+    """Each setting is a finite number above 0."""
+    _all(settings, lambda v: is_number(v) and v > 0, "expected a number above 0")
+
+
+def non_negative(**settings: Any) -> None:
+    """Each setting is a finite number of at least 0."""
+    _all(settings, lambda v: is_number(v) and v >= 0, "expected a number of at least 0")
+
+
+def fraction(**settings: Any) -> None:
+    """Each setting is a number of at least 0 and less than 1."""
+    _all(settings, lambda v: is_number(v) and 0 <= v < 1, "expected a number of at least 0 and less than 1")
+
+
+def share(**settings: Any) -> None:
+    """Each setting is a number above 0 and at most 1."""
+    _all(settings, lambda v: is_number(v) and 0 < v <= 1, "expected a number above 0 and at most 1")
+
+
+def sides(most: int, **settings: Any) -> tuple[int, int]:
+    """Height and width of a setting that is one number for both or a pair, each an integer from 1 to `most`."""
+    ((name, value),) = settings.items()
+    both = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(both) != 2 or not all(map(is_integer, both)):
+        raise SettingError(name, value, "expected a number of pixels, or height and width")
+    if not all(1 <= side <= most for side in both):
+        raise SettingError(name, value, f"expected 1 to {most} pixels")
+    return both[0], both[1]
+
+
+def _all(settings: dict[str, Any], holds: Callable[[Any], bool], reason: str) -> None:
+    for name, value in settings.items():
+        if not holds(value):
+            raise SettingError(name, value, reason)

@@ -1,0 +1,149 @@
+"""Whole files or none, and locks.
+
+A file is written under a fresh name in its own folder, flushed to the disk, renamed, and its folder flushed: after a
+kill or a power cut there is the old file or the new one. A file is read once, and parsed from the bytes that were
+hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nin.errors import LockedError, RunError
+
+TEMPORARY = ".part-"  # how the name of a file that is being written begins
+
+
+@contextmanager
+def writing(file: str | Path) -> Iterator[Path]:
+    """Gives the path of a new, empty file in the same folder and with the same suffix; at the end it becomes `file`.
+
+    The temporary file is created exclusively, so no link is followed. An exception leaves `file` as it was.
+
+    Raises:
+        RunError: it cannot be written: the disk is full, the folder does not exist or is read-only.
+    """
+    file, part = Path(file), None
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=TEMPORARY, suffix=f"-{file.name[-100:]}")
+        part = Path(name)
+        os.fchmod(handle, _mode(file))
+        os.close(handle)
+        yield part
+        _flush(part)
+        os.replace(part, file)
+        part = None
+        _flush(file.parent)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written ({error.strerror or error}); the file before is as it was") from error
+    finally:
+        if part is not None:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def write(file: str | Path, content: str | bytes) -> None:
+    """Writes a whole file or nothing; text as UTF-8. Raises RunError as `writing` does."""
+    with writing(file) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def append(file: str | Path, content: bytes) -> None:
+    """Adds bytes at the end of a file, or none of them: the file is written anew. Raises RunError as `writing` does."""
+    before = Path(file).read_bytes() if Path(file).exists() else b""
+    write(file, before + content)
+
+
+def read(file: str | Path) -> bytes:
+    """The bytes of a regular file. Raises OSError, also for a folder, a pipe or a device."""
+    with open(file, "rb", opener=_without_waiting) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(f"{file} is not a regular file")
+        return opened.read()
+
+
+def sha256(data: bytes) -> str:
+    """The sha256 of bytes, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def lock(file: str | Path, timeout: float = 0) -> Iterator[None]:
+    """Holds the operating system's lock on a file, which is created if need be and never deleted; a killed process
+    releases it.
+
+    Args:
+        file: the lock file. It holds the number of the process that locked it last.
+        timeout: seconds to wait for it; -1 waits as long as it takes.
+
+    Raises:
+        LockedError: another process holds it; the message names that process.
+        RunError: the lock file cannot be created.
+    """
+    held = FileLock(file, is_singleton=False)
+    try:
+        held.acquire(timeout=timeout)
+    except Timeout as error:
+        with suppress(OSError, UnicodeDecodeError):
+            owner = read(file).decode()
+            raise LockedError(f"{file} is locked by process {owner}") from error
+        raise LockedError(f"{file} is locked by another process") from error
+    except OSError as error:
+        raise RunError(f"{file} cannot be locked ({error.strerror or error})") from error
+    try:
+        with suppress(OSError):  # a full disk costs the number, not the lock
+            handle = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+            os.write(handle, str(os.getpid()).encode())
+            os.close(handle)
+        yield
+    finally:
+        held.release()
+
+
+def is_locked(file: str | Path) -> bool:
+    """Whether a process holds the lock on a file."""
+    if not Path(file).exists():
+        return False
+    held = FileLock(file, is_singleton=False)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    held.release()
+    return False
+
+
+def _mode(file: Path) -> int:
+    """The permissions that `open` would give a new file, or those of the file that is replaced."""
+    with suppress(OSError):
+        return stat.S_IMODE(file.stat(follow_symlinks=False).st_mode) if not file.is_symlink() else 0o644
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if path.is_dir() and error.errno in (22, 95):  # EINVAL, ENOTSUP: a file system that flushes no folders
+            return
+        raise
+    finally:
+        os.close(handle)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would hold the reader for ever

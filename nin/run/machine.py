@@ -1,4 +1,4 @@
-"""What a result can depend on besides its configuration: machine, memory, versions and commit."""
+"""What a result depends on besides its settings: machine, memory, versions and commit."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import platform
 import resource
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
-import lightning as L
 import torch
-import torchvision
 
-RESULTS = ("csv", "md", "png")  # endings of files that are made of runs
+ROOT = Path(__file__).parents[2]
+RESULTS = ("csv", "md", "png")  # endings of files that are made from runs
 
 
 def device_name(device: torch.device) -> str:
-    """The device as people call it."""
+    """The GPU's name, or the processor's with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -30,7 +30,7 @@ def device_name(device: torch.device) -> str:
 def peak_memory_gb() -> float:
     """The most memory that this process has held, in GB."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent process held when it started this one
+    if status.exists():  # getrusage counts what the parent process held when it started this one
         kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return round(int(kilobytes) / 1e6, 2)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -38,22 +38,25 @@ def peak_memory_gb() -> float:
 
 
 def memory_gb() -> float:
-    """The memory that this machine has, in GB."""
+    """The memory of this machine, in GB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def versions() -> dict[str, str]:
-    """Of what a result can depend on."""
-    modules = {module.__name__: str(module.__version__) for module in (torch, torchvision, L)}
-    return {"python": platform.python_version(), **modules}
+    """Versions of Python and of the libraries that a result depends on."""
+    others = {name: metadata.version(name) for name in ("torchvision", "lightning")}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), **others}
 
 
-def commit() -> str:
-    """The project's commit, with "+changes" where files differ from it that a result can depend on: all but those that
-    hold results, and new ones outside nin, conf and scripts. NIN_COMMIT where there is no git."""
-    root = Path(__file__).parents[1]
+def commit(root: Path = ROOT) -> tuple[str, bool]:
+    """The project's commit, and whether the files are the commit's.
+
+    Results (csv, md, png) do not count as changes, nor do new files outside nin, conf and scripts. Without git the
+    commit is the environment variable NIN_COMMIT, else "unknown", which is never clean.
+    """
     if not (root / ".git").exists():
-        return os.environ.get("NIN_COMMIT", "unknown")
+        given = os.environ.get("NIN_COMMIT", "unknown")
+        return given.removesuffix("+changes"), given != "unknown" and not given.endswith("+changes")
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
@@ -62,6 +65,6 @@ def commit() -> str:
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!*.{s}" for s in RESULTS))
         changed += git("status", "--porcelain", "--untracked-files=all", "--", "nin", "conf", "scripts")
-        return git("rev-parse", "HEAD") + "+changes" * bool(changed)
+        return git("rev-parse", "HEAD"), not changed
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return "unknown", False

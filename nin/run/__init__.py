@@ -1,0 +1,1 @@
+"""One training run: trained, evaluated and recorded in a folder."""

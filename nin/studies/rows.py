@@ -1,49 +1,46 @@
-"""What is recorded of runs: one row of a CSV file each, and what the rows say.
+"""The rows of a study: a CSV file with one row a run, read as a pandas frame.
 
-A row holds all that a table or a figure is made of, so that nothing has to be kept of a run but its row.
+A row holds the settings that its run's result depends on, so it stays true when a file in conf/ or a published net
+changes later. Rows are data: they are never composed again.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import math
-import os
-import re
-import shlex
-import statistics
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scipy import stats
+import pandas as pd
 
-from nin.bounds import one_of
-from nin.config import OF_NO_CONSEQUENCE
+from nin import files
+from nin.checks import boolean, integer, one_line, one_of, share
+from nin.config import Config, consequential, settings_of
+from nin.errors import RowsError, RunError
+from nin.plan import HEADS
 
-ALL_HEADS = ("gap", "fc_dropout", "fc", "gmp", "gap_article", "fc_article", "gmp_article")  # in the order of tables
-PAPER = {"gap": 10.41, "fc_dropout": 10.88, "fc": 11.59}  # the paper's Table 5: CIFAR-10, without augmentation
-NAMED = (*OF_NO_CONSEQUENCE, "logger", "eval_curve", "head", "seed", "recipe", "data", "experiment", "data.val")
-NAMED += ("trainer.max_epochs", "trainer.precision", "trainer.accelerator")
-NOTHING = {  # as if the setting had not been given
-    "freeze": ("false", "no", "off", "0"),
-    "checkpoint": ("null", ""),
-    "model": ("cifar10",),
-    "trainer": ("auto", "cpu", "gpu"),
-    "trainer.devices": ("1",),
-}
+if TYPE_CHECKING:
+    from nin.run.record import Record
 
-
-class RowsError(RuntimeError):
-    """A file that does not hold the rows of a study."""
+COLUMNS = (
+    *("data", "head", "recipe", "seed", "epochs", "status", "test_error", "train_error", "val_error", "seconds"),
+    *("images_per_second", "precision", "hardware", "torch", "commit", "clean"),
+    *("start_name", "start_sha256", "start_head", "variant", "settings", "test_curve"),
+)
+NUMBERS = ("test_error", "train_error", "val_error", "seconds", "images_per_second")
+STATUSES = ("ok", "dead", "stopped")  # dead: the net died, which is a result; stopped: the run was interrupted
+NAMED = {"data": "data.name", "head": "head.name", "recipe": "recipe.name", "seed": "seed"}
+NAMED |= {"epochs": "trainer.max_epochs"}
+# a row states the precision and the start's sha256 itself; the other two do not change what is learnt
+NOT_OF_IDENTITY = ("trainer.precision", "checkpoint", "trainer.accelerator", "eval_curve")
 
 
 class Condition(NamedTuple):
-    """What runs have in common that can be compared; epochs are 0 where their number may differ."""
+    """What runs must have in common to be compared. Epochs are 0 where their number may differ."""
 
     data: str
     recipe: str
@@ -53,235 +50,197 @@ class Condition(NamedTuple):
 
     @property
     def errors(self) -> str:
-        """Which error its runs are compared by."""
+        """The name of the error that compares its runs."""
         return "held-out error" if self.held_out else "test error"
 
     @property
     def title(self) -> str:
+        """The condition in words: "cifar10, recipe quick, 8 epochs, bf16-mixed"."""
         parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs" * bool(self.epochs), self.precision]
         parts.append(f"{self.held_out:,} training images held out" * bool(self.held_out))
         return ", ".join(filter(None, parts))
 
     @property
     def stem(self) -> str:
-        """The same for the name of a file."""
+        """The condition as part of a file's name: "cifar10-quick-8-bf16-mixed"."""
         held_out = f"val{self.held_out}" * bool(self.held_out)
         parts = [self.data, self.recipe, str(self.epochs) * bool(self.epochs), self.precision, held_out]
         return "-".join(filter(None, parts))
 
 
-@dataclass(frozen=True)
-class Row:
-    """One run. Errors in %, `val_error` on training images that were held out, `test_curve` the test error after each
-    epoch, separated by spaces."""
+def row_of(record: Record, curve: Sequence[float] = (), variant: str = "") -> dict[str, Any]:
+    """The row of a run.
 
-    overrides: str
-    data: str
-    head: str
-    recipe: str
-    seed: int
-    epochs: int
-    status: str  # ok, dead (the net died, which is a result) or stopped (the run was)
-    test_error: float | None = None
-    train_error: float | None = None
-    val_error: float | None = None
-    seconds: float | None = None
-    images_per_second: float | None = None
-    precision: str = ""
-    hardware: str = ""
-    torch: str = ""
-    commit: str = ""
-    clean: bool = True  # whether the tree was the commit's
-    test_curve: str = ""
+    Args:
+        record: what the run's folder records.
+        curve: test error in % after each epoch.
+        variant: what was varied, for people; nothing is derived from it.
 
-    @property
-    def error(self) -> float | None:
-        """What the run is compared by: the error on the images that were held out, where some were, so that the test
-        set chooses nothing."""
-        return self.val_error if self.condition.held_out else self.test_error
-
-    @property
-    def given(self) -> dict[str, str]:
-        """The overrides by name."""
-        return _given(self.overrides)
-
-    @property
-    def varied(self) -> dict[str, str]:
-        """What was varied besides head and seed: the settings but those that name the condition, or say nothing."""
-        return {name: value for name, value in _telling(self.overrides) if name not in NAMED}
-
-    @property
-    def variant(self) -> str:
-        """The same in words."""
-        return " ".join(f"{name}={value}" for name, value in self.varied.items())
-
-    @property
-    def condition(self) -> Condition:
-        return Condition(self.data, self.recipe, self.epochs, self.precision, int(self.given.get("data.val", 0)))
+    Returns:
+        a dictionary of COLUMNS; errors and timings are None unless the run finished.
+    """
+    status = {"finished": "ok", "dead": "dead"}.get(record.status, "stopped")
+    row = {name: getattr(record, name) for name in (*NAMED, "precision", "commit", "clean")}
+    row |= {name: getattr(record, name) if status == "ok" else None for name in NUMBERS}
+    row |= {"status": status, "hardware": record.device, "torch": record.versions.get("torch", "")}
+    start = record.start
+    row |= {f"start_{name}": getattr(start, name) if start else "" for name in ("name", "sha256", "head")}
+    return row | {"variant": variant, "settings": consequential(record.settings), "test_curve": tuple(curve)}
 
 
-COLUMNS = [f.name for f in fields(Row)]
+def identity(settings: Mapping[str, Any], precision: str, start_sha256: str = "") -> str:
+    """What a run is known by: equal for two runs that must give the same result.
+
+    Args:
+        settings: the run's consequential settings by dotted name. A setting that the schema got later has its default,
+            which reproduces what runs did before.
+        precision: the precision that the run computed in, never "auto".
+        start_sha256: sha256 of the weights that the run started from.
+    """
+    complete = {**_defaults(), **settings}
+    kept = {name: value for name, value in complete.items() if name not in NOT_OF_IDENTITY}
+    return json.dumps({**kept, "precision": precision, "start": start_sha256}, sort_keys=True)
 
 
-def row_of(folder: Path, overrides: str, exit_code: int) -> Row:
-    """The row of the run that left `folder`."""
-    summary = json.loads((folder / "summary.json").read_text())
-    described = {name: summary[name] for name in ("data", "head", "recipe", "seed", "epochs", "precision")}
-    described |= {
-        "overrides": overrides,
-        "status": {0: "ok", 3: "dead"}.get(exit_code, "stopped"),
-        "hardware": summary["device"],
-        "torch": summary["versions"]["torch"],
-        "commit": summary["commit"].removesuffix("+changes"),
-        "clean": not summary["commit"].endswith("+changes"),
-    }
-    if exit_code == 0:
-        for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
-            described[name] = summary.get(name)
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
-        with open(metrics, newline="") as opened:
-            curve = [f"{float(r['test_curve/error']):.2f}" for r in csv.DictReader(opened) if r.get("test_curve/error")]
-        described["test_curve"] = " ".join(curve)
-    return Row(**described)
+def read(file: str | Path) -> pd.DataFrame:
+    """The rows of a study; an empty frame if the file does not exist.
 
+    Returns:
+        a frame of COLUMNS, with settings as dictionaries, complete, and test_curve as tuples of errors (%), and of
+        what follows from them:
+        held_out: training images held out (int); share: of the training images (float); frozen (bool);
+        error: in %, what the run is compared by: of the images held out, if there are any, else of the test set;
+        condition: a Condition; identity: what the run is known by.
 
-def ended(file: Path) -> list[Row]:
-    """The rows of the runs that came to an end, one a run as tables know it. Raises RowsError."""
-    return list(last_of(read(file), lambda row: (row.condition, row.variant, row.head, row.seed)).values())
-
-
-def last_of(rows: Sequence[Row], run: Callable[[Row], Hashable]) -> dict[Any, Row]:
-    """Of each `run` that came to an end the last row, or the last with a test curve; rows of None are left out."""
-    found: dict[Any, Row] = {}
-    for row in rows:
-        if row.status == "stopped" or (key := run(row)) is None:
-            continue
-        if row.test_curve or key not in found or not found[key].test_curve:
-            found[key] = row
-    return found
-
-
-def read(file: Path) -> list[Row]:
-    """The rows of a study; none where the file is not there. Raises RowsError."""
-    rows: list[Row] = []
+    Raises:
+        RowsError: it cannot be read, or is not a study's file; the message names file and row.
+    """
+    rows: list[dict[str, Any]] = []
     try:
-        with open(file, newline="") as opened:
-            for row in csv.DictReader(opened, strict=True):
-                rows.append(_typed(row))
+        text = files.read(file).decode()
+        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+            rows.append(_typed(row))
     except FileNotFoundError:
-        return []
+        pass
     except OSError as error:
-        raise RowsError(f"{file}: it cannot be read ({error.strerror})") from error
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study ({error})") from error
-    return rows
+        raise RowsError(f"{file} cannot be read ({error.strerror or error})") from error
+    except (LookupError, TypeError, ValueError, csv.Error) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study ({reason})") from error
+    derived = ("held_out", "share", "frozen", "error", "condition", "identity")
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *derived])
+    return frame.astype(dict.fromkeys((*NUMBERS, "error", "share"), float))
 
 
-def _typed(row: dict[str, str]) -> Row:
-    if None in row or None in row.values():
-        raise ValueError(f"it has not the {len(COLUMNS)} columns of one")
-    values: dict = {name: row[name] for name in COLUMNS}
-    for name in ("test_error", "train_error", "val_error", "seconds", "images_per_second"):
-        values[name] = float(row[name]) if row[name] else None
-    values |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
-    read = Row(**values)
-    one_of(ALL_HEADS, head=read.head)
-    one_of(("ok", "dead", "stopped"), status=read.status)
-    if read.status == "ok" and None in (read.error, read.train_error):
-        raise ValueError("it is ok and has no errors")
-    _given(read.overrides)  # whether they can be read
-    for number in read.test_curve.split():
-        float(number)
-    return read
+def ended(file: str | Path) -> pd.DataFrame:
+    """The rows of the runs that ended, one a run: its last row, or its last row with a test curve.
+
+    Returns:
+        a frame as of `read`, with a column `label`: the variant, and the settings that differ among rows of one
+        condition and variant, as after an edit of a recipe.
+
+    Raises:
+        RowsError: as `read` does.
+    """
+    rows = last_of_each_run(read(file))
+    return rows.assign(label=labels(rows))
 
 
-def append(file: Path, *rows: Row) -> None:
-    """Adds rows, and the header where the file is new; without a row it shows whether one could be added. Raises
-    RowsError where none can, and leaves the file as it was."""
-    before = None
+def last_of_each_run(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of each run that ended its last row, or its last row with a test curve."""
+    rows = rows[rows.status != "stopped"]
+    best_last = rows.assign(has_curve=rows.test_curve.map(bool)).sort_values("has_curve", kind="stable")
+    return rows.loc[best_last.drop_duplicates("identity", keep="last").index.sort_values()]
+
+
+def labels(rows: pd.DataFrame) -> pd.Series:
+    """For each row its variant, and the settings that differ among the rows of its condition and variant."""
+    found = rows.variant.astype(object).copy()
+    for _, group in rows.groupby(["data", "recipe", "epochs", "precision", "held_out", "variant"], sort=False):
+        settings = pd.DataFrame([_compared(row) for row in group.itertuples()], index=group.index, dtype=object)
+        for name in settings.columns[settings.nunique() > 1]:
+            found[group.index] += [f" {name}={value}" for value in settings[name]]
+    return found.str.strip()
+
+
+def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds rows of COLUMNS to a study's file, all or none; creates the file if need be. Without rows it shows whether
+    one could be added. Several processes may append to one file.
+
+    Raises:
+        RowsError: the file is not a study's, or cannot be written; the rows before are as they were.
+    """
+    file = Path(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "a+b") as opened:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(opened, fcntl.LOCK_EX)  # studies may share the file
-            opened.seek(0)
-            before = opened.read()
-            text = io.StringIO()
-            writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-            if not before:
-                writer.writeheader()
-            elif before.splitlines()[0] != ",".join(COLUMNS).encode():
-                raise RowsError(f"{file}: the columns of a study are {', '.join(COLUMNS)}")
-            elif not before.endswith(b"\n"):
-                text.write("\n")
-            writer.writerows(asdict(row) for row in rows)
-            opened.write(text.getvalue().encode())
-    except OSError as error:
-        if before is not None:
-            with suppress(OSError):
-                os.truncate(file, len(before))  # half a row would spoil the file
+        with files.lock(file.with_name(f".{file.name}.lock"), timeout=-1):
+            before = files.read(file) if file.exists() else b""
+            files.write(file, before + _written(file, before, rows))
+    except (OSError, RunError) as error:
         raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
 
 
-def _given(overrides: str) -> dict[str, str]:
-    """Overrides by name. Truth and small numbers have one spelling: Hydra takes True and true, 5e-4 and 0.0005."""
-    pairs = (override.lstrip("+").partition("=") for override in shlex.split(overrides))
-    return {name: _one_spelling(value) for name, _, value in pairs}
+def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """What must follow the bytes that a file has before so that it has these rows too."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    if not before:
+        writer.writeheader()
+    elif before.splitlines()[0] != ",".join(COLUMNS).encode():
+        raise RowsError(f"{file} is not a study's file: expected the columns {', '.join(COLUMNS)}")
+    elif not before.endswith(b"\n"):
+        text.write("\n")
+    for row in rows:
+        curve = " ".join(f"{error:.2f}" for error in row["test_curve"])
+        numbers = {name: "" if _is_missing(row[name]) else row[name] for name in NUMBERS}
+        settings = json.dumps(row["settings"], sort_keys=True)
+        writer.writerow({**row, **numbers, "settings": settings, "test_curve": curve})
+    return text.getvalue().encode()
 
 
-def _one_spelling(value: str) -> str:
-    if value.lower() in ("true", "false"):
-        return value.lower()
-    return str(float(value)) if re.fullmatch(r"\d+\.?\d*e-\d+", value) else value
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    """A row's values with their types, and what follows from them. Raises ValueError, KeyError or TypeError."""
+    if None in row or None in row.values():
+        raise ValueError(f"expected {len(COLUMNS)} columns")
+    typed: dict[str, Any] = {name: row[name] for name in COLUMNS}
+    typed |= {name: float(row[name]) if row[name] else math.nan for name in NUMBERS}
+    typed |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
+    typed["test_curve"] = tuple(float(error) for error in row["test_curve"].split())
+    typed["settings"] = settings = {**_defaults(), **json.loads(row["settings"])}
+    one_of(HEADS, head=typed["head"])
+    one_of(STATUSES, status=typed["status"])
+    one_of(("True", "False"), clean=row["clean"])
+    for column, name in NAMED.items():
+        if typed[column] != settings[name]:
+            raise ValueError(f"{column} is {typed[column]}, but its settings have {name}={one_line(settings[name])}")
+    held_out, part, frozen = (settings[name] for name in ("data.val", "data.share", "freeze"))
+    integer(0, 10**9, **{"data.val": held_out})
+    share(**{"data.share": part})
+    boolean(freeze=frozen)
+    error = typed["val_error" if held_out else "test_error"]
+    if typed["status"] == "ok" and not (math.isfinite(error) and math.isfinite(typed["train_error"])):
+        raise ValueError("its status is ok, but an error is missing")
+    typed |= {"held_out": held_out, "share": part, "frozen": frozen, "error": error}
+    typed["condition"] = Condition(*(typed[name] for name in Condition._fields))
+    return typed | {"identity": identity(settings, typed["precision"], typed["start_sha256"])}
 
 
-def _telling(overrides: str) -> list[tuple[str, str]]:
-    """Overrides by name, without those that say nothing."""
-    return [(name, value) for name, value in _given(overrides).items() if value.lower() not in NOTHING.get(name, ())]
+def _compared(row: Any) -> dict[str, str]:
+    """The settings by which rows of one condition and variant may differ, as a label states them."""
+    hidden = (*NOT_OF_IDENTITY, "head.name", "seed")
+    compared = {name: _stated(value) for name, value in row.settings.items() if name not in hidden}
+    return compared | {"start": row.start_sha256[:8]}
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """ "10.41 ± 0.12", or the value alone where there is one."""
-    if len(values) < 2:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def _stated(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
-def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """The t interval for the mean of paired differences. Needs two at least."""
-    n = len(differences)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return statistics.mean(differences) - half, statistics.mean(differences) + half
+@cache
+def _defaults() -> dict[str, Any]:
+    """The settings of a run that names none. One that came later than a row has the default that reproduces it."""
+    return consequential(settings_of(Config()))
 
 
-def made_with(rows: Sequence[Row]) -> str:
-    """Commits and versions of torch: where they differ, runs are compared across them."""
-    commits = {row.commit[:8] + "+changes" * (not row.clean) for row in rows if row.commit}
-    versions = {row.torch.split("+")[0] for row in rows if row.torch}
-    return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(versions))}."
-
-
-def paired(differences: Sequence[float], seeds: int = 0) -> str:
-    """ "+0.90 (+0.61 to +1.19)": the mean of paired differences and its 95 % interval, as far as there are any and they
-    differ; and how many they are, where they are less than the `seeds`."""
-    if not differences:
-        return "no common seed"
-    if len(differences) == 1:
-        return f"{differences[0]:+.2f} (one seed)"
-    pairs = f"; {len(differences)} pairs" * (len(differences) < seeds)
-    if max(differences) - min(differences) < 1e-6:
-        return f"{differences[0]:+.2f} ({len(differences)} times the same)"
-    low, high = interval(differences)
-    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
-
-
-def epochs_to(row: Row, accuracy: float) -> float | None:
-    """Epochs to a test accuracy (in %), on a straight line between the ends of two; None where it never was reached."""
-    before = None
-    for epoch, error in enumerate(row.test_curve.split(), 1):
-        above = float(error) - (100 - accuracy)
-        if above <= 0:
-            return float(epoch) if before is None else epoch - 1 + before / (before - above)
-        before = above
-    return None
+def _is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)

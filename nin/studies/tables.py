@@ -1,0 +1,129 @@
+"""What tables and figures of studies are made with: statistics over seeds, Markdown, the colours of the heads."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nin.plan import HEADS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# No two of the first four are nearer than 31 (CIELAB) under simulated protanopia and deuteranopia. The article's heads
+# have the remaining colours of Okabe and Ito.
+COLOURS = {
+    "gap": "#009e73",
+    "fc_dropout": "#b2182b",
+    "fc": "#e69f00",
+    "gmp": "#0072b2",
+    "gap_article": "#56b4e9",
+    "fc_article": "#000000",
+    "gmp_article": "#cc79a7",
+}
+LINES = ("-", "--", ":", "-.")  # line styles of several nets with one head
+GREY = "#555555"  # of what belongs to no head, as in a legend
+
+POOLING = tuple(name for name, head in HEADS.items() if head.pools)
+FULLY_CONNECTED = tuple(name for name, head in HEADS.items() if not head.pools)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """The mean and the standard deviation, "10.41 ± 0.12", or the value alone if there is one."""
+    values = list(values)
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval for the mean of paired differences. Requires two at least."""
+    from scipy import stats
+
+    n, mean = len(differences), statistics.mean(differences)
+    low, high = stats.t.interval(level, n - 1, loc=mean, scale=statistics.stdev(differences) / math.sqrt(n))
+    return float(low), float(high)
+
+
+def paired(differences: Sequence[float], seeds: int = 0) -> str:
+    """The mean of paired differences and its 95 % interval, "+0.90 (+0.61 to +1.19)".
+
+    Args:
+        differences: one for each seed that both have.
+        seeds: how many seeds there are; if fewer have a pair, their number is added.
+    """
+    differences = list(differences)
+    if not differences:
+        return "no common seed"
+    if len(differences) == 1:
+        return f"{differences[0]:+.2f} (one seed)"
+    if max(differences) - min(differences) < 1e-6:
+        return f"{differences[0]:+.2f} ({len(differences)} times the same)"
+    low, high = interval(differences)
+    pairs = f"; {len(differences)} pairs" * (len(differences) < seeds)
+    return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
+
+
+def epochs_to(curve: Sequence[float], accuracy: float) -> float | None:
+    """Epochs to a test accuracy (%), interpolated linearly between two epochs; None if it is never reached.
+
+    Args:
+        curve: test error in % after each epoch.
+        accuracy: in %.
+    """
+    before = None
+    for epoch, error in enumerate(curve, 1):
+        above = error - (100 - accuracy)
+        if above <= 0:
+            return float(epoch) if before is None else epoch - 1 + before / (before - above)
+        before = above
+    return None
+
+
+def made_with(rows: pd.DataFrame) -> str:
+    """The commits and versions of torch that rows were made with; where they differ, runs are compared across them."""
+    commits = {
+        commit[:8] + "+changes" * (not clean) for commit, clean in zip(rows.commit, rows.clean, strict=True) if commit
+    }
+    versions = {version.split("+")[0] for version in rows.torch if version}
+    return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(versions))}."
+
+
+def table_row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def table_rule(columns: int) -> str:
+    """The line under a Markdown table's head: for the column that names the rows, and so many more."""
+    return "|---" * (columns + 1) + "|"
+
+
+def clean(axis: Axes, grid: str = "both") -> Axes:
+    """The same axis with a light grid ("both", "x" or "y") and without the frame above and at the right."""
+    axis.grid(alpha=0.25, axis=grid)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return axis
+
+
+def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Writes names at the ends of lines, none over another. Call it when the axis has its limits.
+
+    Args:
+        axis: where the lines are.
+        ends: (x, y, name, colour) of each line's last point.
+    """
+    low, high = axis.get_ylim()
+    apart = 0.055 * (high - low)
+    ends = sorted(ends, key=lambda end: end[1])
+    heights = [y for _, y, _, _ in ends]
+    for i in range(1, len(ends)):
+        if ends[i][0] == ends[i - 1][0]:
+            heights[i] = max(heights[i], heights[i - 1] + apart)
+    style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
+    for (x, _, name, colour), height in zip(ends, heights, strict=True):
+        axis.annotate(name, (x, height), (8, 0), color=colour, **style)

@@ -1,18 +1,24 @@
-"""Network in Network (Lin, Chen, Yan, 2013) in PyTorch. `import nin` needs torch alone; data and training are in
-`nin.data` and `nin.task`."""
+"""Network in Network (Lin, Chen, Yan, 2013) in PyTorch.
+
+    net = nin.load("cifar10-gap")     a published net; nin.available() lists their names
+    net = nin.NIN(head="gap")         the authors' CIFAR-10 net, untrained
+
+`import nin` needs torch alone. Sets of images are in `nin.data`, training in `nin.task` and `nin.run`.
+"""
 
 from typing import Any
 
 from nin.cost import multiply_accumulates
-from nin.heads import FC, GAP, GMP, HEADS, DepthPool
-from nin.model import BLOCKS, NIN, Block, MLPConv
+from nin.errors import NINError
+from nin.model import FC, GAP, GMP, NIN, DepthPool, MLPConv
+from nin.plan import HEADS, PLANS, Block, Plan
 
-__all__ = ["BLOCKS", "FC", "GAP", "GMP", "HEADS", "NIN", "Block", "DepthPool", "MLPConv"]
+__all__ = ["FC", "GAP", "GMP", "HEADS", "NIN", "PLANS", "Block", "DepthPool", "MLPConv", "NINError", "Plan"]
 __all__ += ["available", "load", "multiply_accumulates"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("available", "load"):  # on demand: they need more than torch
+    if name in ("available", "load"):  # on first use: they need more than torch
         from nin import pretrained
 
         return getattr(pretrained, name)

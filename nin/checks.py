@@ -1,6 +1,6 @@
 """Argument checks. Each raises SettingError naming the argument, its value and what is allowed.
 
-    integer(1, 10, epochs=epochs, warmup=warmup)
+integer(1, 10, epochs=epochs, warmup=warmup)
 """
 
 from __future__ import annotations

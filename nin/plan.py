@@ -1,0 +1,224 @@
+"""What a net is, as plain values: blocks, the authors' nets by name, and the heads. A configuration, a card and a
+constructor share them; they are checked here. torch is not needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nin.checks import boolean, fraction, integer, one_of, sides
+from nin.config import INITS, NORMS, POOLS, HeadConfig, ModelConfig
+from nin.errors import SettingError
+
+WIDEST = 65_536  # channels or classes: twenty times the widest net; more is a typing error
+LARGEST = 10_000  # pixels of a side, a window, a stride or a padding
+DEEPEST = 1_000  # blocks
+ONE_SIZE = "a fully connected head accepts the image size that it was trained with; resize, or take a head that pools"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head: what makes scores of maps.
+
+    Attributes:
+        layer: "average" and "max" pool each map, "linear" is a fully connected layer on all of them.
+        dropout: probability of dropout before a linear layer.
+        of_features: whether it reads a backbone's features, as in the article "can pooling replace FC?", rather than
+            class maps.
+        says: one sentence about it.
+    """
+
+    layer: str
+    dropout: float = 0.0
+    of_features: bool = False
+    says: str = ""
+
+    @property
+    def pools(self) -> bool:
+        """Whether it pools: it has no parameters and accepts any map size, and a class's map is its own."""
+        return self.layer != "linear"
+
+
+# in the order of tables; the first three are the paper's Table 5
+HEADS = {
+    "gap": Head("average", says="global average pooling: the mean of a class's map is its score"),
+    "fc_dropout": Head("linear", 0.5, says="dropout 0.5, then a linear layer on the flattened maps"),
+    "fc": Head("linear", says="a linear layer on the flattened maps"),
+    "gmp": Head("max", says="global max pooling: the largest value of a class's map is its score"),
+    "gap_article": Head("average", of_features=True, says="the mean of each feature map, then a linear layer"),
+    "fc_article": Head("linear", of_features=True, says="the flattened features, Linear to 512, ReLU, Linear"),
+    "gmp_article": Head("max", of_features=True, says="the maximum of each feature map, then a linear layer"),
+}
+CLASS_MAP_HEADS = tuple(name for name, head in HEADS.items() if not head.of_features)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One mlpconv block of a net, and what follows it.
+
+    Attributes:
+        widths: output channels of its three convolutions, or one number for all three. [width] alone leaves out the
+            1×1 convolutions. None as the last one stands for the number of classes.
+        kernel_size: side of the first convolution's window in pixels.
+        stride: of the first convolution.
+        padding: zeros around the first convolution's input; None keeps the size (kernel_size // 2).
+        dropout: whether the net's dropout follows this block and its pooling.
+
+    Raises:
+        SettingError: a value that no convolution accepts.
+    """
+
+    widths: int | Sequence[int | None]
+    kernel_size: int = 3
+    stride: int = 1
+    padding: int | None = None
+    dropout: bool = False
+
+    def __post_init__(self) -> None:
+        widths = self.widths if isinstance(self.widths, list | tuple) else (self.widths,) * 3
+        if len(widths) not in (1, 3):
+            raise SettingError("widths", self.widths, "expected three widths, one number for all three, or [one]")
+        for width in widths[:-1] if widths[-1] is None else widths:
+            integer(1, WIDEST, widths=width)
+        integer(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
+        integer(0, LARGEST, padding=0 if self.padding is None else self.padding)
+        boolean(dropout=self.dropout)
+        object.__setattr__(self, "widths", tuple(widths))
+
+    @property
+    def margin(self) -> int:
+        """The padding of the first convolution in pixels."""
+        return self.kernel_size // 2 if self.padding is None else self.padding
+
+    def channels(self, num_classes: int) -> tuple[int, ...]:
+        """Its widths, with the number of classes in its place."""
+        return tuple(num_classes if width is None else width for width in self.widths)
+
+
+def checked_mlpconv(in_channels: int, block: Block, norm: str, last_relu: bool) -> Block:
+    """The block, where these arguments make an mlpconv. Raises SettingError."""
+    integer(1, WIDEST, in_channels=in_channels, widths=block.widths[-1])
+    one_of(NORMS, norm=norm)
+    boolean(last_relu=last_relu)
+    return block
+
+
+def checked_fc(num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float) -> tuple[int, int]:
+    """Height and width of a map, where these arguments make a fully connected head. Raises SettingError."""
+    integer(1, WIDEST, num_maps=num_maps, num_classes=num_classes)
+    fraction(dropout=dropout)
+    return sides(100_000, map_size=map_size)
+
+
+def checked_pool(kind: str) -> str:
+    """The kind of a pooling over channels. Raises SettingError."""
+    one_of(POOLS, kind=kind)
+    return kind
+
+
+PLANS = {
+    # The authors' CIFAR-10 net: 966,986 parameters, 222,486,528 multiply-accumulates for a 32×32 image.
+    "cifar10": (
+        Block((192, 160, 96), kernel_size=5, dropout=True),  # 32×32, then pooled to 16×16
+        Block((192, 192, 192), kernel_size=5, dropout=True),  # 16×16, then pooled to 8×8
+        Block((192, 192, None), kernel_size=3),  # 8×8, one map a class
+    ),
+    # The authors' ImageNet net: 7,595,176 parameters with 1,000 classes, for images of 224×224.
+    "imagenet": (
+        Block(96, kernel_size=11, stride=4, padding=0),  # 54×54, then 27×27
+        Block(256, kernel_size=5),  # 27×27, then 13×13
+        Block(384, kernel_size=3, dropout=True),  # 13×13, then 6×6
+        Block((1024, 1024, None), kernel_size=3),  # 6×6, one map a class
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole net as plain values, checked. `dataclasses.asdict` of it stands beside the net's weights.
+
+    Attributes:
+        blocks: blocks, mappings with a block's fields, or a name of `PLANS`; kept as a tuple of blocks.
+        num_classes: K.
+        head: a name of `HEADS`.
+        in_channels: channels of an image.
+        image_size: height and width of an image in pixels, or one number for both.
+        last_pool, dropout, norm, last_relu, init: as in `nin.config.ModelConfig`.
+
+    Raises:
+        SettingError: a value that is not allowed, blocks that leave nothing of an image, or a head that cannot read
+            the class maps.
+    """
+
+    blocks: Any = ModelConfig.blocks
+    num_classes: int = 10
+    head: str = HeadConfig.name
+    in_channels: int = 3
+    image_size: int | Sequence[int] = 32
+    last_pool: str = ModelConfig.last_pool
+    dropout: float = ModelConfig.dropout
+    norm: str = ModelConfig.norm
+    last_relu: bool = ModelConfig.last_relu
+    init: str = ModelConfig.init
+
+    def __post_init__(self) -> None:
+        one_of(CLASS_MAP_HEADS, head=self.head)
+        one_of(POOLS, last_pool=self.last_pool)
+        one_of(NORMS, norm=self.norm)
+        one_of(INITS, init=self.init)
+        fraction(dropout=self.dropout)
+        boolean(last_relu=self.last_relu)
+        integer(1, WIDEST, num_classes=self.num_classes, in_channels=self.in_channels)
+        sides(LARGEST, image_size=self.image_size)
+        object.__setattr__(self, "blocks", read_blocks(self.blocks))
+        maps = self.blocks[-1].channels(self.num_classes)[-1]
+        if HEADS[self.head].pools and maps != self.num_classes:
+            reason = (
+                f"requires one map a class, got {maps} maps for {self.num_classes} classes; end the last block with"
+            )
+            raise SettingError("head", self.head, f"{reason} {self.num_classes} channels, or choose head=fc")
+        _ = self.map_size
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Height and width of the class maps. Raises SettingError where a block leaves nothing of the image."""
+        size = sides(LARGEST, image_size=self.image_size)
+        for number, block in enumerate(self.blocks, 1):
+            size = tuple((side + 2 * block.margin - block.kernel_size) // block.stride + 1 for side in size)
+            if number < len(self.blocks):  # 3×3 pooling with stride 2 in ceil mode
+                size = tuple(math.ceil((side - 3) / 2) + 1 for side in size)
+            if min(size) < 1:
+                reason = f"block {number} leaves nothing of it, with kernel_size={block.kernel_size}"
+                reason += f", stride={block.stride}, padding={block.margin}"
+                raise SettingError("image_size", self.image_size, reason)
+        return size
+
+
+def read_blocks(blocks: Any) -> tuple[Block, ...]:
+    """The blocks of a name of `PLANS`, or of a list of blocks or of mappings with a block's fields.
+
+    Raises:
+        SettingError: anything else.
+    """
+    if isinstance(blocks, str) and blocks in PLANS:
+        return PLANS[blocks]
+    if not isinstance(blocks, list | tuple):
+        raise SettingError("blocks", blocks, f"must be one of {', '.join(PLANS)}, or a list of blocks")
+    if not 0 < len(blocks) <= DEEPEST:
+        raise SettingError("blocks", blocks, f"expected 1 to {DEEPEST} blocks, got {len(blocks)}")
+    return tuple(_read_block(blocks, number, block) for number, block in enumerate(blocks, 1))
+
+
+def _read_block(blocks: Any, number: int, block: Any) -> Block:
+    if isinstance(block, Block):
+        return block
+    names = [each.name for each in fields(Block)]
+    if not isinstance(block, dict) or "widths" not in block or not set(block) <= set(names):
+        reason = f"block {number} must be a mapping with widths and, where they differ, {', '.join(names[1:])}"
+        raise SettingError("blocks", blocks, reason)
+    try:
+        return Block(**block)
+    except SettingError as error:
+        raise SettingError("blocks", blocks, f"block {number} has {error}") from error

@@ -1,7 +1,7 @@
 """Nets of torchvision under the heads of this project: what pooling does for a net that was trained elsewhere.
 
-A 1×1 convolution makes K class maps of the backbone's features, then one of `nin.heads` follows. With GAP that is
-pooling the features and a linear layer, in another order: a mean and a matrix can be exchanged.
+A 1×1 convolution makes K class maps of the backbone's features, then a head follows. With GAP that equals pooling the
+features first and a linear layer after: a mean and a matrix commute.
 """
 
 from __future__ import annotations
@@ -9,28 +9,43 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
-from torchvision.models import get_model, get_model_weights
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from nin.bounds import one_of, shown, sides, whole
-from nin.heads import FC, GAP, GMP, HEADS, build_head
-from nin.model import LARGEST, WIDEST
-
-BACKBONES = {"vgg19": "features", "inception_v3": "Mixed_7c"}  # the layer whose output are the feature maps
-# Inception's ImageNet weights were trained on images scaled to −1 … 1; with this it takes ImageNet's mean and spread
-OPTIONS = {"inception_v3": {"transform_input": True}}
-SMALLEST = {"vgg19": 32, "inception_v3": 75}  # pixels of a side from which there is a feature map
-ARTICLE_HEADS = ("fc_article", "gap_article", "gmp_article")
+from nin import files
+from nin.checks import integer, one_line, one_of, sides
+from nin.config import HeadConfig, ModelConfig
+from nin.errors import SettingError, WeightsError
+from nin.model import FC, GAP, GMP, build_head
+from nin.plan import HEADS, LARGEST, WIDEST
 
 
-class WeightsError(RuntimeError):
-    """ImageNet weights that cannot be had; the message says what to do."""
+@dataclass(frozen=True)
+class Source:
+    """A net of torchvision.
+
+    Attributes:
+        features: the layer whose outputs are the feature maps.
+        smallest: pixels of a side below which no feature map is left.
+        options: arguments of torchvision's constructor.
+    """
+
+    features: str
+    smallest: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+BACKBONES = {
+    "vgg19": Source("features", 32),
+    # its ImageNet weights were trained on images scaled to −1 … 1; with this option it takes ImageNet's normalisation
+    "inception_v3": Source("Mixed_7c", 75, {"transform_input": True}),
+}
 
 
 class Backbone(nn.Module):
@@ -39,14 +54,13 @@ class Backbone(nn.Module):
     Args:
         backbone: "vgg19" or "inception_v3".
         num_classes: K.
-        head: one of `nin.heads.HEADS`, on K class maps that a 1×1 convolution makes of the features; or, as in the
-            article "can pooling replace FC?", on the features themselves: "fc_article" (flattened, Linear to 512,
-            ReLU, Linear to K), "gap_article" and "gmp_article" (pooled over space, Linear to K).
+        head: a name of `nin.plan.HEADS`: on K class maps that a 1×1 convolution makes of the features, or, for the
+            heads of the article "can pooling replace FC?", on the features themselves.
         image_size: height and width of the images in pixels, or one number for both. Only FC heads depend on it.
         weights: "imagenet", torchvision's own, downloaded if need be; a file of them; or "none".
 
     Raises:
-        ValueError: a value outside the choices, or images too small for the backbone.
+        SettingError: a value that is not allowed, or images that are too small for the backbone.
         WeightsError: weights that cannot be downloaded or read.
     """
 
@@ -54,17 +68,17 @@ class Backbone(nn.Module):
         self,
         backbone: str = "vgg19",
         num_classes: int = 1000,
-        head: str = "gap",
+        head: str = HeadConfig.name,
         *,
         image_size: int | Sequence[int] = 224,
-        weights: str = "imagenet",
+        weights: str = ModelConfig.weights,
     ) -> None:
         one_of(BACKBONES, backbone=backbone)
-        one_of((*HEADS, *ARTICLE_HEADS), head=head)
-        whole(1, WIDEST, num_classes=num_classes)
-        height, width = sides(LARGEST, image_size=image_size)
-        if min(height, width) < SMALLEST[backbone]:
-            raise ValueError(f"image_size={image_size}: {backbone} takes from {SMALLEST[backbone]} pixels a side")
+        one_of(HEADS, head=head)
+        integer(1, WIDEST, num_classes=num_classes)
+        size, smallest = sides(LARGEST, image_size=image_size), BACKBONES[backbone].smallest
+        if min(size) < smallest:
+            raise SettingError("image_size", image_size, f"{backbone} requires at least {smallest} pixels a side")
         super().__init__()
         self.num_classes = num_classes
         self.arguments = {  # plain values from which the same net is built again, stored beside its weights
@@ -73,25 +87,17 @@ class Backbone(nn.Module):
             "head": head,
             "image_size": image_size,
         }
-        on_meta = torch.get_default_device().type == "meta"
-        # Inception's and VGG's own initial values take half a minute to draw; torch's defaults where they are replaced
-        options = OPTIONS.get(backbone, {})
-        source = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta, **options)
-        if weights != "none" and not on_meta:
-            _load_imagenet(source, backbone, weights)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "NOTE: The nodes obtained by tracing")  # Inception's auxiliary classifier
-            self.features = create_feature_extractor(source, {BACKBONES[backbone]: "maps"})
+        self.features = _features(backbone, weights)
         with torch.no_grad():
-            shape = self.features.eval()(torch.zeros(1, 3, height, width, device=next(source.parameters()).device))
+            image = torch.zeros(1, 3, *size, device=next(self.features.parameters()).device)
+            channels, *map_size = self.features.eval()(image)["maps"].shape[1:]
         self.train()
-        channels, *map_size = shape["maps"].shape[1:]
-        if head in ARTICLE_HEADS:
+        if HEADS[head].of_features:
             self.classes = nn.Identity()
-            self.head = _article_head(head, channels, num_classes, map_size)
+            self.head = _head_of_features(head, channels, num_classes, map_size)
         else:
             self.classes = nn.Conv2d(channels, num_classes, 1)
-            self.head = build_head(head, num_maps=num_classes, num_classes=num_classes, map_size=map_size)
+            self.head = build_head(head, num_classes, num_classes, map_size)
 
     def forward_maps(self, images: Tensor) -> Tensor:
         """What the head reads: class maps (N, K, h, w), or feature maps (N, C, h, w) under the article's heads."""
@@ -102,20 +108,38 @@ class Backbone(nn.Module):
         return self.head(self.forward_maps(images))
 
 
-def _article_head(name: str, channels: int, num_classes: int, map_size: Sequence[int]) -> nn.Module:
-    if name == "fc_article":
+def _head_of_features(name: str, channels: int, num_classes: int, map_size: Sequence[int]) -> nn.Module:
+    layer = HEADS[name].layer
+    if layer == "linear":
         return nn.Sequential(FC(channels, 512, map_size), nn.ReLU(), nn.Linear(512, num_classes))
-    return nn.Sequential(GAP() if name == "gap_article" else GMP(), nn.Linear(channels, num_classes))
+    return nn.Sequential(GAP() if layer == "average" else GMP(), nn.Linear(channels, num_classes))
+
+
+def _features(backbone: str, weights: str) -> nn.Module:
+    """The net up to its feature maps: (N, 3, H, W) ─► {"maps": (N, C, h, w)}."""
+    from torchvision.models import get_model
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    source, on_meta = BACKBONES[backbone], torch.get_default_device().type == "meta"
+    # Inception's and VGG's own initial weights take half a minute to draw; torch's defaults where they are replaced
+    net = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta, **source.options)
+    if weights != "none" and not on_meta:
+        _load_imagenet(net, backbone, weights)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "NOTE: The nodes obtained by tracing")  # Inception's auxiliary classifier
+        return create_feature_extractor(net, {source.features: "maps"})
 
 
 def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
-    """torchvision's weights of the whole net, from its address or from a file."""
+    """Loads torchvision's weights of the whole net, from its address or from a file."""
+    from torchvision.models import get_model_weights
+
     try:
         if weights == "imagenet":
             published = get_model_weights(backbone).DEFAULT
             state = published.get_state_dict(progress=True, check_hash=True, weights_only=True)
         elif Path(weights).suffix == ".safetensors":
-            state = load_file(weights)
+            state = parse_safetensors(files.read(weights))
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
         net.load_state_dict(state)
@@ -123,8 +147,8 @@ def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
         *(OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError),
         *(pickle.UnpicklingError, SafetensorError),
     ) as error:
-        reason = shown(str(error) or type(error).__name__)
+        reason = one_line(str(error) or type(error).__name__)
         raise WeightsError(
-            f"model.weights={weights}: the ImageNet weights of {backbone} cannot be had "
-            f"({reason}); give a file of torchvision's weights, or model.weights=none"
+            f"model.weights={one_line(weights)}: the ImageNet weights of {backbone} cannot be loaded ({reason}); give a "
+            "file of torchvision's weights, or model.weights=none"
         ) from error

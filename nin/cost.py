@@ -1,4 +1,4 @@
-"""What a net takes for images of a shape, known before it takes it."""
+"""What a net costs, known before it is trained: operations and activations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import copy
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
-    """Multiply-accumulates of one forward pass for one image of this shape, (3, 32, 32) say: convolutions and linear
-    layers, counted by torch's own flop counter (a multiply-accumulate is two of its operations)."""
+    """Multiply-accumulates of one forward pass for one image of this shape, (3, 32, 32) say.
+
+    Convolutions and linear layers count, by torch's flop counter, which counts a multiply-accumulate as two.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
     net = copy.deepcopy(net).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, *image_shape, device=next(net.parameters()).device))
@@ -19,11 +22,12 @@ def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
 
 
 def activations(net: nn.Module, *shape: int) -> list[int]:
-    """How many numbers each convolution of `net` puts out for a batch of this shape, (128, 3, 32, 32) say; computed on
-    torch's meta device, without memory for them. A net that is trained is asked about a training step.
+    """Output values of each convolution of `net` for a batch of this shape, (128, 3, 32, 32) say.
+
+    They are computed on torch's meta device, which allocates no memory. A net in training mode does a training step.
 
     Raises:
-        ValueError: batch normalisation that a training step would give one value a channel.
+        ValueError: batch normalisation in training mode that gets one value a channel.
     """
     net = copy.deepcopy(net).to("meta")
     sizes: list[int] = []

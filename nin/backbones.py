@@ -149,6 +149,6 @@ def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
     ) as error:
         reason = one_line(str(error) or type(error).__name__)
         raise WeightsError(
-            f"model.weights={one_line(weights)}: the ImageNet weights of {backbone} cannot be loaded ({reason}); give a "
-            "file of torchvision's weights, or model.weights=none"
+            f"model.weights={one_line(weights)}: the ImageNet weights of {backbone} cannot be loaded ({reason}); give "
+            "a file of torchvision's weights, or model.weights=none"
         ) from error

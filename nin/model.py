@@ -3,6 +3,7 @@
 images (N, 3, 32, 32) ─► mlpconv blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -58,18 +59,15 @@ class GMP(nn.Module):
 
 
 class FC(nn.Module):
-    """What pooling replaces (Table 5): a linear layer on the flattened maps. (N, M, h, w) ─► (N, K).
+    """What pooling replaces (Table 5): a linear layer on M flattened maps of one size. (N, M, h, w) ─► (N, K).
 
-    M maps of one size (h, w) = `map_size`; `dropout` is the probability that one of its M·h·w inputs is dropped.
-    Raises SettingError for a value that is not allowed, and for maps of another size.
-    """
+    `dropout` is the probability for each of its M·h·w inputs. Raises SettingError, also for maps of another size."""
 
     def __init__(self, num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float = 0.0) -> None:
-        height, width = checked_fc(num_maps, num_classes, map_size, dropout)
         super().__init__()
-        self.map_size = (height, width)
+        self.map_size = checked_fc(num_maps, num_classes, map_size, dropout)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.linear = nn.Linear(num_maps * height * width, num_classes)
+        self.linear = nn.Linear(num_maps * math.prod(self.map_size), num_classes)
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[2:] != self.map_size:
@@ -101,19 +99,15 @@ class NIN(nn.Module):
 
     Args:
         blocks: a list of `Block`, or one of the authors' nets: "cifar10", "imagenet".
-        num_classes: K.
-        head: "gap", "gmp", "fc" or "fc_dropout". The first two accept any image size that survives the blocks.
-        in_channels: channels of an image.
-        image_size: height and width of an image in pixels, or one number for both; only FC heads depend on it.
+        num_classes, head: K, and one of "gap", "gmp" (which accept any image size), "fc", "fc_dropout".
+        in_channels, image_size: of an image; height and width in pixels, or one number for both. FC heads depend on it.
         last_pool: "max" or "average", the pooling before the last block: the authors' two releases differ in it.
         dropout: probability of dropout after each block with `dropout=True`.
         norm: "none", the paper's, or "batch": normalisation between each convolution and its ReLU.
         last_relu: whether the class maps pass a ReLU, as the authors' do. A net whose maps are all 0 cannot learn.
         init: "gaussian", the authors' N(0, 0.05) for every weight, or "kaiming" (He et al., 2015). Biases start at 0.
 
-    Raises:
-        SettingError: a value that is not allowed; see `nin.plan.Plan`.
-    """
+    Raises SettingError as `nin.plan.Plan` does."""
 
     def __init__(
         self,
@@ -129,16 +123,14 @@ class NIN(nn.Module):
         last_relu: bool = Plan.last_relu,
         init: str = Plan.init,
     ) -> None:
-        plan = Plan(blocks, num_classes, head, in_channels, image_size, last_pool, dropout, norm, last_relu, init)
         super().__init__()
+        plan = Plan(blocks, num_classes, head, in_channels, image_size, last_pool, dropout, norm, last_relu, init)
         self.plan, self.arguments, self.num_classes = plan, asdict(plan), num_classes
         self.blocks = nn.Sequential()
         build, channels, last = partial(MLPConv, norm=norm), in_channels, len(plan.blocks)
         for number, block in enumerate(plan.blocks, 1):
-            widths, relu = block.channels(num_classes), last_relu or number < last
-            mlpconv = build(
-                channels, widths, block.kernel_size, stride=block.stride, padding=block.padding, last_relu=relu
-            )
+            widths, geometry = block.channels(num_classes), {"stride": block.stride, "padding": block.padding}
+            mlpconv = build(channels, widths, block.kernel_size, **geometry, last_relu=last_relu or number < last)
             self.blocks.add_module(f"block{number}", mlpconv)
             if number < last:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
                 pool = nn.AvgPool2d if number == last - 1 and last_pool == "average" else nn.MaxPool2d
@@ -151,10 +143,10 @@ class NIN(nn.Module):
 
     def _init_weights(self, layer: nn.Module) -> None:
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            if self.plan.init == "gaussian":
-                nn.init.normal_(layer.weight, std=0.05)
-            else:
+            if self.plan.init == "kaiming":
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(layer.weight, std=0.05)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -3,7 +3,6 @@
 images (N, 3, 32, 32) ─► mlpconv blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -65,9 +64,9 @@ class FC(nn.Module):
 
     def __init__(self, num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
-        self.map_size = checked_fc(num_maps, num_classes, map_size, dropout)
+        height, width = self.map_size = checked_fc(num_maps, num_classes, map_size, dropout)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.linear = nn.Linear(num_maps * math.prod(self.map_size), num_classes)
+        self.linear = nn.Linear(num_maps * height * width, num_classes)
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[2:] != self.map_size:

@@ -84,7 +84,7 @@ def row_of(record: Record, curve: Sequence[float] = (), variant: str = "") -> di
     row |= {name: getattr(record, name) if status == "ok" else None for name in NUMBERS}
     row |= {"status": status, "hardware": record.device, "torch": record.versions.get("torch", "")}
     start = record.start
-    row |= {f"start_{name}": getattr(start, name) if start else "" for name in ("name", "sha256", "head")}
+    row |= {f"start_{name}": getattr(start, name, None) or "" for name in ("name", "sha256", "head")}
     return row | {"variant": variant, "settings": consequential(record.settings), "test_curve": tuple(curve)}
 
 
@@ -155,12 +155,13 @@ def last_of_each_run(rows: pd.DataFrame) -> pd.DataFrame:
 
 def labels(rows: pd.DataFrame) -> pd.Series:
     """For each row its variant, and the settings that differ among the rows of its condition and variant."""
-    found = rows.variant.astype(object).copy()
-    for _, group in rows.groupby(["data", "recipe", "epochs", "precision", "held_out", "variant"], sort=False):
-        settings = pd.DataFrame([_compared(row) for row in group.itertuples()], index=group.index, dtype=object)
-        for name in settings.columns[settings.nunique() > 1]:
-            found[group.index] += [f" {name}={value}" for value in settings[name]]
-    return found.str.strip()
+    compared = {row.Index: _compared(row) for row in rows.itertuples()}
+    found = dict(rows.variant)
+    for group in rows.groupby([*Condition._fields, "variant"]).groups.values():
+        for name in compared[group[0]]:
+            if len({compared[index].get(name) for index in group}) > 1:
+                found |= {index: f"{found[index]} {name}={compared[index].get(name)}".strip() for index in group}
+    return pd.Series(found, index=rows.index, dtype=str)
 
 
 def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -229,7 +230,7 @@ def _compared(row: Any) -> dict[str, str]:
     """The settings by which rows of one condition and variant may differ, as a label states them."""
     hidden = (*NOT_OF_IDENTITY, "head.name", "seed")
     compared = {name: _stated(value) for name, value in row.settings.items() if name not in hidden}
-    return compared | {"start": row.start_sha256[:8]}
+    return compared | {"start": row.start_sha256[:8] or "none"}
 
 
 def _stated(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as people have them: found, read, and made into what a net was trained on."""
+"""Picture files: found, read upright, cut to a size, and turned into a tensor."""
 
 from __future__ import annotations
 
@@ -8,60 +8,65 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from nin.bounds import sides
+from nin.checks import sides
+from nin.errors import PictureError
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow opens no other: some start programs, as EPS does
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LONGEST = 20_000  # pixels of a side that are still read
+LONGEST = 20_000  # pixels of the longest side
 
 
-class PictureError(RuntimeError):
-    """A file that is no picture, or none that can be read; the message names it."""
+def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
+    """Picture files: each path that is a file, and for each folder the pictures in it, sorted.
 
-
-def find_pictures(paths: Sequence[str]) -> list[Path]:
-    """The files of these paths; of a folder, the pictures in it, sorted. Raises PictureError where there is none."""
-    found: list[Path] = []
+    Raises:
+        PictureError: a path does not exist, or a folder contains no picture.
+    """
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
             if not inside:
-                raise PictureError(f"{path}: there is no picture in this folder ({', '.join(SUFFIXES)})")
-            found += inside
+                raise PictureError(f"{path}: this folder contains no picture ({', '.join(SUFFIXES)})")
+            files += inside
         elif path.is_file():
-            found.append(path)
+            files.append(path)
         else:
-            raise PictureError(f"{path}: there is no such file or folder")
-    return found
+            raise PictureError(f"{path}: no such file or folder")
+    return files
 
 
-def read_picture(file: Path) -> Image.Image:
-    """The picture in a file, as `upright` has it.
+def read_picture(file: str | Path) -> Image.Image:
+    """The picture in a file, in RGB and `upright`.
 
     Raises:
-        PictureError: not a picture, cut short, or larger than can be read within bounds.
+        PictureError: not a picture in one of `FORMATS`, damaged, or too large.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            with Image.open(file, formats=FORMATS) as opened:
                 if max(opened.size) > LONGEST:
-                    raise PictureError(
-                        f"{file}: {opened.width}×{opened.height} pixels, at most {LONGEST} a side are read"
-                    )
+                    size = f"{opened.width}×{opened.height}"
+                    raise PictureError(f"{file}: expected at most {LONGEST} pixels a side, got {size}")
                 return upright(opened)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise PictureError(f"{file}: too many pixels to be read ({error})") from error
+        raise PictureError(f"{file}: too many pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise PictureError(f"{file}: not a picture of a known format") from error
+        raise PictureError(f"{file}: not a picture in a supported format ({', '.join(FORMATS)})") from error
     except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error) as error:
         raise PictureError(f"{file}: damaged ({error})") from error
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The picture in RGB as a person sees it: turned as its EXIF says, on white where it is transparent, the first
-    frame where it moves, 16 bits scaled to 8."""
+    """The picture in RGB as a person sees it.
+
+    Turned as its EXIF says, on white where it is transparent, its first frame if it is animated, 16 bits scaled to 8.
+    """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         pixels = np.asarray(picture, dtype=np.float64)
@@ -74,6 +79,17 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def resize(picture: Image.Image, size: int | Sequence[int]) -> Image.Image:
-    """The middle of a picture, `size` pixels: height and width, or one number for both."""
+    """The middle of a picture at `size` pixels: height and width, or one number for both."""
     height, width = sides(LONGEST, size=size)
     return ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+
+
+def to_tensor(picture: Image.Image, channels: int = 3) -> Tensor:
+    """The pixels of a picture, (C, H, W) uint8 in 0…255: RGB, or grey if `channels` is 1."""
+    pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
+    return torch.from_numpy(pixels.reshape(picture.height, picture.width, channels)).permute(2, 0, 1).contiguous()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """The RGB picture of pixels (C, H, W) uint8 with C of 1 or 3, as an image of a set has them."""
+    return Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())

@@ -1,118 +1,129 @@
-"""Trained nets as files: the ones of runs, and the published ones, which have names.
+"""Trained nets as files: the nets of runs, and the published nets, which have names.
 
-Weights are safetensors, and the header of a file holds all that is needed to use them: nothing is ever unpickled. A
-published net is a weights file whose name carries the beginning of its sha256, and a card, NAME.json, which states the
-whole sha256 and the facts: how it was trained, what its error is, and the logits of a fixed input. Nets on whitened
-images share one file with the whitening.
+Weights are safetensors, and the header of a file holds everything that is needed to use them. Nothing is unpickled.
+A published net is a weights file whose name contains the first 8 digits of its sha256, and a card, NAME.json. The card
+states the whole sha256 and the facts: the run, its error, and the net's logits for two fixed images. Nets that were
+trained on whitened images share one file with the whitening.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as serialised
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor
 
+from nin import files
 from nin.backbones import Backbone
-from nin.bounds import one_of, shown, sides
-from nin.cost import multiply_accumulates
+from nin.checks import one_line, one_of
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
-from nin.model import LARGEST, NIN, Block
-from nin.pictures import resize, upright
+from nin.errors import CheckpointError, SettingError
+from nin.model import NIN
+from nin.pictures import resize, to_tensor, upright
 
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
 CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
-PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # name and hash
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that is not there, not readable or not what it says; the message says which."""
+PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
+LARGEST_FILE = 4 * 2**30  # bytes of a weights file, which is read whole
+UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
+# arguments that may differ between a checkpoint and the net that starts from it
+FREE = ("num_classes", "head", "image_size", "dropout", "init")
 
 
 class Pretrained(nn.Module):
     """A trained net with its preprocessing and the names of its classes, in eval mode.
 
-    Takes images as people have them, and scales them as the net was trained. Gives logits (N, K) of
+    Returns logits (N, K) of
 
-    - one PIL image, or a list of them, of any size: upright, on white where transparent, their middle at the size that
-      the net was trained at;
+    - one PIL image or a list of them, of any size. Each is turned upright, put on white where it is transparent, and
+      its middle is resized to the size that the net was trained at;
     - uint8 pixels in 0…255, (N, C, H, W), at the size that they have.
-
-    Raises ValueError for anything else.
 
     Attributes:
         net: the `nin.NIN` or `nin.backbones.Backbone`.
         preprocess: `nin.data.Normalise` or `nin.data.Whiten`.
         classes: the K names.
-        facts: whatever was saved beside the weights: recipe, seed, epochs, test error.
+        facts: a published net's card, else the record of the run that trained the net.
+        sha256: of the weights file that it was loaded from, else None.
     """
 
     def __init__(
-        self, net: NIN | Backbone, preprocess: Normalise | Whiten, classes: Sequence[str], facts: dict[str, Any]
+        self,
+        net: NIN | Backbone,
+        preprocess: Normalise | Whiten,
+        classes: Sequence[str],
+        facts: Mapping[str, Any],
+        sha256: str | None = None,
     ) -> None:
         super().__init__()
         self.net = net
         self.preprocess = preprocess
         self.classes = tuple(classes)
-        self.facts = facts
+        self.facts = dict(facts)
+        self.sha256 = sha256
         self.eval()
 
+    @property
+    def channels(self) -> int:
+        """Channels of its images: 1 or 3."""
+        return self.net.arguments.get("in_channels", 3)
+
     def forward(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
+        """Logits (N, K). Raises SettingError for anything but pictures or uint8 pixels."""
         return self.net(self._prepare(images))
 
     def forward_maps(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
-        """Class maps (N, K, h, w) of the images."""
+        """What the head reads: class maps (N, K, h, w)."""
         return self.net.forward_maps(self._prepare(images))
 
     def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
         pictures = [images] if isinstance(images, Image) else images
         if isinstance(pictures, list | tuple) and pictures and all(isinstance(each, Image) for each in pictures):
             size = self.net.arguments["image_size"]
-            images = torch.stack([pil_to_tensor(resize(upright(picture), size)) for picture in pictures])
-        channels = self.net.arguments.get("in_channels", 3)
-        form = (images.dtype, images.ndim) if isinstance(images, Tensor) else None
-        if form != (torch.uint8, 4) or images.shape[1] != channels:
-            given = f"{images.dtype} and shape {tuple(images.shape)}" if form else type(images).__name__
-            raise ValueError(
-                f"images of {given}: give uint8 pixels in 0…255, (N, {channels}, H, W), which are scaled here, or PIL "
-                "images, one at least"
+            images = torch.stack([to_tensor(resize(upright(each), size), self.channels) for each in pictures])
+        is_tensor = isinstance(images, Tensor)
+        if not is_tensor or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+            got = f"{images.dtype} {tuple(images.shape)}" if is_tensor else type(images).__name__
+            raise SettingError(
+                "images", got, f"expected uint8 pixels in 0…255, (N, {self.channels}, H, W), or one or more PIL images"
             )
         device = next(self.net.parameters()).device
         return self.preprocess(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
-# files ----------------------------------------------------------------------------------------------------------------
+# saving ---------------------------------------------------------------------------------------------------------------
 
 
 def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -> None:
-    """Writes one .safetensors file from which `load` makes the same net again.
+    """Writes one .safetensors file, from which `load` makes the same net again.
 
     Args:
-        file: to be written.
+        file: the file to write.
         trained: the net.
-        whitening: a file beside it that holds the whitening, which is then left out of `file`.
+        whitening: a file in the same folder that contains the whitening, which is then left out of `file`.
 
     Raises:
-        CheckpointError: it cannot be written, on a full disk say; a file that was there before is as it was.
+        RunError: it cannot be written, on a full disk for example; an older file stays as it was.
     """
+    files.write(file, serialise(trained, whitening))
+
+
+def serialise(trained: Pretrained, whitening: Path | None = None) -> bytes:
+    """The bytes of a weights file; arguments as for `save`."""
     preprocess: dict[str, Any] = {"name": type(trained.preprocess).__name__.lower()}
     if isinstance(trained.preprocess, Whiten):
         preprocess["shape"] = list(trained.preprocess.shape)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
     if whitening:
-        preprocess |= {"file": whitening.name, "sha256": _sha256(whitening)}
+        preprocess |= {"file": whitening.name, "sha256": files.sha256(files.read(whitening))}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("preprocess.")}
     header = {
         "net": trained.net.arguments,
@@ -120,154 +131,177 @@ def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -
         "classes": list(trained.classes),
         "facts": trained.facts,
     }
-    content = serialised(tensors, {"nin": json.dumps(header)})  # its own save_file lets nobody else read the file
-    _write(Path(file), lambda part: part.write_bytes(content))
+    return safetensors.torch.save(tensors, {"nin": json.dumps(header)})
 
 
-def _write(file: Path, content: Callable[[Path], Any]) -> None:
-    """Writes a file as a whole or not at all."""
-    part = file.with_name(f"part.{file.name}")
-    try:
-        content(part)
-        os.replace(part, file)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise CheckpointError(f"{file} cannot be written ({error}); what was there before is as it was") from error
+# loading --------------------------------------------------------------------------------------------------------------
 
 
 def load(checkpoint: str | Path) -> Pretrained:
-    """A trained net, on the CPU, in eval mode, with its preprocessing and class names.
+    """A trained net with its preprocessing and class names, on the CPU, in eval mode.
 
     Args:
         checkpoint: a published name (see `available`), the folder of a run, or a weights file.
 
     Raises:
-        CheckpointError: it is not there, not a safetensors file of this project, not the file that its card speaks of,
-            or its weights and its description disagree.
+        CheckpointError: it does not exist, is not a safetensors file of this project or not the file that its card
+            describes, or its weights do not match its description.
     """
-    if str(checkpoint) in available():
-        card = read_card(str(checkpoint))
-        return _open(CHECKPOINTS / card["file"], str(checkpoint), card)
-    path = Path(checkpoint)
-    try:
-        there = path.exists()
-    except (OSError, ValueError):  # a name too long, or with a zero in it
-        there = False
-    if not there:
+    if not isinstance(checkpoint, str | Path):
         raise CheckpointError(
-            f"checkpoint={shown(checkpoint)}: there is no such file or folder, and the published names are "
+            f"checkpoint={one_line(checkpoint)}: expected a published name, a run's folder or a weights file, "
+            f"got {type(checkpoint).__name__}"
+        )
+    name = str(checkpoint)
+    if name in available():
+        card = read_card(name)
+        return _load(CHECKPOINTS / card["file"], name, card["sha256"], card)
+    file = _weights_file(Path(checkpoint), one_line(name))
+    published = PUBLISHED_FILE.fullmatch(file.name)
+    sha256 = published[2] if published and published[1] in available() else ""
+    return _load(file, one_line(name), sha256)
+
+
+def _weights_file(path: Path, checkpoint: str) -> Path:
+    """The file itself, or the weights file in a run's folder."""
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # the name is too long or contains a zero byte
+        exists = is_folder = False
+    if not exists:
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: no such file or folder; the published names are "
             f"{', '.join(available()) or 'none yet'}"
         )
-    if path.is_dir():
-        found = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith("part."))  # a kill left
-        if not found and (path / "config.yaml").exists():
-            raise CheckpointError(
-                f"checkpoint={checkpoint}: the run in this folder has not ended; its own command goes on with it, with "
-                f"resume=auto hydra.run.dir={checkpoint}"
-            )
-        if len(found) != 1:
-            raise CheckpointError(f"checkpoint={checkpoint}: the folder holds {len(found)} .safetensors files, not one")
-        path = found[0]
-    named = PUBLISHED_FILE.fullmatch(path.name)
-    if named and named[1] in available():  # a published file, given by its path
-        _verify(path, named[2], str(checkpoint))
-    return _open(path, str(checkpoint))
+    if not is_folder:
+        return path
+    found = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith(UNFINISHED))
+    if not found and (path / "config.yaml").exists():
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: the run in this folder has not finished; resume it with its own command and "
+            f"resume=auto hydra.run.dir={checkpoint}"
+        )
+    if len(found) != 1:
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: expected one .safetensors file in this folder, got {len(found)}"
+        )
+    return found[0]
 
 
-def _open(file: Path, checkpoint: str, card: dict[str, Any] | None = None) -> Pretrained:
-    if card:
-        _verify(file, card["sha256"], checkpoint)
-    header, tensors = _read(file, checkpoint)
+def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | None = None) -> Pretrained:
+    content = _read(file, checkpoint, sha256)
+    header, tensors = _parse(content, file, checkpoint)
     if header is None:
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has no description of a net in its header")
     try:
-        arguments = dict(header["net"])
-        net = build_net(arguments)
-        described = header["preprocess"]
-        if "file" in described:
-            whitening = file.parent / Path(described["file"]).name
-            _verify(whitening, described["sha256"], checkpoint)
-            found = _read(whitening, checkpoint)[1]
-            tensors |= {name: tensor.float() for name, tensor in found.items()}
-        one_of(PREPROCESSINGS, preprocess=described["name"])
-        if described["name"] == "whiten":
-            preprocess = Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
-        else:
-            preprocess = PREPROCESSINGS[described["name"]](tensors["preprocess.mean"], tensors["preprocess.std"])
-        if len(header["classes"]) != net.num_classes or not all(isinstance(name, str) for name in header["classes"]):
-            raise ValueError(f"{len(header['classes'])} class names for {net.num_classes} classes")
-        channels = preprocess.shape[0] if isinstance(preprocess, Whiten) else preprocess.mean.numel()
-        if channels != arguments.get("in_channels", 3):
-            raise ValueError("its preprocessing is for other images than its net")
-        trained = Pretrained(net, preprocess, header["classes"], card or dict(header["facts"]))
-        for part, tensor in trained.state_dict().items():
-            if part in tensors and tensors[part].dtype != tensor.dtype:
-                raise ValueError(f"{part} is of {tensors[part].dtype}, not {tensor.dtype}")
-        trained.load_state_dict(tensors, assign=True)
-        for part, tensor in trained.state_dict().items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"{part} holds values that are no finite numbers")
+        if "file" in header["preprocess"]:
+            tensors |= _shared_whitening(file.parent, header["preprocess"], checkpoint)
+        trained = _build(header, tensors)
+        trained.facts = card or dict(header["facts"])
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        reason = shown(" ".join(str(error).splitlines()[:2]))
+        reason = one_line(" ".join(str(error).splitlines()[:2]))
         raise CheckpointError(
-            f"checkpoint={checkpoint}: {file.name} does not describe its weights ({reason})"
+            f"checkpoint={checkpoint}: the description in {file.name} does not match its weights ({reason})"
         ) from error
+    trained.sha256 = files.sha256(content)
     return trained
 
 
-def _read(file: Path, checkpoint: str) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
+    """The net of a header with these weights. Raises many an exception where the two do not match."""
+    net = build_net(header["net"])
+    preprocess = _preprocessing(header["preprocess"], tensors)
+    names = header["classes"]
+    if len(names) != net.num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected the names of {net.num_classes} classes, got {len(names)}")
+    trained = Pretrained(net, preprocess, names, {})
+    channels = preprocess.shape[0] if isinstance(preprocess, Whiten) else preprocess.mean.numel()
+    if channels != trained.channels:
+        raise ValueError(f"the net takes {trained.channels} channels, its preprocessing {channels}")
+    for name, tensor in trained.state_dict().items():
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is {tensors[name].dtype}, expected {tensor.dtype}")
+    trained.load_state_dict(tensors, assign=True)
+    for name, tensor in trained.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} contains NaN or infinity")
+    return trained
+
+
+def _preprocessing(described: dict[str, Any], tensors: dict[str, Tensor]) -> Normalise | Whiten:
+    one_of(PREPROCESSINGS, preprocess=described["name"])
+    kind = PREPROCESSINGS[described["name"]]
+    if kind is Whiten:
+        return Whiten(tensors["preprocess.mean"], tensors["preprocess.matrix"], described["shape"])
+    return kind(tensors["preprocess.mean"], tensors["preprocess.std"])
+
+
+def _shared_whitening(folder: Path, described: dict[str, Any], checkpoint: str) -> dict[str, Tensor]:
+    """The tensors of the whitening's own file, in fp32."""
+    if not _is_sha256(described["sha256"]):
+        raise SettingError("sha256", described["sha256"], "expected 64 hexadecimal digits")
+    file = folder / Path(described["file"]).name
+    tensors = _parse(_read(file, checkpoint, described["sha256"]), file, checkpoint)[1]
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _read(file: Path, checkpoint: str, sha256: str = "") -> bytes:
+    """The bytes of a file whose sha256 begins with `sha256`."""
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            header = json.loads((opened.metadata() or {}).get("nin", "null"))
-        return header, load_file(file)
-    except PermissionError as error:
-        raise CheckpointError(f"checkpoint={checkpoint}: {file} cannot be read ({error.strerror})") from error
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({error})") from error
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _verify(file: Path, sha256: str, checkpoint: str) -> None:
-    try:
-        found = _sha256(file)
+        if file.stat().st_size > LARGEST_FILE:
+            raise OSError(f"it is larger than {LARGEST_FILE:,} bytes")
+        content = files.read(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint={checkpoint}: its file {file.name} is not in {file.parent}") from error
-    except OSError as error:
-        raise CheckpointError(f"checkpoint={checkpoint}: {file} cannot be read ({error.strerror})") from error
-    if not found.startswith(sha256):
-        said = f"its card says {sha256}" if len(sha256) == len(found) else f"its name says {sha256}…"
-        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, {said}")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"checkpoint={checkpoint}: {one_line(file)} cannot be read ({reason})") from error
+    if not (found := files.sha256(content)).startswith(sha256):
+        expected = f"its card says {sha256}" if len(sha256) == len(found) else f"its name says {sha256}…"
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, {expected}")
+    return content
+
+
+def _parse(content: bytes, file: Path, checkpoint: str) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """Our description in a safetensors file's header, None where it has none, and the tensors."""
+    try:
+        tensors = safetensors.torch.load(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        return json.loads(metadata.get("nin", "null")), tensors
+    except (SafetensorError, ValueError, RecursionError, KeyError) as error:
+        reason = one_line(error)
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is not a safetensors file ({reason})") from error
+
+
+def build_net(arguments: Mapping[str, Any]) -> NIN | Backbone:
+    """The net of the arguments that stand beside its weights, on torch's meta device: without memory for weights."""
+    with torch.device("meta"):
+        if "backbone" in arguments:
+            return Backbone(**arguments)
+        return NIN(**arguments)
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
-    """Gives `net` the weights of `trained`; where the nets differ in their number of classes or in their head, all that
-    does not depend on it. Gives the names of the weights that stay as they were.
+    """Copies the weights of `trained` to `net`; returns the names of the weights that stay as they were.
+
+    Where the nets differ in their number of classes or in their head, all weights that do not depend on it are copied.
 
     Raises:
-        CheckpointError: the nets differ in more, dropout, initial values and a size that the head takes excepted.
+        CheckpointError: the nets differ in anything but these, dropout, initial values, and an image size that the
+            head accepts.
     """
-    free = ("num_classes", "head", "image_size", "dropout", "init")
     theirs, ours = trained.net.arguments, net.arguments
-    differ = [name for name in {**ours, **theirs} if name not in free and ours.get(name) != theirs.get(name)]
-    if differ:
-        name = differ[0]
-        raise CheckpointError(
-            "the checkpoint's net is another one than these settings make: its "
-            f"{name} is {shown(theirs.get(name, 'none'))}, here it is {shown(ours.get(name, 'none'))}"
-        )
+    for name in {**ours, **theirs}:
+        if name not in FREE and ours.get(name) != theirs.get(name):
+            there, here = (one_line(arguments.get(name, "none")) for arguments in (theirs, ours))
+            raise CheckpointError(f"the checkpoint does not match these settings: {name} is {there} there, {here} here")
     before, after = _shapes(trained.net), _shapes(net)
-    fitting = _shapes(build_net({**ours, "num_classes": trained.net.num_classes}))
-    if theirs["head"] == ours["head"] and fitting != before:
+    with_their_classes = _shapes(build_net({**ours, "num_classes": trained.net.num_classes}))
+    if theirs["head"] == ours["head"] and with_their_classes != before:
         raise CheckpointError(
-            f"the checkpoint's head is tied to images of image_size={theirs['image_size']}, these are of "
-            f"{ours['image_size']}; set data.size, or take a net that pools"
+            f"the checkpoint's head accepts only image_size={theirs['image_size']}, got image_size="
+            f"{ours['image_size']}; set data.size, or choose a head that pools"
         )
     new = [name for name in after if after[name] != before.get(name)]
     weights = trained.net.state_dict()
@@ -279,14 +313,6 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
-def build_net(arguments: dict[str, Any]) -> NIN | Backbone:
-    """The net of the arguments that stand beside weights, on torch's meta device: without memory for weights."""
-    with torch.device("meta"):
-        if "backbone" in arguments:
-            return Backbone(**arguments)
-        return NIN(**{**arguments, "blocks": [Block(**block) for block in arguments["blocks"]]})
-
-
 # published nets -------------------------------------------------------------------------------------------------------
 
 
@@ -296,85 +322,23 @@ def available() -> list[str]:
 
 
 def read_card(name: str) -> dict[str, Any]:
-    """The card of a published net. Raises CheckpointError where it is damaged."""
+    """The card of a published net. Raises CheckpointError if it is damaged."""
     try:
-        card = json.loads((CHECKPOINTS / f"{name}.json").read_text())
-        if Path(card["file"]).name != card["file"] or not isinstance(card["sha256"], str):
-            raise ValueError("its file or sha256 is none")
+        card = json.loads(files.read(CHECKPOINTS / f"{name}.json"))
+        if Path(card["file"]).name != card["file"]:
+            raise SettingError("file", card["file"], "expected the name of a file in the same folder")
+        if not _is_sha256(card["sha256"]):
+            raise SettingError("sha256", card["sha256"], "expected 64 hexadecimal digits")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({error})") from error
+        raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({one_line(error)})") from error
     return card
 
 
-def golden_images(size: Sequence[int] = (32, 32)) -> Tensor:
-    """Two fixed images, (2, 3, H, W) uint8: stripes, the same on every machine."""
-    n = torch.arange(2 * 3 * size[0] * size[1]).reshape(2, 3, *size)
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def golden_images(size: Sequence[int] = (32, 32), channels: int = 3) -> Tensor:
+    """Two fixed images of stripes, (2, C, H, W) uint8, the same on every machine."""
+    n = torch.arange(2 * channels * size[0] * size[1]).reshape(2, channels, *size)
     return ((n * 37) % 251 // 2 + (n // 96) % 128).to(torch.uint8)
-
-
-def check_name(name: str, folder: Path | None = None) -> None:
-    """Raises CheckpointError where a net cannot be published under `name`."""
-    folder = folder or CHECKPOINTS
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-        raise CheckpointError(f"name={name}: small letters, digits and hyphens")
-    if (folder / f"{name}.json").exists():
-        raise CheckpointError(f"name={name}: {folder} has this name already; remove its card and weights first")
-
-
-def publish(trained: Pretrained, name: str, folder: Path | None = None, whitening: Path | None = None) -> Path:
-    """Writes a net's weights and card into `folder`; gives the card.
-
-    Args:
-        trained: the net of a run, with the run's summary as its facts.
-        name: the name it gets.
-        folder: where it goes, by default among the published nets.
-        whitening: the shared file of its whitening, from `publish_whitening`.
-
-    Raises:
-        CheckpointError: a name that is taken, or that is none; or the files cannot be written.
-    """
-    folder = folder or CHECKPOINTS
-    check_name(name, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = trained.facts
-    draft = folder / f"{name}.draft"
-    save(draft, Pretrained(trained.net, trained.preprocess, trained.classes, {"data": facts["data"]}), whitening)
-    sha256 = _sha256(draft)
-    file = draft.rename(folder / f"{name}-{sha256[:8]}.safetensors")
-    size = sides(LARGEST, image_size=trained.net.arguments["image_size"])
-    logits = _open(file, name)(golden_images(size)).detach()
-    card = {
-        **facts,
-        "file": file.name,
-        "sha256": sha256,
-        "bytes": file.stat().st_size,
-        "net": trained.net.arguments,
-        "classes": list(trained.classes),
-        "preprocessing": type(trained.preprocess).__name__.lower(),
-        "multiply_accumulates": multiply_accumulates(trained.net, 3, *size),
-        "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
-        "licence": f"weights: Apache-2.0; trained on {facts['data']}, whose images are not part of this",
-    }
-    try:
-        _write(folder / f"{name}.json", lambda part: part.write_text(json.dumps(card, indent=2) + "\n"))
-    except CheckpointError:
-        file.unlink()  # weights without a card would have no name
-        raise
-    return folder / f"{name}.json"
-
-
-def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path, Whiten]:
-    """Writes a whitening that several nets share, its matrix in fp16; gives the file and the whitening that it holds.
-    Where a file holds the same already, but for rounding, that one is given."""
-    folder = folder or CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.glob("whitening-*.safetensors")):
-        mean, matrix = (_read(file, file.name)[1][f"preprocess.{name}"].float() for name in ("mean", "matrix"))
-        pairs = (mean, whiten.mean), (matrix, whiten.matrix)
-        if all(here.shape == there.shape and (here - there).abs().max() < 2e-3 for here, there in pairs):
-            return file, Whiten(mean, matrix, whiten.shape)
-    draft, half = folder / "whitening.draft", whiten.matrix.half()
-    content = serialised({"preprocess.mean": whiten.mean, "preprocess.matrix": half})
-    _write(draft, lambda part: part.write_bytes(content))
-    file = draft.rename(folder / f"whitening-{_sha256(draft)[:8]}.safetensors")
-    return file, Whiten(whiten.mean, half.float(), whiten.shape)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
+import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def worst_pairs(matrix: Tensor, classes: Sequence[str], pairs: int = 5) -> str:
-    """The most frequent confusions of a matrix (K, K) of counts, true class by row, a line each."""
+    """The most frequent confusions, one a line.
+
+    Args:
+        matrix: counts (K, K), the true class by row.
+        classes: the K names.
+        pairs: how many confusions at most.
+    """
     wrong = matrix.clone().fill_diagonal_(0)
-    counts, where = wrong.flatten().topk(min(pairs, wrong.numel()))
+    counts, places = wrong.flatten().topk(min(pairs, wrong.numel()))
     width = max(map(len, classes))
     lines = []
-    for count, place in zip(counts.tolist(), where.tolist(), strict=True):
+    for count, place in zip(counts.tolist(), places.tolist(), strict=True):
         true, taken_for = divmod(place, len(classes))
         if count:
             share = 100 * count / matrix[true].sum().item()
@@ -23,22 +33,28 @@ def worst_pairs(matrix: Tensor, classes: Sequence[str], pairs: int = 5) -> str:
 
 
 def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """The matrix as a picture: shares of each true class in %, its diagonal left pale so that the confusions show."""
-    shares = 100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    shown = shares.clone().fill_diagonal_(0)
+    """The matrix as a figure: shares of each true class in %. The colours show the confusions; the diagonal has none.
+
+    Args:
+        matrix: counts (K, K), the true class by row.
+        classes: the K names.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    shares = (100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
+    wrong = shares.copy()
+    np.fill_diagonal(wrong, 0)
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(shown, cmap="Oranges", vmin=0)
-    for row in range(len(classes)):
-        for column in range(len(classes)):
-            share = shares[row, column].item()
-            if share >= 0.05:
-                dark = row != column and share > 0.6 * shown.max()
-                weight = "bold" if row == column else "normal"
-                axis.text(column, row, f"{share:.1f}", ha="center", va="center", size=8, weight=weight,
-                          color="white" if dark else "black")  # fmt: skip
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
+    display = ConfusionMatrixDisplay(wrong, display_labels=classes)
+    display.plot(ax=axis, cmap="Oranges", values_format=".1f", colorbar=False, im_kw={"vmin": 0}, text_kw={"size": 8})
+    for text, share in zip(display.text_.flat, shares.flat, strict=True):
+        text.set_visible(share >= 0.05)
+    for text, share in zip(display.text_.diagonal(), shares.diagonal(), strict=True):
+        text.set(text=f"{share:.1f}", color="black", weight="bold")
+    axis.set_xticks(axis.get_xticks(), classes, rotation=45, ha="right")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="taken for", ylabel="true class", title=title)

@@ -1,0 +1,154 @@
+"""Publishing: the net of a run becomes a weights file and a card, under a name for `nin.load` and checkpoint=NAME."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from nin import files, pretrained
+from nin.checks import one_line, sides
+from nin.config import Config
+from nin.cost import multiply_accumulates
+from nin.data.preprocess import Whiten
+from nin.errors import CheckpointError, NINError
+from nin.plan import LARGEST
+from nin.pretrained import Pretrained
+from nin.run import record as records
+
+TOLERANCE = 2e-3  # of a whitening's numbers: two whitenings that differ by less share one file
+
+
+def publish(
+    run: str | Path, name: str, *, command: str, schedule: str | None = None, folder: Path | None = None
+) -> Path:
+    """Writes the net of a run and its card among the published nets; returns the card's path.
+
+    The card's test error is measured here, on the CPU in fp32, with the whitening as it is published.
+
+    Args:
+        run: the folder of a finished run.
+        name: the name that the net gets.
+        command: the command that trained it.
+        schedule: how its schedule differs from the recipe's.
+        folder: where it goes, by default among the published nets.
+
+    Raises:
+        CheckpointError: the run has no net, or the name is taken or not a name.
+        DataError: the run's test set is missing.
+        RunError: the run's summary is damaged, or a file cannot be written.
+    """
+    from nin.run.evaluate import evaluate_pretrained
+
+    folder = folder or pretrained.CHECKPOINTS
+    check_name(name, folder)
+    trained, record = pretrained.load(run), records.read(Path(run))
+    if record is None:
+        raise CheckpointError(f"run={one_line(run)}: this folder contains no finished run")
+    facts: dict[str, Any] = {"command": command}
+    if schedule:
+        facts["schedule"] = schedule
+    whitening = None
+    if isinstance(trained.preprocess, Whiten):
+        whitening, facts["whitening"] = share_whitening(trained, folder)
+    on_cpu = Config()
+    on_cpu.trainer.accelerator = "cpu"
+    on_cpu.data.root = record.settings["data"]["root"]
+    record = replace(record, test_error=round(evaluate_pretrained(trained, on_cpu).error, 4))
+    return publish_net(trained, name, {**record.to_dict(), **facts}, folder, whitening)
+
+
+def check_name(name: str, folder: Path | None = None) -> None:
+    """Raises CheckpointError unless a net can be published under `name` in `folder`."""
+    folder = folder or pretrained.CHECKPOINTS
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise CheckpointError(f"name={one_line(name)}: expected small letters, digits and hyphens")
+    if (folder / f"{name}.json").exists():
+        raise CheckpointError(f"name={name}: {folder} already contains this name; remove its card and weights first")
+
+
+def publish_net(
+    trained: Pretrained, name: str, facts: Mapping[str, Any], folder: Path | None = None, whitening: Path | None = None
+) -> Path:
+    """Writes a net's weights and card into `folder`; returns the card's path.
+
+    Args:
+        trained: the net.
+        name: the name that it gets.
+        facts: the beginning of the card: "data", the set that it was trained on, and any others.
+        folder: where it goes, by default among the published nets.
+        whitening: the shared file of its whitening, from `publish_whitening`.
+
+    Raises:
+        CheckpointError: the name is taken, or not a name.
+        RunError: a file cannot be written; none is left then.
+    """
+    folder = folder or pretrained.CHECKPOINTS
+    check_name(name, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    of_file = Pretrained(trained.net, trained.preprocess, trained.classes, {"data": facts["data"]})
+    content = pretrained.serialise(of_file, whitening)
+    file = folder / f"{name}-{files.sha256(content)[:8]}.safetensors"
+    files.write(file, content)
+    try:
+        card = {**facts, **describe(file)}
+        files.write(folder / f"{name}.json", json.dumps(card, indent=2) + "\n")
+    except NINError:
+        file.unlink()  # weights without a card would have no name
+        raise
+    return folder / f"{name}.json"
+
+
+def describe(file: Path) -> dict[str, Any]:
+    """The facts of a card that its weights file states: checksum, net, classes, cost and the golden logits."""
+    trained = pretrained.load(file)
+    size = sides(LARGEST, image_size=trained.net.arguments["image_size"])
+    logits = trained(pretrained.golden_images(size, trained.channels)).detach()
+    return {
+        "file": file.name,
+        "sha256": trained.sha256,
+        "bytes": file.stat().st_size,
+        "net": trained.net.arguments,
+        "classes": list(trained.classes),
+        "preprocessing": type(trained.preprocess).__name__.lower(),
+        "multiply_accumulates": multiply_accumulates(trained.net, trained.channels, *size),
+        "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
+        "licence": f"weights: Apache-2.0; trained on {trained.facts['data']}, whose images are not part of this",
+    }
+
+
+def share_whitening(trained: Pretrained, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """Publishes a net's whitening and gives it to the net as published; returns the file and the card's facts of it."""
+    images = pretrained.golden_images(trained.preprocess.shape[1:], trained.channels)
+    exact = trained.preprocess(images)
+    file, trained.preprocess = publish_whitening(trained.preprocess, folder)
+    change = (trained.preprocess(images) - exact).abs().max().item()
+    return file, {"file": file.name, "matrix": "fp16", "changes_a_pixel_by": round(change, 5)}
+
+
+def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path, Whiten]:
+    """Writes a whitening that several nets share, its matrix in fp16; returns the file and the whitening in it.
+
+    A file that already contains the same whitening, up to rounding, is returned instead.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    folder = folder or pretrained.CHECKPOINTS
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(folder.glob("whitening-*.safetensors")):
+        tensors = safetensors.torch.load(files.read(file))
+        mean, matrix = (tensors[f"preprocess.{name}"].float() for name in ("mean", "matrix"))
+        pairs = (mean, whiten.mean), (matrix, whiten.matrix)
+        if all(here.shape == there.shape and (here - there).abs().max() < TOLERANCE for here, there in pairs):
+            return file, Whiten(mean, matrix, whiten.shape)
+    half = whiten.matrix.half()
+    content = safetensors.torch.save({"preprocess.mean": whiten.mean, "preprocess.matrix": half})
+    file = folder / f"whitening-{files.sha256(content)[:8]}.safetensors"
+    files.write(file, content)
+    return file, Whiten(whiten.mean, half.float(), whiten.shape)

@@ -8,17 +8,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side (pytest -n): a cor
 
 import pytest
 import torch
+from builders import ROOT
 
 for name in [name for name in os.environ if name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") or name.startswith("SLURM_")]:
     del os.environ[name]  # of a job that runs the tests; the runs that they start are none of its processes
-
-ROOT = Path(__file__).parents[1]
-CONF = ROOT / "conf"
-# the three blocks of the paper's net an eighth as wide, for tests of all that does not depend on it
-NARROW = (
-    "model.blocks=[{widths: [24, 20, 12], kernel_size: 5, dropout: true}, {widths: 24, kernel_size: 5, dropout: true}, "
-    "{widths: [24, 24, null], kernel_size: 3}]"
-)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,7 +36,7 @@ def cifar10_root() -> str:
 
 @pytest.fixture
 def script(monkeypatch, capsys, tmp_path):
-    """Runs one of scripts/ in this process and in tmp_path; gives its exit code, output and errors."""
+    """Runs one of scripts/ in this process and in tmp_path; returns its exit code, output and errors."""
 
     def call(name, *arguments):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])

@@ -1,7 +1,17 @@
-"""Image sets in memory, their preprocessing and augmentation, as a LightningDataModule."""
+"""Image sets in memory, their preprocessing and augmentation, as a LightningDataModule.
 
-from nin.data.module import Batches, Images
-from nin.data.preprocess import Normalise, Whiten
-from nin.data.sets import DataError, ImageSet, load_cifar10, load_digits
+Each name is imported when it is first used: the preprocessing needs torch alone, `Images` needs Lightning.
+"""
 
-__all__ = ["Batches", "DataError", "ImageSet", "Images", "Normalise", "Whiten", "load_cifar10", "load_digits"]
+from importlib import import_module
+from typing import Any
+
+_HOMES = {"Batches": "module", "ImageSet": "sets", "Images": "module", "Normalise": "preprocess", "SETS": "sets"}
+_HOMES |= {"Whiten": "preprocess"}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"nin.data.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

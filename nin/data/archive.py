@@ -1,0 +1,237 @@
+"""The files of a set: downloaded, verified, unpacked.
+
+Every file is read and hashed once a start, and what is parsed are the bytes that were hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import pickle
+import tarfile
+import time
+import urllib.request
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from nin import files
+from nin.errors import DataError, RunError, one_line
+
+SILENCE = 20.0  # seconds without a byte after which an address is given up
+TRIAL = 15.0  # seconds after which an address must have shown its speed
+SLOW = 300e3  # bytes a second; slower addresses are given up after the trial
+LARGEST = 4e9  # bytes; an answer that is longer is no archive of a set
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The files of a set as its authors publish them: one archive, and the parts inside.
+
+    Attributes:
+        file: name of the archive in the data folder.
+        md5: its checksum.
+        urls: its addresses, tried in turn.
+        folder: folder of the parts, below the data folder; inside the archive it has the last of these names.
+        parts: the md5 of each part by its name, or None where only the archive has a known md5.
+    """
+
+    file: str
+    md5: str
+    urls: Sequence[str]
+    folder: str
+    parts: Mapping[str, str | None]
+
+    def fetch(self, root: str | Path, *, download: bool = True, urls: Sequence[str] | None = None) -> dict[str, bytes]:
+        """Returns the verified bytes of every part by name.
+
+        If a part is missing or damaged, all are unpacked anew from the archive; if that is not in `root` either, it is
+        downloaded. A folder whose parts are whole is only read.
+
+        Args:
+            root: the data folder.
+            download: whether to download what is missing.
+            urls: addresses of the archive in place of the set's own.
+
+        Raises:
+            DataError: a part is missing or damaged, and the archive cannot be downloaded, read or unpacked.
+        """
+        root = Path(root)
+        try:
+            parts, damage = self._read_parts(root / self.folder)
+            if not damage:
+                return parts
+            archive = self._read_archive(root / self.file)
+            if archive is None:
+                archive = self._download(root, damage, self.urls if urls is None else urls, allowed=download)
+            return self._unpack(archive, root)
+        except (OSError, RunError, tarfile.TarError, EOFError, zlib.error) as error:
+            raise DataError(
+                f"{self.folder} cannot be read from or written to {root.absolute()} ({one_line(error)}); free space "
+                "there, or set data.root=FOLDER"
+            ) from error
+
+    def _read_parts(self, folder: Path) -> tuple[dict[str, bytes], str]:
+        """The parts in a folder, and what is wrong with them: "" if they are whole."""
+        if not folder.is_dir():
+            return {}, f"there is no folder {self.folder}"
+        parts = {name: files.read(folder / name) for name in self.parts if (folder / name).is_file()}
+        return parts, self._damage(parts)
+
+    def _damage(self, parts: Mapping[str, bytes]) -> str:
+        """What is wrong with these parts, in words; "" if they are whole."""
+        if missing := [name for name in self.parts if name not in parts]:
+            return f"{missing[0]} is missing" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+        for name, expected in self.parts.items():
+            if expected is not None and (found := md5(parts[name])) != expected:
+                return f"{name} has md5 {found}, expected {expected}"
+        return ""
+
+    def _read_archive(self, file: Path) -> bytes | None:
+        """The bytes of the archive, or None if it is missing or damaged."""
+        archive = files.read(file) if file.is_file() else b""
+        return archive if md5(archive) == self.md5 else None
+
+    def _download(self, root: Path, damage: str, urls: Sequence[str], allowed: bool) -> bytes:
+        """The bytes of the archive, downloaded and kept in `root`."""
+        wanted = (
+            f"put the folder {self.folder} or the archive {self.file} there, or use data=digits, which requires no "
+            "download"
+        )
+        if not allowed:
+            raise DataError(
+                f"{self.folder} is incomplete in {root.absolute()} ({damage}) and data.download=false; {wanted}"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            archive = download(urls, self.md5)
+        except DataError as error:
+            raise DataError(
+                f"{self.folder} is incomplete in {root.absolute()} ({damage}) and {error}; set data.urls='[\"URL\"]' "
+                f"to another address, {wanted}"
+            ) from error
+        files.write(root / self.file, archive)
+        return archive
+
+    def _unpack(self, archive: bytes, root: Path) -> dict[str, bytes]:
+        """The parts in the archive, written to their folder one whole file at a time."""
+        inside, parts = PurePosixPath(self.folder).name, {}
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar:
+                folder, name = PurePosixPath(member.name).parent.name, PurePosixPath(member.name).name
+                if member.isfile() and folder == inside and name in self.parts:
+                    parts[name] = tar.extractfile(member).read()
+        if damage := self._damage(parts):
+            raise DataError(f"{self.file} does not contain {self.folder} as expected ({damage})")
+        (root / self.folder).mkdir(parents=True, exist_ok=True)
+        for name, content in parts.items():
+            files.write(root / self.folder / name, content)
+        return {name: parts[name] for name in self.parts}
+
+
+def no_files(root: str | Path, *, download: bool = True, urls: Sequence[str] | None = None) -> dict[str, bytes]:
+    """Returns no file: how a set is fetched that a library brings along."""
+    return {}
+
+
+def md5(data: bytes) -> str:
+    """The md5 of bytes, 32 hexadecimal digits: what the authors of the sets publish."""
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+class SlowError(OSError):
+    """An address that works, but slowly.
+
+    Attributes:
+        speed: in bytes a second.
+    """
+
+    def __init__(self, speed: float) -> None:
+        super().__init__(f"slow, {speed / 1e3:.0f} kB/s")
+        self.speed = speed
+
+
+def download(urls: Sequence[str], expected: str) -> bytes:
+    """Returns the bytes with the md5 `expected` from the first of some addresses that has them.
+
+    An address that is broken, silent, slow or has other bytes is given up for the next one, and this is printed. If no
+    other is left, the slow ones get a second chance, the fastest first, without a limit.
+
+    Raises:
+        DataError: no address has them; the message lists the reasons.
+    """
+    failures: dict[str, str] = {}
+    slow: dict[str, float] = {}
+    for patient in (False, True):
+        for url in sorted(slow, key=lambda url: -slow[url]) if patient else urls:
+            try:
+                answer = read_address(url, patient=patient)
+                if (found := md5(answer)) != expected:
+                    raise OSError(f"it has md5 {found}, expected {expected}")
+                return answer
+            except SlowError as error:
+                slow[url], failures[url] = error.speed, str(error)
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                failures[url] = one_line(error) or type(error).__name__
+            print(f"gave up {url}: {failures[url]}")
+    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
+    raise DataError(f"no address has it ({reasons or 'data.urls is empty'})")
+
+
+def read_address(url: str, *, patient: bool = False) -> bytes:
+    """Returns what an address answers, with a progress bar.
+
+    Raises:
+        SlowError: it is slow and we are not `patient`.
+        OSError, ValueError, http.client.HTTPException: it is broken, silent, or its answer is too long.
+    """
+    from tqdm import tqdm
+
+    with urllib.request.urlopen(url, timeout=SILENCE) as answer:
+        total = int(answer.headers.get("Content-Length") or 0) or None
+        content, start = bytearray(), time.monotonic()
+        with tqdm(desc=url, total=total, unit="B", unit_scale=True) as bar:
+            while chunk := answer.read1(1 << 20):
+                content += chunk
+                bar.update(len(chunk))
+                seconds = time.monotonic() - start
+                if not patient and seconds > TRIAL and len(content) < SLOW * seconds:
+                    raise SlowError(len(content) / seconds)
+                if len(content) > LARGEST:
+                    raise OSError(f"the answer is longer than {LARGEST:.0e} bytes")
+    return bytes(content)
+
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+ADMITTED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,  # NumPy 1's name, which CIFAR's files have
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+}
+
+
+class Arrays(pickle.Unpickler):
+    """An unpickler of NumPy arrays and plain containers. It refuses everything else, so no file runs code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ADMITTED:
+            raise pickle.UnpicklingError(f"{module}.{name} is neither a NumPy array nor a plain container")
+        return ADMITTED[module, name]
+
+
+def unpickle(data: bytes, name: str) -> Any:
+    """Returns the NumPy arrays and plain containers that bytes hold as a pickle; strings of Python 2 as text.
+
+    Raises:
+        DataError: the bytes are damaged or hold anything else; the message begins with `name`.
+    """
+    try:
+        return Arrays(io.BytesIO(data), encoding="latin1").load()
+    except Exception as error:  # damaged bytes raise anything
+        raise DataError(f"{name} cannot be read ({one_line(error) or type(error).__name__})") from error

@@ -1,151 +1,332 @@
-"""What the rows of a study say of heads and variants: tables and figures."""
+"""The report of a study: tables of heads and variants in Markdown, and their figures."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import shlex
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from nin import files, pretrained
+from nin.errors import RunError
+from nin.plan import HEADS
+from nin.studies.rows import Condition
+from nin.studies.tables import (
+    COLOURS,
+    GREY,
+    clean,
+    epochs_to,
+    made_with,
+    mean_and_deviation,
+    paired,
+    table_row,
+    table_rule,
+)
 
-from nin.studies.answer import COLOURS, clean, table_row, table_rule
-from nin.studies.rows import ALL_HEADS, PAPER, Condition, Row, epochs_to, made_with, mean_and_deviation, paired
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ACCURACIES = (80, 85, 90)  # %
+PAPER = {"gap": 10.41, "fc_dropout": 10.88, "fc": 11.59}  # the paper's Table 5: CIFAR-10, without augmentation
+PAPERS_GREY = "#888888"
 
 
-def without_claims(rows: Sequence[Row]) -> list[Row]:
-    """What `transfer` and `overfitting` leave for a table of heads and variants."""
-    return [row for row in rows if row.recipe != "transfer" and not {"checkpoint", "data.share"} & set(row.varied)]
+# measuring ------------------------------------------------------------------------------------------------------------
 
 
-def conditions(rows: Iterable[Row]) -> list[Condition]:
-    """The conditions of these rows: a set's longest runs first."""
-    return sorted({row.condition for row in rows}, key=lambda condition: (condition.data, -condition.epochs, condition))
+@dataclass(frozen=True)
+class Line:
+    """The runs of one head and variant, as a table and a figure show them.
 
-
-def table(rows: Iterable[Row]) -> str:
-    """A Markdown table a condition: the errors of each head and variant, and the paired difference to GAP. Where
-    training images were held out the errors are those on them.
-
-    A head is compared with GAP under the same variant, a variant of GAP with plain GAP or, where there is none, with
-    the first variant, seed by seed; the article's heads with `gap_article`.
+    Attributes:
+        head: the head's name.
+        label: the variant, as in `nin.studies.rows.ended`.
+        runs: a frame, by seed; `error` is NaN where the net died.
+        against: the label of the pooling line that it is compared with; None if there is nothing to compare.
+        differences: error minus that line's, for each seed that both have.
     """
-    rows = list(rows)
-    parts = []
-    for condition in conditions(rows):
-        of_condition = [row for row in rows if row.condition == condition]
-        errors = {(r.variant, r.head, r.seed): r.error for r in of_condition if r.error is not None}
-        names = sorted({(row.variant, row.head) for row in of_condition}, key=_order)
-        pooling = "gap" if any(not head.endswith("_article") for _, head in names) else "gap_article"
-        parts += [
-            f"**{condition.title}**",
-            "",
-            table_row(
-                *("head", f"{condition.errors} of each seed (%)", "mean ± s.d.", "n", "train error (%)"),
-                f"minus `{pooling}` (95 %)",
-            ),
-            table_rule(5),
-        ]
-        for variant, head in names:
-            chosen = sorted((r for r in of_condition if (r.variant, r.head) == (variant, head)), key=lambda r: r.seed)
-            ok = [r for r in chosen if r.error is not None]
-            each = ", ".join(r.status if r.error is None else f"{r.error:.2f}" for r in chosen)
-            name = f"`{head}`" + f" `{variant}`" * bool(variant)
-            mean = mean_and_deviation([r.error for r in ok]) if ok else "none"
-            mean += f", {len(chosen) - len(ok)} of {len(chosen)} died" * (0 < len(ok) < len(chosen))
-            train = mean_and_deviation([r.train_error for r in ok]) if ok else "none"
-            of = "gap_article" if head.endswith("_article") else "gap"
-            to = next((v for v, h in names if h == of), "") if head == of else variant
-            other = {seed: error for (v, h, seed), error in errors.items() if (v, h) == (to, of)}
-            differences = [r.error - other[r.seed] for r in ok if r.seed in other]
-            alone = (variant, head) == (to, of) or not other  # nothing to be compared with
-            difference = "" if alone else paired(differences, len(chosen))
-            if difference and head == of and to:
-                difference = f"against `{to}`: {difference}"
-            parts.append(table_row(name, each, mean, str(len(ok)), train, difference))
-        said = made_with(of_condition)
-        if condition.data == "cifar10" and len({head for _, head in names} & {*PAPER}) > 1:
-            theirs = ", ".join(f"`{head}` {error:.2f}" for head, error in PAPER.items())
-            said += f" The paper's Table 5, without augmentation and with its own recipe: {theirs}."
-        parts += ["", said, ""]
-    return "\n".join(parts)
+
+    head: str
+    label: str
+    runs: pd.DataFrame
+    against: str | None
+    differences: tuple[float, ...]
 
 
-def _order(name: tuple[str, str]) -> tuple[str, int]:
-    return name[0], ALL_HEADS.index(name[1])
+def without_claims(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a table of heads and variants shows: those that the claims `transfer` and `overfitting` leave."""
+    return rows[(rows.recipe != "transfer") & (rows.start_name == "") & (rows.share == 1)]
 
 
-def epochs_table(rows: Sequence[Row], accuracies: Sequence[float] = ACCURACIES) -> str:
+def conditions(rows: pd.DataFrame) -> list[Condition]:
+    """The conditions of these rows: by set, the longest runs first."""
+    return sorted(rows.condition.unique(), key=lambda condition: (condition.data, -condition.epochs, condition))
+
+
+def measure(rows: pd.DataFrame) -> list[Line]:
+    """The lines of one condition's rows, in the order of a table.
+
+    A head is compared with GAP of the same variant; a variant of GAP with plain GAP or, if there is none, with the
+    first variant. The article's heads are compared with `gap_article`.
+    """
+    groups = {key: runs.sort_values("seed") for key, runs in rows.groupby(["label", "head"])}
+    ordered = sorted(groups, key=lambda key: (key[0], list(HEADS).index(key[1])))
+    lines = []
+    for label, head in ordered:
+        pooling = _pooling_like(head)
+        first = next((of for of, name in ordered if name == pooling), "")
+        against = first if head == pooling else label
+        other = groups.get((against, pooling), rows[:0]).set_index("seed").error
+        errors = groups[label, head].set_index("seed").error
+        alone = (label, head) == (against, pooling) or other.dropna().empty
+        differences = () if alone else tuple((errors - other).dropna())
+        lines.append(Line(head, label, groups[label, head], None if alone else against, differences))
+    return lines
+
+
+def _pooling_like(head: str) -> str:
+    """The head that a head is compared with."""
+    return "gap_article" if HEADS[head].of_features else "gap"
+
+
+# tabulating -----------------------------------------------------------------------------------------------------------
+
+
+def table(rows: pd.DataFrame) -> str:
+    """A Markdown table for each condition: the errors of each head and variant, and the paired difference to GAP. If
+    training images were held out, the errors are those on them."""
+    return "\n".join(_condition_table(c, rows[rows.condition == c]) for c in conditions(rows))
+
+
+def _condition_table(condition: Condition, rows: pd.DataFrame) -> str:
+    lines = measure(rows)
+    pooling = "gap" if any(not HEADS[line.head].of_features for line in lines) else "gap_article"
+    columns = ("head", f"{condition.errors} of each seed (%)", "mean ± s.d.", "n", "train error (%)")
+    parts = [f"**{condition.title}**", "", table_row(*columns, f"minus `{pooling}` (95 %)"), table_rule(5)]
+    parts += [_line_of_table(line) for line in lines]
+    return "\n".join([*parts, "", made_with(rows) + _papers_table(condition, lines), ""])
+
+
+def _line_of_table(line: Line) -> str:
+    runs = line.runs
+    learnt = runs[runs.error.notna()]
+    died = len(runs) - len(learnt)
+    each = [status if error != error else f"{error:.2f}" for status, error in zip(runs.status, runs.error, strict=True)]
+    mean = mean_and_deviation(learnt.error) if len(learnt) else "none"
+    mean += f", {died} of {len(runs)} died" * (0 < died < len(runs))
+    train = mean_and_deviation(learnt.train_error) if len(learnt) else "none"
+    difference = "" if line.against is None else paired(line.differences, len(runs))
+    if difference and line.against and line.head == _pooling_like(line.head):
+        difference = f"against `{line.against}`: {difference}"
+    name = f"`{line.head}`" + f" `{line.label}`" * bool(line.label)
+    return table_row(name, ", ".join(each), mean, str(len(learnt)), train, difference)
+
+
+def _papers_table(condition: Condition, lines: Sequence[Line]) -> str:
+    """The paper's figures, where they can be set beside these."""
+    if condition.data != "cifar10" or len({line.head for line in lines} & {*PAPER}) < 2:
+        return ""
+    theirs = ", ".join(f"`{head}` {error:.2f}" for head, error in PAPER.items())
+    return f" The paper's Table 5, without augmentation and with its own recipe: {theirs}."
+
+
+def epochs_table(rows: pd.DataFrame, accuracies: Sequence[float] = ACCURACIES) -> str:
     """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds (`epochs_to`)."""
-    lines = [table_row("head", *(f"epochs to {a:g} %" for a in accuracies)), table_rule(len(accuracies))]
-    for head in ALL_HEADS:
-        chosen = [row for row in rows if row.head == head and row.test_curve and row.status == "ok"]
-        died = sum(row.head == head and row.status == "dead" for row in rows)
-        if not chosen and not died:
-            continue
-        cells = []
-        for accuracy in accuracies:
-            reached = [epochs_to(row, accuracy) for row in chosen]
-            found = [epoch for epoch in reached if epoch is not None]
-            missed = len(reached) - len(found)
-            mean = mean_and_deviation(found) if found else ""
-            cells.append(mean + f" ({missed} never)" * bool(missed))
-        lines.append(table_row(f"`{head}`" + f", {died} died" * bool(died), *(cell.strip() for cell in cells)))
+    lines = [table_row("head", *(f"epochs to {accuracy:g} %" for accuracy in accuracies)), table_rule(len(accuracies))]
+    for head in HEADS:
+        of_head = rows[rows["head"] == head]
+        curves = of_head[(of_head.status == "ok") & of_head.test_curve.map(bool)].test_curve
+        died = int((of_head.status == "dead").sum())
+        if len(curves) or died:
+            cells = [_epochs_cell([epochs_to(curve, accuracy) for curve in curves]) for accuracy in accuracies]
+            lines.append(table_row(f"`{head}`" + f", {died} died" * bool(died), *cells))
     return "\n".join(lines)
 
 
-def plot_heads(rows: Sequence[Row], file: Path, title: str) -> None:
-    """Every seed's test error as a point, one column a head, the mean as a line, a cross at the top for each net that
-    died; beside it the paper's figure."""
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axis = figure.subplots()
-    shown = [head for head in ALL_HEADS if any(row.head == head for row in rows)]
+def _epochs_cell(epochs: Sequence[float | None]) -> str:
+    reached = [epoch for epoch in epochs if epoch is not None]
+    never = len(epochs) - len(reached)
+    mean = mean_and_deviation(reached) if reached else ""
+    return (mean + f" ({never} never)" * bool(never)).strip()
+
+
+def nets_table() -> str:
+    """The published nets in Markdown, from their cards. Raises nin.errors.CheckpointError."""
+    columns = "name", "head", "recipe", "epochs", "parameters", "file", "test error"
+    lines = [table_row(*columns), table_rule(len(columns) - 1)]
+    for name in pretrained.available():
+        card = pretrained.read_card(name)
+        cells = [f"`{name}`", card["head"], f"`{card['recipe']}`", str(card["epochs"]), f"{card['parameters']:,}"]
+        lines.append(table_row(*cells, f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"))
+    return "\n".join(lines)
+
+
+# drawing --------------------------------------------------------------------------------------------------------------
+
+
+def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
+    """A figure of one condition and variant: a point for each seed's error, a column for each head, a line for the
+    mean, a cross at the top for each net that died, and the paper's figure beside them."""
+    figure, axis = _canvas(title)
+    shown = [head for head in HEADS if (rows["head"] == head).any()]
+    papers = rows.data.iloc[0] == "cifar10"
     for x, head in enumerate(shown):
-        errors = [row.error for row in rows if row.head == head and row.error is not None]
-        axis.scatter([x] * len(errors), errors, color=COLOURS[head], alpha=0.8, zorder=3)
-        dead = [x + 0.08 * n for n in range(sum(row.head == head and row.error is None for row in rows))]
-        at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
-        axis.scatter(dead, [1.0] * len(dead), marker="x", color=COLOURS[head], **at_the_top)
-        if len(errors) > 1:
-            axis.hlines(sum(errors) / len(errors), x - 0.2, x + 0.2, color=COLOURS[head], linewidth=2)
-        if head in PAPER and rows[0].data == "cifar10":
-            axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color="#888888", zorder=2)
-    if rows[0].data == "cifar10":
-        axis.scatter([], [], marker="_", s=160, color="#888888", label="paper, Table 5: no augmentation")
-    axis.scatter([], [], color="#555555", label="one seed")
-    if any(len({r.seed for r in rows if r.head == head}) > 1 for head in shown):
-        axis.plot([], [], color="#555555", linewidth=2, label="mean of the seeds")
-    if any(row.error is None for row in rows):
-        axis.scatter([], [], marker="x", color="#555555", label="a seed that died")
+        of_head = rows[rows["head"] == head].error
+        _draw_head(axis, x, COLOURS[head], of_head.dropna(), int(of_head.isna().sum()))
+        if papers and head in PAPER:
+            axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color=PAPERS_GREY, zorder=2)
+    if papers:
+        axis.scatter([], [], marker="_", s=160, color=PAPERS_GREY, label="paper, Table 5: no augmentation")
+    axis.scatter([], [], color=GREY, label="one seed")
+    if rows.groupby("head").seed.nunique().max() > 1:
+        axis.plot([], [], color=GREY, linewidth=2, label="mean of the seeds")
+    if rows.error.isna().any():
+        axis.scatter([], [], marker="x", color=GREY, label="a seed that died")
     axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4))
-    axis.set_title(textwrap.fill(title, 60), fontsize=10)
-    axis.set_ylabel(f"{rows[0].condition.errors} (%)")
     axis.set_xticklabels(shown)
-    _finish(figure, file)
+    axis.set_ylabel(f"{rows.condition.iloc[0].errors} (%)")
+    axis.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def plot_curves(rows: Sequence[Row], file: Path, title: str) -> None:
-    """Test error after each epoch: a thin line a seed, a colour a head."""
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
-    axis = figure.subplots()
-    for head in ALL_HEADS:
-        name = head
-        for row in rows:
-            curve = [float(error) for error in row.test_curve.split()]
-            if row.head == head and curve:
-                axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label=name)
-                name = None
+def _draw_head(axis: Axes, x: float, colour: str, errors: pd.Series, died: int) -> None:
+    """One column of `draw_heads`."""
+    axis.scatter([x] * len(errors), errors, color=colour, alpha=0.8, zorder=3)
+    at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+    axis.scatter([x + 0.08 * n for n in range(died)], [1.0] * died, marker="x", color=colour, **at_the_top)
+    if len(errors) > 1:
+        axis.hlines(errors.mean(), x - 0.2, x + 0.2, color=colour, linewidth=2)
+
+
+def draw_curves(rows: pd.DataFrame, title: str) -> Figure:
+    """A figure of the test error after each epoch: a thin line for each seed, a colour for each head."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    figure, axis = _canvas(title)
+    for head in HEADS:
+        for n, curve in enumerate(curve for curve in rows[rows["head"] == head].test_curve if curve):
+            axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label="" if n else head)
     axis.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
-    axis.set_title(textwrap.fill(title, 60), fontsize=10)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
-    _finish(figure, file)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
 
 
-def _finish(figure: Figure, file: Path) -> None:
-    clean(figure.axes[0]).legend(frameon=False, fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150, metadata={"Software": None})
+def _canvas(title: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axis = clean(figure.subplots())
+    axis.set_title(textwrap.fill(title, 60), fontsize=10)
+    return figure, axis
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Writes a figure as a PNG that depends on nothing but the figure. Raises nin.errors.RunError."""
+    with files.writing(file) as part:
+        figure.savefig(part, dpi=150, metadata={"Software": None})
+
+
+# the whole report -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that a report shows: what it is drawn from."""
+
+    kind: str  # heads or curves
+    title: str
+    name: str  # of its file
+    rows: pd.DataFrame
+
+    def draw(self) -> Figure:
+        return {"heads": draw_heads, "curves": draw_curves}[self.kind](self.rows, self.title)
+
+
+def text(rows: pd.DataFrame, file: Path, page: Path) -> str:
+    """The tables of a study in Markdown, with links to its figures.
+
+    Args:
+        rows: the study's, as of `nin.studies.rows.ended`.
+        file: the study's file, beside which its figures stand.
+        page: the folder of the page that shows the text.
+    """
+    parts, shown = [], without_claims(rows)
+    for condition in conditions(shown):
+        of_condition = shown[shown.condition == condition]
+        parts.append(table(of_condition))
+        for variant, found in _pictures(condition, of_condition).items():
+            links = (f"![{each.kind}: {each.title}]({os.path.relpath(_file(each, file), page)})" for each in found)
+            parts += links
+            of_variant = of_condition[of_condition.label == variant]
+            if _reaches_an_accuracy(found):
+                parts.append(f"\n{epochs_table(of_variant)}\n")
+    if others := len(rows) - len(shown):
+        study = shlex.quote(f"study={os.path.relpath(file, page)}")
+        parts.append(
+            f"\n{others} more runs are of recipe `transfer` or had a share of the training images: "
+            f"`scripts/claims.py {study}` reports them.\n"
+        )
+    return "\n".join(parts)
+
+
+def figures(rows: pd.DataFrame, file: Path) -> Iterator[tuple[Path, Figure]]:
+    """The figures of a study and their files, beside the study's file."""
+    shown = without_claims(rows)
+    for condition in conditions(shown):
+        for found in _pictures(condition, shown[shown.condition == condition]).values():
+            for picture in found:
+                yield _file(picture, file), picture.draw()
+
+
+def _pictures(condition: Condition, rows: pd.DataFrame) -> dict[str, list[Picture]]:
+    """The figures of one condition by variant: of each that has several heads. If training images were held out, no
+    figure shows the test set."""
+    found: dict[str, list[Picture]] = {}
+    for variant, of_variant in rows.groupby("label"):
+        if of_variant["head"].nunique() == 1:
+            continue
+        title = ", ".join(filter(None, [condition.title, variant]))
+        stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, [condition.stem, variant])))
+        if len(stem) > 150:  # the name of a file has an end
+            stem = f"{stem[:140]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
+        curves = of_variant[of_variant.test_curve.map(bool) & (not condition.held_out)]
+        chosen = {"heads": of_variant, "curves": curves}
+        found[variant] = [Picture(kind, title, f"{stem}-{kind}.png", of) for kind, of in chosen.items() if len(of)]
+    return found
+
+
+def _reaches_an_accuracy(pictures: Sequence[Picture]) -> bool:
+    curves = [curve for picture in pictures if picture.kind == "curves" for curve in picture.rows.test_curve]
+    return any(epochs_to(curve, accuracy) for curve in curves for accuracy in ACCURACIES)
+
+
+def _file(picture: Picture, file: Path) -> Path:
+    return file.parent / "figures" / picture.name
+
+
+def into_page(page: Path, **blocks: str) -> None:
+    """Puts each text between a page's marks of its name, <!-- NAME --> and <!-- end of NAME -->.
+
+    Raises:
+        nin.errors.RunError: the page has no such marks, or cannot be written.
+    """
+    content = files.read(page).decode()
+    for name, block in blocks.items():
+        marked = re.compile(rf"<!-- {name} -->.*<!-- end of {name} -->", re.S)
+        if not marked.search(content):
+            raise RunError(
+                f"{page} has no place marked <!-- {name} --> and <!-- end of {name} -->; add these two lines"
+            )
+        marks = f"<!-- {name} -->\n{block}\n<!-- end of {name} -->"
+        content = marked.sub(lambda _, marks=marks: marks, content)
+    files.write(page, content)

@@ -1,186 +1,310 @@
-"""Ablation studies: many runs of `scripts/train.py`, of each of which a row is kept (`nin.studies.rows`)."""
+"""Ablation studies: many runs of `scripts/train.py`, of each of which a row is recorded (`nin.studies.rows`)."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
-from nin.command import compose, overrides_of, quoted
-from nin.config import Config, ConfigError, consequential
-from nin.folder import held
-from nin.recovery import STARTER
-from nin.run import precision
-from nin.studies.rows import Row, append, last_of, read, row_of
+from nin import files
+from nin.config import Config, consequential, settings_of
+from nin.errors import CheckpointError, LockedError, RowsError, RunError, StudyStoppedError
+from nin.run import record
+from nin.run.folder import METRICS, is_training_in
+from nin.run.processes import STARTER
+from nin.studies import rows
 
-ROOT = Path(__file__).parents[2]
-CONF = ROOT / "conf"
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRAIN = (sys.executable, str(Path(__file__).parents[2] / "scripts" / "train.py"))
+CLAIM = ".study"  # in a run's folder: locked while a study trains or records that run
+GRACE = 60  # seconds that the run of a killed study has to end with its next batch
+INTERRUPTED = (130, 143)  # exit codes of a run after Ctrl-C and SIGTERM
+TRAINED = (0, 3, *INTERRUPTED)  # of a run that trained; after any other its folder may hold an older run's record
 
 
-class StoppedError(RuntimeError):
-    """A study that did not come to its end."""
+@dataclass(frozen=True)
+class Point:
+    """One run of a study.
+
+    Attributes:
+        overrides: for the command that trains it.
+        config: what these compose to.
+        variant: what is varied besides head and seed, for people: "model=plain".
+    """
+
+    overrides: tuple[str, ...]
+    config: Config
+    variant: str = ""
+
+    @cached_property
+    def precision(self) -> str:
+        """The precision that it is trained in on this machine."""
+        from nin.run import trainer
+
+        return trainer.precision(self.config)
+
+    @cached_property
+    def settings(self) -> dict:
+        return consequential(settings_of(self.config))
+
+    @cached_property
+    def start_sha256(self) -> str:
+        """Of the weights that it starts from; empty if it starts from none, or if they cannot be loaded, which its run
+        will say."""
+        if not self.config.checkpoint:
+            return ""
+        from nin import pretrained
+
+        try:
+            return pretrained.load(self.config.checkpoint).sha256 or ""
+        except CheckpointError:
+            return ""
+
+    @cached_property
+    def identity(self) -> str:
+        """What its run is known by: `nin.studies.rows.identity`."""
+        return rows.identity(self.settings, self.precision, self.start_sha256)
+
+    @property
+    def command(self) -> str:
+        """Its overrides as a command line has them."""
+        return shlex.join(self.overrides)
+
+    @property
+    def folder(self) -> str:
+        """Name of its run's folder: the same for what can be resumed."""
+        config, identity = self.config, json.dumps([self.settings, self.start_sha256])
+        name = f"{config.data.name}_{config.head.name}_{config.recipe.name}_{config.seed}"
+        return f"{name}-{files.sha256(identity.encode())[:8]}"
 
 
-def study(points: Sequence[Sequence[str]], file: Path, runs: Path, jobs: int = 1) -> list[Row]:
-    """Runs every point (its overrides) that `file` has no row of yet and adds its row; gives the rows of all points.
+def study(
+    points: Sequence[Point], file: Path, runs: Path, jobs: int = 1, command: Sequence[str] = TRAIN
+) -> pd.DataFrame:
+    """Trains every point of which `file` has no row yet, and adds its row.
 
-    A point whose configuration is recorded as ok or dead is not run again, however it was spelled; one that was stopped
-    is, and one that asks for a test curve where none was recorded. With several `jobs` as many runs go on side by side,
-    each with its share of the cores and a log in its folder. A run that fails does not keep the others from theirs, nor
-    does another study at work in the same file: what it trains is waited for. Where this process is killed its runs end
-    with their next batch.
+    A point that has a row with status ok or dead is not trained again, unless it asks for a test curve and the row has
+    none. Runs that were stopped resume. If a run fails, the others are trained all the same. Several studies may share
+    a file: each waits for what another one trains. If this process is killed, its runs end with their next batch.
+
+    Args:
+        points: the runs.
+        file: the study's file of rows; created if need be.
+        runs: the folder of the runs' folders.
+        jobs: runs side by side, each with its share of the cores and a log.txt in its folder.
+        command: trains one run: called with a point's overrides, hydra.run.dir=FOLDER and resume=auto, it leaves a
+            record in the folder and returns the exit codes of scripts/train.py.
+
+    Returns:
+        the rows of all points, as of `nin.studies.rows.ended`.
 
     Raises:
-        nin.config.ConfigError: a point that cannot be.
-        nin.studies.rows.RowsError: a file that is none of a study, or to which no row can be added.
-        StoppedError: runs that ended otherwise than by their end or their net's death, or that were told to stop.
+        RowsError: the file is not a study's, or cannot be written.
+        StudyStoppedError: runs failed, or the study was interrupted.
     """
-    asked: dict[str, tuple[str, Config]] = {}
-    for point in points:
-        config = compose(CONF, point)
-        identity = _identity(config)
-        if config.eval_curve or identity not in asked:
-            asked[identity] = shlex.join(sorted(point, key=lambda override: override.split("=")[0])), config
-    append(file)
-    todo = _without_row(asked, file)
-    print(f"{len(asked)} runs, {len(asked) - len(todo)} of them recorded already in {file}", flush=True)
-    _tell_of_other_precisions(asked, todo, file)
-    running: dict[subprocess.Popen, tuple[str, Config, Path, IO]] = {}
-    failed: list[str] = []
-    waited_for = 0  # runs
+    asked = _distinct(points)
+    rows.append(file, [])
+    recorded = rows.read(file)
+    todo = [point for identity, point in asked.items() if not _is_recorded(point, recorded)]
+    print(f"{len(asked)} runs, {len(asked) - len(todo)} of them already recorded in {file}", flush=True)
+    _print_other_precisions(todo, recorded)
+    working = _Study(file, Path(runs), jobs, tuple(command), todo)
+    goes_on = f"the same command continues the study, {file} has the rows so far"
     try:
-        while todo or running:
-            for identity in todo[:]:
-                if len(running) == jobs:
-                    break
-                overrides, config = asked[identity]
-                folder = runs / _folder_name(config)
-                if (claim := _claim(folder)) is None:
-                    continue  # another study trains it
-                todo.remove(identity)
-                if _without_row({identity: asked[identity]}, file):
-                    running[_start(overrides, folder, jobs)] = overrides, config, folder, claim
-                else:
-                    claim.close()
-            process = next((process for process in running if process.poll() is not None), None)
-            if process is None:
-                if not running and len(todo) != waited_for:
-                    waited_for = len(todo)
-                    print(f"another study trains what is left ({waited_for}), and its end is waited for", flush=True)
-                time.sleep(0.2)
-                continue
-            overrides, config, folder, claim = running.pop(process)
-            trained = process.returncode in (0, 3, 130, 143)  # else the folder's summary is an older run's, if any
-            if trained and (folder / "summary.json").exists():
-                row = row_of(folder, _spelled(overrides, config), process.returncode)
-                append(file, row)
-                error = f"{row.condition.errors} {row.error:.2f} %" if row.status == "ok" else row.status
-                print(f"{overrides}: {error}, {len(todo) + len(running)} to go", flush=True)
-            claim.close()
-            if process.returncode not in (0, 3):
-                log = f", its last words are in {folder / 'log.txt'}" * (jobs > 1)
-                failed.append(f"the run {overrides} ended with exit code {process.returncode}{log}")
-                if trained:
-                    break
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
-    if failed:
-        raise StoppedError("; ".join(failed))
-    return list(_recorded(asked, file).values())
+        working.work()
+    except KeyboardInterrupt as error:
+        raise StudyStoppedError(f"interrupted; {goes_on}", 130) from error
+    if working.failed:
+        raise StudyStoppedError(f"{'; '.join(working.failed)}; {goes_on}")
+    ended = rows.ended(file)
+    return ended[ended.identity.isin(list(asked))]
 
 
-def _identity(config: Config) -> str:
-    """What a run depends on: equal for what is one run."""
-    settings = consequential(asdict(config))
-    return json.dumps({name: settings[name] for name in settings if name not in ("eval_curve", "trainer.accelerator")})
+def _distinct(points: Sequence[Point]) -> dict[str, Point]:
+    """The points by identity: each once, with a test curve if any of its spellings asks for one."""
+    asked: dict[str, Point] = {}
+    for point in points:
+        if point.config.eval_curve or point.identity not in asked:
+            asked[point.identity] = point
+    return asked
 
 
-def _spelled(overrides: str, config: Config) -> str:
-    """The overrides of a run as its row has them, by which tables know what was varied: choices of files, and the
-    settings that differ from what these bring, in one spelling."""
-    choices = [override for override in shlex.split(overrides) if (CONF / override.partition("=")[0]).is_dir()]
-    return shlex.join(overrides_of(asdict(config), CONF, choices))
+def _is_recorded(point: Point, recorded: pd.DataFrame) -> bool:
+    """Whether a study's rows have all that this point asks for."""
+    found = recorded[(recorded.identity == point.identity) & (recorded.status != "stopped")]
+    return bool(len(found)) and (
+        not point.config.eval_curve or (found.status == "dead").any() or found.test_curve.map(bool).any()
+    )
 
 
-def _recorded(asked: dict[str, tuple[str, Config]], file: Path) -> dict[str, Row]:
-    """The rows of those runs that have come to an end."""
-    groups = {(c.data.name, c.head.name, c.recipe.name, c.seed) for _, c in asked.values()}
-
-    def run(row: Row) -> str | None:
-        if (row.data, row.head, row.recipe, row.seed) in groups:
-            with suppress(ConfigError):  # what could be trained once, and cannot any more
-                identity = _identity(compose(CONF, shlex.split(row.overrides)))
-                return identity if identity in asked else None
-        return None
-
-    return last_of(read(file), run)
-
-
-def _without_row(asked: dict[str, tuple[str, Config]], file: Path) -> list[str]:
-    """Which of those runs are still to be made."""
-    recorded = _recorded(asked, file)
-    enough = {i for i, row in recorded.items() if row.test_curve or row.status == "dead" or not asked[i][1].eval_curve}
-    return [identity for identity in asked if identity not in enough]
-
-
-def _tell_of_other_precisions(asked: dict[str, tuple[str, Config]], todo: list[str], file: Path) -> None:
-    """Says that "auto" was something else where the recorded runs were made: tables keep precisions apart."""
-    left = {identity for identity, (_, config) in asked.items() if config.trainer.precision == "auto"}
-    here = {precision(asked[identity][1]) for identity in left.intersection(todo)}
-    recorded = _recorded({identity: asked[identity] for identity in left.difference(todo)}, file) if here else {}
-    there = {row.precision for row in recorded.values()}
-    if there - here:
+def _print_other_precisions(todo: Sequence[Point], recorded: pd.DataFrame) -> None:
+    """Prints that runs are recorded in another precision than trainer.precision=auto selects on this machine."""
+    automatic = [point for point in todo if point.config.trainer.precision == "auto"]
+    if not automatic or recorded.empty:
+        return
+    there = {
+        (rows.identity(row.settings, "", row.start_sha256), row.precision)
+        for row in recorded.itertuples()
+        if row.status != "stopped"
+    }
+    elsewhere: dict[str, int] = {}
+    for point in automatic:
+        alike = rows.identity(point.settings, "", point.start_sha256)
+        for precision in {precision for identity, precision in there if identity == alike}:
+            elsewhere[precision] = elsewhere.get(precision, 0) + 1
+    for precision, number in sorted(elsewhere.items()):
         print(
-            f"recorded in {' and '.join(sorted(there))}, still to come in {' and '.join(sorted(here))}, which is what "
-            "trainer.precision=auto means on this machine: tables keep them apart",
+            f"{number} of the runs to come are recorded in {precision}; trainer.precision=auto selects "
+            f"{automatic[0].precision} on this machine, and tables keep precisions apart. "
+            f"trainer.precision={precision} takes the recorded ones",
             flush=True,
         )
 
 
-def _folder_name(config: Config) -> str:
-    """The same for what can be resumed, however it was spelled."""
-    digest = hashlib.sha256(json.dumps(consequential(asdict(config))).encode()).hexdigest()
-    return f"{config.data.name}_{config.head.name}_{config.recipe.name}_{config.seed}-{digest[:8]}"
+@dataclass
+class _Run:
+    """A run in progress; `claim` keeps other studies from it."""
+
+    point: Point
+    folder: Path
+    process: subprocess.Popen
+    claim: ExitStack
 
 
-def _claim(folder: Path) -> IO | None:
-    """What keeps other studies from this run while it is open; None where another has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    claim = open(folder / ".study", "w")  # noqa: SIM115, open while the run goes on
+@dataclass
+class _Study:
+    """A study at work."""
+
+    file: Path
+    runs: Path
+    jobs: int
+    command: tuple[str, ...]
+    todo: list[Point]
+    running: list[_Run] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    waited_for: int = 0  # runs of another study
+
+    def work(self) -> None:
+        """Trains and records all points; ends early if a run was interrupted."""
+        try:
+            while self.todo or self.running:
+                self.start_runs()
+                run = next((run for run in self.running if run.process.poll() is not None), None)
+                if run is None:
+                    self.wait()
+                elif self.finish(run) in INTERRUPTED:
+                    break
+        finally:
+            for run in self.running:
+                run.process.terminate()
+            for run in self.running:
+                run.process.wait()
+                run.claim.close()
+
+    def start_runs(self) -> None:
+        """Starts as many runs as may go on side by side, of those that no other study trains."""
+        for point in self.todo[:]:
+            if len(self.running) == self.jobs:
+                return
+            folder = self.runs / point.folder
+            if (claim := _claim(folder)) is None:
+                continue
+            self.todo.remove(point)
+            if _is_recorded(point, rows.read(self.file)):  # meanwhile, by another study
+                claim.close()
+            else:
+                self.running.append(_Run(point, folder, self.start(point, folder), claim))
+
+    def start(self, point: Point, folder: Path) -> subprocess.Popen:
+        """Starts or resumes one run. Alone it shows its progress, beside others it writes it to log.txt."""
+        patience = time.monotonic() + GRACE
+        while is_training_in(folder) and time.monotonic() < patience:
+            time.sleep(0.2)
+        environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process has exited
+        command = [*self.command, *point.overrides, f"hydra.run.dir={_quoted(folder)}", "resume=auto"]
+        if self.jobs == 1:
+            print(f"\n{point.command}", flush=True)
+            return subprocess.Popen(command, env=environment)
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        with open(folder / "log.txt", "a") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def wait(self) -> None:
+        """Waits a moment, and prints once that it waits for another study."""
+        if not self.running and len(self.todo) != self.waited_for:
+            self.waited_for = len(self.todo)
+            print(f"waiting for another study to finish the remaining {self.waited_for} runs", flush=True)
+        time.sleep(0.2)
+
+    def finish(self, run: _Run) -> int:
+        """Records a run whose process has exited; returns its exit code."""
+        self.running.remove(run)
+        code = run.process.returncode
+        with run.claim:
+            if code in TRAINED:
+                self.record(run)
+        if code not in (0, 3):
+            log = f"; {run.folder / 'log.txt'} says why" * (self.jobs > 1)
+            self.failed.append(f"the run {run.point.command} ended with exit code {code}{log}")
+        return code
+
+    def record(self, run: _Run) -> None:
+        """Adds the row of a run."""
+        found = record.read(run.folder)
+        if found is None:
+            return
+        row = rows.row_of(found, _test_curve(run.folder), run.point.variant)
+        rows.append(self.file, [row])
+        if rows.identity(row["settings"], row["precision"], row["start_sha256"]) != run.point.identity:
+            self.failed.append(
+                f"the run {run.point.command} was trained with other settings than this study began with: conf/ or the "
+                "checkpoint has changed meanwhile; its row states what it was trained with"
+            )
+        error = row["val_error"] if found.held_out else row["test_error"]
+        result = row["status"] if error is None else f"{'held-out' if found.held_out else 'test'} error {error:.2f} %"
+        print(f"{run.point.command}: {result}, {len(self.todo) + len(self.running)} to go", flush=True)
+
+
+def _claim(folder: Path) -> ExitStack | None:
+    """Keeps other studies from a run until it is closed; None if another study has it.
+
+    Raises:
+        RowsError: the folder cannot be created.
+    """
+    claim = ExitStack()
     try:
-        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        claim.close()
+        folder.mkdir(parents=True, exist_ok=True)
+        claim.enter_context(files.lock(folder / CLAIM))
+    except LockedError:
         return None
-    except OSError:  # a file system without locks
-        pass
+    except (OSError, RunError) as error:
+        raise RowsError(f"{folder}: no run can be trained there ({error})") from error
     return claim
 
 
-def _start(overrides: str, folder: Path, jobs: int) -> subprocess.Popen:
-    """Starts one run, or goes on with it; alone it shows its progress, beside others it writes it to log.txt."""
-    patience = time.monotonic() + 60
-    while held(folder) and time.monotonic() < patience:  # a study was killed, and its run ends with its next batch
-        time.sleep(0.2)
-    environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process is gone
-    script = str(ROOT / "scripts" / "train.py")
-    command = [sys.executable, script, *shlex.split(overrides), f"hydra.run.dir={quoted(folder)}", "resume=auto"]
-    if jobs == 1:
-        print(f"\n{overrides}", flush=True)
-        return subprocess.Popen(command, env=environment)
-    environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    with open(folder / "log.txt", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+def _quoted(path: Path) -> str:
+    """A path as Hydra reads it, whatever is in it."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", str(path)) + "'"
+
+
+def _test_curve(folder: Path) -> tuple[float, ...]:
+    """Test error in % after each epoch, as a run's metrics.csv has it."""
+    import pandas as pd
+
+    metrics, column = folder / METRICS, "test_curve/error"
+    if not metrics.exists():
+        return ()
+    table = pd.read_csv(metrics)
+    return tuple(table[column].dropna().round(2)) if column in table else ()

@@ -1,7 +1,7 @@
 """Muon for convolutions: SGD whose steps on weights are orthogonal matrices.
 
-torch.optim.Muon takes matrices only, and one optimiser has to hold all of a net's parameters. This is torch's SGD with
-what Muon adds; on a matrix it takes the very steps that torch.optim.Muon takes.
+torch.optim.Muon accepts matrices only, and one optimiser has to hold all parameters of a net. This one is torch's SGD
+plus what Muon adds. On a matrix it takes the same steps as torch.optim.Muon.
 """
 
 from __future__ import annotations
@@ -11,36 +11,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from nin.bounds import share, truth
+from nin.checks import boolean, fraction
+from nin.errors import SettingError
 
 
 class Muon(torch.optim.SGD):
-    """SGD with momentum, and in groups with `orthogonal=True` Muon (Jordan et al., 2024).
+    """SGD with momentum, and Muon (Jordan et al., 2024) in groups with `orthogonal=True`.
 
-    There the mean gradient with Nesterov momentum, read as a matrix (out, in·k·k), is replaced by the nearest matrix
-    with orthonormal rows or columns, times √max(1, rows / columns): every direction of the weights moves by as much.
-    The learning rate is then the size of the step, whatever the gradient's; 0.02 is a usual one.
+    Muon reads the mean gradient with Nesterov momentum as a matrix (out, in·k·k). It replaces the matrix by the nearest
+    one with orthonormal rows or columns, times √max(1, rows / columns): all directions of the weights move equally far.
+    The learning rate is the size of a step, whatever the size of the gradient; 0.02 is usual.
 
     Args:
-        params: groups as in torch.optim.SGD; one may hold `orthogonal=True`. Without such a group this is SGD. Weight
-            decay in an orthogonal group acts on the weights, not through the orthogonalisation.
+        params: groups as in torch.optim.SGD, each with `orthogonal=True` or without. Without such a group this is SGD.
+            Weight decay in an orthogonal group acts on the weights, not through the orthogonalisation.
         momentum: of both kinds of group.
-        nesterov: of SGD's groups.
+        nesterov: whether the momentum of SGD's groups is Nesterov's.
 
     Raises:
-        ValueError: a value outside its bounds, or a parameter that is no matrix in an orthogonal group.
+        SettingError: a value outside its bounds, or a vector or number in an orthogonal group.
     """
 
     def __init__(self, params: list[dict], momentum: float = 0.0, nesterov: bool = False) -> None:
-        share(momentum=momentum)
-        truth(nesterov=nesterov)
+        fraction(momentum=momentum)
+        boolean(nesterov=nesterov)
         if nesterov and not momentum:
-            raise ValueError(f"nesterov=true needs a momentum above 0, and momentum={momentum}")
+            raise SettingError("nesterov", nesterov, f"requires a momentum above 0, got momentum={momentum}")
         groups = []
         for group in params:
             if group.get("orthogonal"):
                 if thin := [tuple(p.shape) for p in group["params"] if p.ndim < 2]:
-                    raise ValueError(f"params: a parameter of shape {thin[0]} is no matrix to be orthogonalised")
+                    raise SettingError("params", thin[0], "a parameter of this shape cannot be orthogonalised")
                 # its momentum comes before the orthogonalisation, here; SGD's own has nothing left to do
                 group = {"muon_momentum": momentum, **group, "momentum": 0.0, "nesterov": False}
             groups.append(group)
@@ -72,7 +73,7 @@ class Muon(torch.optim.SGD):
 
 def orthogonalise(matrix: Tensor) -> Tensor:
     """A matrix near U Vᵀ, where `matrix` = U S Vᵀ: five Newton-Schulz steps bring every singular value to between 0.7
-    and 1.2, which needs no more than bfloat16. The coefficients are Jordan's, chosen for speed at small singular
+    and 1.2. bfloat16 is precise enough for them. The coefficients are Jordan's, chosen for speed at small singular
     values."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16() if computes_bfloat16(matrix.device.type) else matrix.float()
@@ -86,9 +87,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether a device of this type multiplies bfloat16 itself, as far as is known: CUDA and x86 are asked, all others
-    count as without. Emulated it is slower than fp32: on an AMD EPYC with AVX2 and no more the Newton-Schulz steps of
-    the paper's net take 27 times as long."""
+    """Whether the hardware of a device of this type multiplies bfloat16. CUDA and x86 are asked; other devices count as
+    without. Emulated bfloat16 is slower than fp32: on an AMD EPYC that has AVX2 only, the Newton-Schulz steps of the
+    paper's net take 27 times as long."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,9 +1,10 @@
-"""The training task: loss, parameter groups, schedule, metrics, and the two ways in which training dies."""
+"""The training task: loss, metrics, parameter groups and schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,17 +13,11 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from nin.bounds import at_least_0, is_number, one_of, share, shown, truth
+from nin import config
+from nin.config import RecipeConfig
 from nin.data.module import Images, draw_seed
+from nin.errors import SettingError
 from nin.optim import Muon
-
-OPTIMISERS = ("sgd", "muon", "rmsprop")
-SCHEDULES = ("step", "linear", "cosine")
-
-CHECK_EVERY = 50  # steps between two looks for a dead net; each look waits for the device
-WINDOW = 100  # losses that the look is at
-COLLAPSE_FROM = 300  # steps before which a loss near ln K is no sign of anything
-
 
 STAGES = ("train/", "val/", "test_curve/", "test/")
 
@@ -37,93 +32,45 @@ class ErrorRate(MulticlassAccuracy):
         return 100 * (1 - super().compute())
 
 
-class DeadNetError(RuntimeError):
-    """Training that cannot go on to anything; the message says what to change."""
-
-
 class Classifier(L.LightningModule):
     """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum, Muon or RMSprop.
 
-    The defaults are the authors' settings. Logs after each epoch, for each set, its `loss` (cross-entropy, without
-    label smoothing) and `error` (100 · (1 − micro-averaged accuracy), in %), and `lr`, the weights' rate in the epoch's
-    first step. `train/loss` and `train/error` are means over the epoch's steps: the net as it was at each of them,
-    augmented images, dropout on.
+    The default settings are the authors'. After each epoch it logs, for each set, `loss` (cross-entropy, without label
+    smoothing) and `error` (100 · (1 − micro-averaged accuracy), in %), and `lr`, the rate of the weights in the epoch's
+    first step. `train/loss` and `train/error` are means over the epoch's steps: of the net as it was at each step, on
+    augmented images, with dropout.
+
+    Nothing here watches over the training: add `nin.run.callbacks.DeadNetWatch` to the Trainer for that.
 
     Args:
         net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`. Parameters that
-            require no gradient are not trained, and batch norms of them keep their statistics.
-        optimiser: "sgd"; "muon": `nin.optim.Muon` on the weights of all layers but the last, SGD on the rest; or
-            "rmsprop".
-        lr: learning rate of the weights; under muon the size of a step.
-        bias_lr: rate of biases (and of normalisation's scale and shift) as a multiple of the weights'.
-        last_lr: rate of the last layer's weights as a multiple of the other weights'. The last layer is the last one
-            that has weights: the last 1×1 convolution under gap and gmp, the linear layer under fc.
-        last_bias_lr: rate of the last layer's bias as a multiple of `lr`: 0.2 in the authors' cuda-convnet release,
-            0.1 in their Caffe release.
-        momentum: of SGD, Muon and RMSprop.
-        nesterov: whether SGD's momentum is Nesterov's; Muon's is.
-        weight_decay: on weights; biases and normalisation are not decayed. Under muon it takes the share
-            `lr · weight_decay` off every weight a step, the last layer's too.
-        schedule: "step": divided by 10 at each of `drops`; "linear" or "cosine": down to 0 at the end.
-        drops: shares of the run's length at which "step" divides: 200 and 230 of 260 epochs by default.
-        warmup: epochs over which the rate rises linearly from 0, at most half of the run.
-        label_smoothing: share of the target that is spread over all classes, in training only.
+            require no gradient are not trained, and their batch norms keep their statistics.
+        recipe: the settings, or the ones that `settings` change.
+        settings: fields of `nin.config.RecipeConfig`, which explains each. The last layer is the last one with weights:
+            the last 1×1 convolution under gap and gmp, the linear layer under fc. Under muon `weight_decay` takes the
+            share `lr · weight_decay` off every weight a step, the last layer's too.
 
     Raises:
-        ValueError: a value outside its bounds.
-        DeadNetError: while training, where the loss is not a number or the net has collapsed.
+        SettingError: a value outside its bounds.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        optimiser: str = "sgd",
-        lr: float = 0.1,
-        bias_lr: float = 2.0,
-        last_lr: float = 0.1,
-        last_bias_lr: float = 0.2,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 1e-4,
-        schedule: str = "step",
-        drops: Sequence[float] = (200 / 260, 230 / 260),
-        warmup: float = 0.0,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        one_of(OPTIMISERS, optimiser=optimiser)
-        one_of(SCHEDULES, schedule=schedule)
-        if not is_number(lr) or lr <= 0:
-            raise ValueError(f"lr={shown(lr)}: a number greater than 0")
-        at_least_0(bias_lr=bias_lr, last_lr=last_lr, last_bias_lr=last_bias_lr)
-        at_least_0(weight_decay=weight_decay, warmup=warmup)
-        share(momentum=momentum, label_smoothing=label_smoothing)
-        truth(nesterov=nesterov)
-        if nesterov and not momentum:
-            raise ValueError(f"nesterov=true needs a momentum above 0, and momentum={momentum}")
-        if not isinstance(drops, list | tuple) or not all(is_number(s) and 0 < s < 1 for s in drops):
-            raise ValueError(f"drops={shown(drops)}: shares of the run's length, each between 0 and 1")
+    def __init__(self, net: nn.Module, recipe: RecipeConfig | None = None, **settings: Any) -> None:
         super().__init__()
         self.net = net
-        self.optimiser = optimiser
-        self.lr, self.bias_lr, self.last_lr, self.last_bias_lr = lr, bias_lr, last_lr, last_bias_lr
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
-        self.schedule, self.drops, self.warmup = schedule, tuple(drops), warmup
-        self.label_smoothing = label_smoothing
+        self.recipe = replace(recipe or RecipeConfig(), **settings)
+        config.check(self.recipe)
         measures = MetricCollection(
             {"error": ErrorRate(net.num_classes, average="micro", validate_args=False), "loss": MeanMetric("disable")},
             compute_groups=False,
         )
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
         self.confusion = MulticlassConfusionMatrix(net.num_classes, validate_args=False)  # of a test
-        self.register_buffer("recent_losses", torch.zeros(WINDOW))
-        self.register_buffer("first_spread", torch.tensor(math.inf))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
 
     def train(self, mode: bool = True) -> Classifier:
-        """As in any module, but that the statistics of frozen batch norms stay as they are."""
+        """As in any module, except that frozen batch norms keep their statistics."""
         super().train(mode)
         for module in self.net.modules():
             parameters = [*module.parameters()] if isinstance(module, nn.modules.batchnorm._BatchNorm) else []
@@ -143,70 +90,35 @@ class Classifier(L.LightningModule):
             seed = self.trainer.datamodule.seed
             torch.manual_seed(draw_seed(seed, self.current_epoch, "dropout", self.global_rank))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """The loss to minimise as `loss`, and the one without label smoothing as `cross_entropy`."""
         images, labels = batch
         logits = self.net(images).float()
-        loss = self._measure("train/", logits, labels)
-        self.recent_losses[self.global_step % WINDOW] = loss.detach()
-        if self.global_step == 0:
-            self.first_spread.fill_(self._spread(images))
-        if (self.global_step + 1) % CHECK_EVERY == 0:
-            self._check_alive(self.global_step + 1, images)
-        if self.label_smoothing:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return loss
+        loss = cross_entropy = self._measure("train/", logits, labels)
+        if self.recipe.label_smoothing:
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        return {"loss": loss, "cross_entropy": cross_entropy.detach()}
 
     def on_train_epoch_end(self) -> None:
-        self._check_alive(self.global_step)
         self._log("train/")
-
-    @torch.no_grad()
-    def _spread(self, images: Tensor) -> float:
-        """How much the logits depend on the image: their standard deviation over these images and an empty one, of the
-        class where it is largest; without dropout, whose noise is no sign of life."""
-        self.eval()
-        spread = self.net(torch.cat([images, torch.zeros_like(images[:1])])).float().std(dim=0).max()
-        self.train()
-        return self.trainer.strategy.reduce(spread).item()
-
-    def _check_alive(self, step: int, images: Tensor | None = None) -> None:
-        """Raises DeadNetError by name: a loss that is not a number, or the collapse to equal scores for all images.
-
-        What it looks at is the same in all processes, so that they die together."""
-        recent = self.trainer.strategy.reduce(self.recent_losses[: min(step, WINDOW)].clone())
-        if not recent.isfinite().all():
-            raise DeadNetError(
-                f"the loss is not a finite number any more (steps {max(step - WINDOW, 0)} to {step}): training has "
-                f"diverged; lower recipe.lr (now {self.lr:g}) or lengthen recipe.warmup (now {self.warmup:g} epochs)"
-            )
-        chance = math.log(self.net.num_classes)
-        if images is None or step < COLLAPSE_FROM or abs(recent.mean().item() - chance) > 0.01:
-            return
-        spread = self._spread(images)
-        if spread < 1e-4 and spread <= 0.1 * self.first_spread:  # it has lost what it had: not merely slow
-            raise DeadNetError(
-                f"the net has collapsed by step {step}: the mean loss of the last {WINDOW} steps is ln "
-                f"{self.net.num_classes} = {chance:.4f} and its scores no longer depend on the image; try another "
-                f"seed, a longer recipe.warmup (now {self.warmup:g} epochs), a lower recipe.lr (now {self.lr:g}), "
-                "model.init=kaiming or model.norm=batch"
-            )
 
     # optimisation -----------------------------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict]:
         """Four groups with their `lr` and `weight_decay`: weights and biases, of the last layer and of the others."""
+        recipe = self.recipe
         last = [m for m in self.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
-        muon = self.optimiser == "muon"
-        decay, last_decay = self.weight_decay, self.weight_decay
-        if muon and self.last_lr:
-            # SGD sends its decay through the momentum, which makes it 1 / (1 − momentum) times as strong; Muon does
-            # not. So the last layer loses the same share per step as the others.
-            last_decay = decay / self.last_lr * (1 - self.momentum)
+        muon = recipe.optimiser == "muon"
+        decay = last_decay = recipe.weight_decay
+        if muon and recipe.last_lr:
+            # SGD sends its decay through the momentum, which makes it 1 / (1 − momentum) times as strong. Muon does
+            # not. With this the last layer loses the same share a step as the others.
+            last_decay = decay / recipe.last_lr * (1 - recipe.momentum)
         groups = [
-            {"name": "weights", "params": [], "lr": self.lr, "weight_decay": decay, "orthogonal": muon},
-            {"name": "biases", "params": [], "lr": self.lr * self.bias_lr, "weight_decay": 0.0},
-            {"name": "last weights", "params": [], "lr": self.lr * self.last_lr, "weight_decay": last_decay},
-            {"name": "last bias", "params": [], "lr": self.lr * self.last_bias_lr, "weight_decay": 0.0},
+            {"name": "weights", "params": [], "lr": recipe.lr, "weight_decay": decay, "orthogonal": muon},
+            {"name": "biases", "params": [], "lr": recipe.lr * recipe.bias_lr, "weight_decay": 0.0},
+            {"name": "last weights", "params": [], "lr": recipe.lr * recipe.last_lr, "weight_decay": last_decay},
+            {"name": "last bias", "params": [], "lr": recipe.lr * recipe.last_bias_lr, "weight_decay": 0.0},
         ]
         for parameter in filter(lambda p: p.requires_grad, self.net.parameters()):
             is_last = any(parameter is p for p in last.parameters())
@@ -214,28 +126,29 @@ class Classifier(L.LightningModule):
         return groups
 
     def lr_factor(self, step: int, total: int, steps_per_epoch: float) -> float:
-        """What the learning rates are multiplied by at `step` of `total`."""
-        warmup = min(self.warmup * steps_per_epoch, total / 2)
+        """The factor of the learning rates at `step` of `total`."""
+        warmup = min(self.recipe.warmup * steps_per_epoch, total / 2)
         if step + 1 < warmup:
             return (step + 1) / warmup
-        if self.schedule == "step":
-            return 0.1 ** sum(step >= round(share * total) for share in self.drops)
+        if self.recipe.schedule == "step":
+            return 0.1 ** sum(step >= round(share * total) for share in self.recipe.drops)
         progress = min(1.0, (step + 1 - warmup) / (total - warmup + 1))
-        return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return 1 - progress if self.recipe.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of the net's parameters, at the rates before any schedule."""
-        if self.optimiser == "rmsprop":  # decay rate and epsilon are Keras's, for which published rates are chosen
-            return torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=self.momentum)
-        # without a group that is to be made orthogonal this is torch's SGD
-        return Muon(self.parameter_groups(), momentum=self.momentum, nesterov=self.nesterov)
+        recipe = self.recipe
+        if recipe.optimiser == "rmsprop":  # Keras's decay rate and epsilon, for which published rates are chosen
+            return torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=recipe.momentum)
+        # without an orthogonal group this is torch's SGD
+        return Muon(self.parameter_groups(), momentum=recipe.momentum, nesterov=recipe.nesterov)
 
     def configure_optimizers(self) -> dict:
         optimizer = self.build_optimizer()
-        self.trainer.fit_loop.setup_data()  # before it the trainer does not know how many batches an epoch has
+        self.trainer.fit_loop.setup_data()  # before it the trainer does not know the number of batches of an epoch
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
-            raise ValueError("the schedule needs a length: give Lightning's Trainer max_epochs or max_steps")
+            raise SettingError("max_epochs", self.trainer.max_epochs, "the schedule requires max_epochs or max_steps")
         per_epoch = self.trainer.num_training_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -257,7 +170,7 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log("test/")
-        self.confusion_matrix = self.confusion.compute().cpu()  # while the processes, if several, are there to add up
+        self.confusion_matrix = self.confusion.compute().cpu()  # summed over processes, which must all be here
 
     @property
     def _val_stages(self) -> tuple[str, ...]:
@@ -270,7 +183,7 @@ class Classifier(L.LightningModule):
         return logits
 
     def _measure(self, stage: str, logits: Tensor, labels: Tensor) -> Tensor:
-        """Counts a batch into the stage's error and loss; gives its mean cross-entropy."""
+        """Adds a batch to the stage's error and loss and returns its mean cross-entropy."""
         losses = F.cross_entropy(logits, labels, reduction="none")  # (N)
         self.measures[stage]["error"].update(logits.detach(), labels)
         self.measures[stage]["loss"].update(losses.detach())  # one an image: "disable" would drop a batch's weight

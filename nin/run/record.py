@@ -147,7 +147,9 @@ class Record:
         if version == 1:
             facts = _from_format_1(facts, settings)
         elif version != FORMAT:
-            raise RunError(f"{where}: format={checks.one_line(version)}: expected at most {FORMAT}; update this project")
+            raise RunError(
+                f"{where}: format={checks.one_line(version)}: expected at most {FORMAT}; update this project"
+            )
         values = {f.name: facts.get(f.name) for f in fields(cls)}
         for name, (is_right, expected) in _TYPES.items():
             if not (is_right(values[name]) or (values[name] is None and name not in _ALWAYS)):

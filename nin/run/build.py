@@ -1,0 +1,144 @@
+"""What a run needs, made from its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from nin.backbones import Backbone
+from nin.checks import one_line
+from nin.config import Config, TrainerConfig
+from nin.config import check as check_settings
+from nin.cost import activations
+from nin.data.module import Images
+from nin.errors import SettingError
+from nin.model import NIN
+from nin.run.machine import memory_gb
+from nin.task import Classifier
+
+OF_THE_NET = {"head": "head.name", "image_size": "data.size"}  # arguments of a net that no field of `model` sets
+
+
+@contextmanager
+def settings_under(group: str, others: dict[str, str] | None = None) -> Iterator[None]:
+    """Names the setting of a SettingError in the block as the configuration does: "lr" becomes "recipe.lr".
+
+    Args:
+        group: the group of the settings.
+        others: dotted names of the arguments that do not belong to the group.
+    """
+    try:
+        yield
+    except SettingError as error:
+        name = (others or {}).get(error.setting)
+        raise (error.renamed(name) if name else error.under(group)) from error
+
+
+def build_data(config: Config) -> Images:
+    """The data module. Raises SettingError."""
+    with settings_under("data"):
+        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve)
+
+
+def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
+    """The net for images of `channels` channels and `classes` classes.
+
+    Raises:
+        SettingError: a value that is not allowed.
+        WeightsError: a backbone's weights cannot be downloaded.
+    """
+    model = config.model
+    own = {"head": config.head.name, "num_classes": classes, "image_size": config.data.size}
+    with settings_under("model", OF_THE_NET):
+        if model.backbone is not None:
+            return Backbone(model.backbone, weights=model.weights, **own)
+        return NIN(
+            model.blocks,
+            last_pool=model.last_pool,
+            dropout=model.dropout,
+            norm=model.norm,
+            last_relu=model.last_relu,
+            init=model.init,
+            in_channels=channels,
+            **own,
+        )
+
+
+def build_task(config: Config, net: NIN | Backbone) -> Classifier:
+    """The training task of a net. Raises SettingError."""
+    with settings_under("recipe"):
+        return Classifier(net, config.recipe)
+
+
+def check(config: Config) -> None:
+    """Checks all settings, each by itself and together, by building everything on no memory.
+
+    Raises:
+        SettingError: the first setting that is not allowed, or that this machine cannot run.
+    """
+    check_settings(config)
+    with settings_under("trainer"):
+        _check_devices(config.trainer)
+    entry = build_data(config).entry
+    with torch.device("meta"):
+        net = build_net(config, classes=entry.classes or 10, channels=entry.channels or 3)  # until the set is read
+        build_task(config, net)
+    _check_step(config, net, images=min(config.data.batch_size, (entry.train or 10**9) - config.data.val))
+
+
+def _check_devices(trainer: TrainerConfig) -> None:
+    """Raises SettingError where this machine does not have the devices of the settings."""
+    has = {"gpu": torch.cuda, "cuda": torch.cuda, "mps": torch.backends.mps}.get(trainer.accelerator)
+    if has is not None and not has.is_available():
+        raise SettingError("accelerator", trainer.accelerator, "this machine has none; choose auto or cpu")
+    if trainer.accelerator == "cpu":
+        return
+    if trainer.strategy == "ddp" and torch.backends.mps.is_available():
+        raise SettingError(
+            "strategy", trainer.strategy, "Apple's MPS supports one process only; choose trainer.accelerator=cpu"
+        )
+    gpus = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if 0 < gpus < trainer.devices:
+        count = f"{gpus} GPU{'s' * (gpus > 1)}"
+        raise SettingError(
+            "devices", trainer.devices, f"this machine has {count}; choose at most {gpus}, or trainer.accelerator=cpu"
+        )
+
+
+def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:
+    """Raises SettingError where a training step with this many images is impossible, or needs more memory than there
+    is."""
+    batch, size = config.data.batch_size, config.data.size
+    try:
+        outputs = activations(net, images, _channels(net), size, size)
+    except ValueError as error:
+        raise SettingError(
+            "data.batch_size",
+            batch,
+            f"batch norm requires two values a channel, and a batch of {images} (data.val={config.data.val}) leaves "
+            "one; choose larger batches, or model.norm=none",
+        ) from error
+    weights = sum(p.numel() for p in net.parameters())
+    # weights, gradients and momentum in fp32, and in bf16 what the backward pass needs: the least possible
+    needed, there = (3 * 4 * weights + 2 * sum(outputs)) / 1e9, _memory_gb(config.trainer.accelerator)
+    if needed > there:
+        raise SettingError(
+            "data.batch_size",
+            batch,
+            f"with model.blocks={one_line(config.model.blocks)} a training step needs at least {needed:,.1f} GB, and "
+            f"this machine has {there:,.1f} GB; choose smaller batches or a smaller net",
+        )
+
+
+def _channels(net: NIN | Backbone) -> int:
+    return net.arguments.get("in_channels", 3)
+
+
+def _memory_gb(accelerator: str) -> float:
+    """The memory for training: of all GPUs where they are used, else of the machine."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        gpus = range(torch.cuda.device_count())
+        return sum(torch.cuda.get_device_properties(n).total_memory for n in gpus) / 1e9
+    return memory_gb()

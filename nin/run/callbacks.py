@@ -1,0 +1,341 @@
+"""What accompanies a training: progress, metrics.csv, checkpoints, signals, and the watch for dead nets.
+
+A run may be interrupted at any moment and resumes as if nothing had happened. Order, augmentation and dropout are
+functions of seed and epoch, so the checkpoint of the last whole epoch is enough; it holds the rows of metrics.csv too.
+At most one epoch is repeated. Each file is replaced as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from nin import files
+from nin.errors import DeadNetError, InterruptedRunError, LeftAloneError
+from nin.run.processes import is_orphaned
+
+QUICK_EPOCHS = 8  # of conf/recipe/quick.yaml, which the estimate recommends
+
+# progress -------------------------------------------------------------------------------------------------------------
+
+
+def in_words(seconds: float) -> str:
+    """4000 ─► "67 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class RunProgress(TQDMProgressBar):
+    """Lightning's bar with the time left until the run's end, and with the names of the evaluated images. Lightning's
+    own shows the time left of an epoch, and "DataLoader 0".
+
+    Args:
+        evaluates: the images that a test evaluates.
+    """
+
+    def __init__(self, evaluates: str = "") -> None:
+        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 20)  # fewer lines in a log file
+        self.evaluates = evaluates
+
+    def on_train_start(self, trainer: L.Trainer, *rest: Any) -> None:
+        super().on_train_start(trainer, *rest)
+        self.started, self.started_at = time.monotonic(), trainer.global_step
+
+    def on_validation_batch_start(self, trainer: L.Trainer, task: L.LightningModule, *rest: Any) -> None:
+        super().on_validation_batch_start(trainer, task, *rest)
+        loader = rest[2] if len(rest) > 2 else 0
+        stages = getattr(trainer.datamodule, "val_stages", ())
+        names = {"val/": "held-out images", "test_curve/": "test set"}
+        if loader < len(stages):
+            self.val_progress_bar.set_description(f"Evaluating the {names[stages[loader]]}")
+
+    def on_test_batch_start(self, trainer: L.Trainer, task: L.LightningModule, *rest: Any) -> None:
+        super().on_test_batch_start(trainer, task, *rest)
+        if self.evaluates:
+            self.test_progress_bar.set_description(f"Evaluating the {self.evaluates}")
+
+    def get_metrics(self, trainer: L.Trainer, *rest: Any) -> dict[str, Any]:
+        measured = super().get_metrics(trainer, *rest)
+        texts = {name: f"{value:.2f}" for name, value in measured.items() if isinstance(value, float)}
+        if trainer.training and (done := trainer.global_step - self.started_at):
+            seconds = (time.monotonic() - self.started) / done
+            texts["left"] = in_words(seconds * (trainer.estimated_stepping_batches - trainer.global_step))
+        return texts
+
+
+class Estimate(Callback):
+    """Prints how long training takes, where it is long and on the CPU: from the pace of its first steps, so that
+    nothing is computed for it.
+
+    Args:
+        least: seconds of training from which an estimate is printed.
+    """
+
+    FIRST, LAST = 2, 5  # steps of this process between which the pace is measured
+
+    def __init__(self, least: float = 600) -> None:
+        self.least = least
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.begun_at = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        done = trainer.global_step - self.begun_at
+        if done == self.FIRST:
+            self.clock = time.monotonic()
+        if done != self.LAST or trainer.strategy.root_device.type != "cpu" or not trainer.is_global_zero:
+            return
+        pace = (time.monotonic() - self.clock) / (self.LAST - self.FIRST)
+        steps = trainer.estimated_stepping_batches - trainer.global_step
+        if pace * steps < self.least:
+            return
+        advice = ""
+        if trainer.max_epochs > QUICK_EPOCHS:
+            quick = pace * trainer.num_training_batches * QUICK_EPOCHS
+            advice = f"; recipe=quick takes about {in_words(quick)}"
+        say = trainer.progress_bar_callback.print if trainer.progress_bar_callback else print
+        say(f"training takes about {in_words(pace * steps)} on this CPU{advice}")
+
+
+class Stopwatch(Callback):
+    """Seconds of training: all of them, and those spent on evaluations after an epoch."""
+
+    seconds = evaluating = 0.0
+
+    def on_train_start(self, *_: Any) -> None:
+        self.started = time.monotonic() - self.seconds
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.paused = time.monotonic()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.evaluating += time.monotonic() - self.paused
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        self.seconds = time.monotonic() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "evaluating": self.evaluating}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds, self.evaluating = state_dict["seconds"], state_dict["evaluating"]
+
+
+# files ----------------------------------------------------------------------------------------------------------------
+
+
+class MetricsFile(Checkpoint):
+    """Writes metrics.csv, one row an epoch, and keeps the rows in the checkpoint; process 0 writes. Lightning's
+    CSVLogger appends to its file, and a resumed run would repeat rows there.
+
+    It is a `Checkpoint` because Lightning calls those after the task has logged, in the order given: before the one
+    that saves.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        measured = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+        self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **measured})
+        if not trainer.is_global_zero:
+            return
+        text = io.StringIO()
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+        files.write(self.file, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a whole checkpoint or leaves the one before, after a kill and on a full disk. Lightning's own writes to
+    the system's folder of temporary files and copies from there, without waiting for the disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        files.write(path, buffer.getvalue())
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """A checkpoint's plain values, on the CPU; nothing else is ever unpickled."""
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return _with_the_watch(found) if isinstance(found, dict) else found
+
+
+def _with_the_watch(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint from before `DeadNetWatch`, when the task held what it remembers, in today's form."""
+    state = checkpoint.get("state_dict")
+    if isinstance(state, dict) and {"recent_losses", "first_spread"} <= set(state):
+        remembered = {"losses": state.pop("recent_losses"), "first_spread": float(state.pop("first_spread"))}
+        checkpoint["callbacks"] = {**checkpoint["callbacks"], DeadNetWatch.__qualname__: remembered}
+    return checkpoint
+
+
+# dead nets ------------------------------------------------------------------------------------------------------------
+
+
+class DeadNetWatch(Callback):
+    """Ends the training of a net that cannot learn any more, as DeadNetError.
+
+    A net has died when its loss is not finite, or when it has collapsed: the mean loss of the last 100 steps is within
+    0.01 of ln K, and the scores have lost their spread over images. Either alone proves nothing: a slow net has the
+    loss of chance too, and a small spread at the start is no loss. All processes compare the same numbers, so they end
+    together.
+    """
+
+    EVERY = 50  # steps between two looks; each look waits for the device
+    WINDOW = 100  # losses of a look
+    COLLAPSE_FROM = 300  # steps before which a loss near ln K is normal; in a shorter run that is WINDOW
+    NEAR_CHANCE = 0.01  # distance from ln K
+    NO_SPREAD = 1e-4  # standard deviation of the scores over images
+
+    def __init__(self) -> None:
+        self.losses = torch.zeros(self.WINDOW)
+        self.first_spread = math.inf
+
+    def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 0:
+            self.first_spread = spread(trainer, task, batch[0])
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, last = trainer.global_step, trainer.estimated_stepping_batches
+        loss = outputs["cross_entropy"]
+        self.losses = self.losses.to(loss.device)
+        self.losses[(step - 1) % self.WINDOW] = loss
+        if step % self.EVERY and step != last:
+            return
+        recent = self._recent(trainer)
+        chance = math.log(task.net.num_classes)
+        watched_from = self.WINDOW if last < self.COLLAPSE_FROM else self.COLLAPSE_FROM
+        if step < watched_from or abs(recent.mean().item() - chance) > self.NEAR_CHANCE:
+            return
+        now = spread(trainer, task, batch[0])
+        if now < self.NO_SPREAD and now <= 0.1 * self.first_spread:  # it has lost what it had: not merely slow
+            warmup, lr = task.recipe.warmup, task.recipe.lr
+            raise DeadNetError(
+                f"the net has collapsed by step {step}: the mean loss of the last {self.WINDOW} steps is ln "
+                f"{task.net.num_classes} = {chance:.4f}, and its scores no longer depend on the image; choose another "
+                f"seed, a longer recipe.warmup (now {warmup:g} epochs), a lower recipe.lr (now {lr:g}), "
+                "model.init=kaiming or model.norm=batch"
+            )
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._recent(trainer)  # before the checkpoint of this epoch is saved
+
+    def _recent(self, trainer: L.Trainer) -> Tensor:
+        """The mean over processes of the last losses. Raises DeadNetError where one is not finite."""
+        step, recipe = trainer.global_step, trainer.lightning_module.recipe
+        recent = trainer.strategy.reduce(self.losses[: min(step, self.WINDOW)].clone())
+        if not recent.isfinite().all():
+            raise DeadNetError(
+                f"the loss is not finite any more (steps {max(step - self.WINDOW, 0)} to {step}): training has "
+                f"diverged; lower recipe.lr (now {recipe.lr:g}) or lengthen recipe.warmup (now {recipe.warmup:g} epochs)"
+            )
+        return recent
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses.cpu(), "first_spread": self.first_spread}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses, self.first_spread = state_dict["losses"].clone(), state_dict["first_spread"]
+
+
+@torch.no_grad()
+def spread(trainer: L.Trainer, task: L.LightningModule, images: Tensor) -> float:
+    """How much the logits depend on the image: their standard deviation over these images and an empty one, of the
+    class where it is largest, as a mean over processes. Without dropout: its noise is no sign of life."""
+    task.eval()
+    with trainer.precision_plugin.forward_context():
+        logits = task.net(torch.cat([images, torch.zeros_like(images[:1])])).float()
+    task.train()
+    return trainer.strategy.reduce(logits.std(dim=0).max()).item()
+
+
+# signals --------------------------------------------------------------------------------------------------------------
+
+_received: list[int] = []  # signals, since `stoppable` began
+
+
+class HeedSignals(Callback):
+    """Stops before the next batch where the exception of a signal was lost, as Python loses those raised in a
+    destructor, or where the process that started this one has exited.
+
+    It also restores `stoppable`'s handler of SIGTERM. Lightning's handler talks to the other processes in the middle of
+    whatever they are doing, and they wait for each other for ever. Lightning's handler of SIGUSR1 stays: SLURM
+    announces the end of a job with it, and the handler puts the job into the queue again.
+    """
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self.handler)
+
+    def on_test_start(self, *_: Any) -> None:
+        signal.signal(signal.SIGTERM, self.handler)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._heed()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self._heed()
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        self._heed()
+
+    def _heed(self) -> None:
+        if is_orphaned():
+            _received.append(signal.SIGTERM)
+        if _received:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def stoppable(how_to_resume: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block within a step, as InterruptedRunError; Lightning's own leaves a traceback, or
+    exit code 0.
+
+    Args:
+        how_to_resume: end of the sentence "stopped; …".
+    """
+
+    def stop(number: int, _: Any) -> None:
+        _received.append(number)
+        raise KeyboardInterrupt
+
+    _received.clear()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, LeftAloneError) as error:  # Lightning turns the first into the second
+        if not _received:
+            raise
+        raise InterruptedRunError(f"stopped; {how_to_resume}", 128 + _received[0]) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

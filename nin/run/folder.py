@@ -1,0 +1,118 @@
+"""What stands in a run's folder, and who trains there.
+
+config.yaml          all settings, for people
+metrics.csv          loss, error and learning rate after each epoch
+last.ckpt            Lightning's checkpoint of the last whole epoch
+model.safetensors    the trained net, for `nin.load`
+curves.png           loss and error over the epochs
+summary.json         the run's record (`nin.run.record`)
+.lock                locked while a process trains here
+
+Neither torch nor Lightning is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from nin import files
+from nin.checks import one_line
+from nin.config import Config, consequential, settings_of
+from nin.errors import LockedError, RunError, SettingError
+from nin.run import record
+from nin.run.record import Record
+
+SETTINGS = "config.yaml"
+METRICS = "metrics.csv"
+CHECKPOINT = "last.ckpt"
+WEIGHTS = "model.safetensors"
+CURVES = "curves.png"
+LOCK = ".lock"
+PARTIAL_EPOCHS = "hpc_ckpt_*.ckpt"  # Lightning's on SLURM, of the middle of an epoch
+
+
+@contextmanager
+def training_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in `folder`, which is created if need be, until the end of the block or of
+    this process.
+
+    The lock is the operating system's (`nin.files.lock`) and its file stays. A lock file that is deleted at the end
+    lets two processes in: one locks the deleted file, another a new one.
+
+    Raises:
+        RunError: another process trains there, or the folder cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"hydra.run.dir={folder}: cannot be created ({error.strerror or error})") from error
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.lock(folder / LOCK))
+        except LockedError as error:
+            raise RunError(f"hydra.run.dir={folder}: another process is training there ({error})") from error
+        yield
+
+
+def is_training_in(folder: Path) -> bool:
+    """Whether a process trains in `folder`."""
+    return files.is_locked(folder / LOCK)
+
+
+def finished_run(config: Config, folder: Path) -> Record | None:
+    """The record of the finished run of these settings in `folder`; None where there is something to train.
+
+    A run is finished when its record says so and the weights of the record are there and whole.
+
+    Raises:
+        SettingError: the folder contains a run, and resume=auto is not set or the settings differ.
+        RunError: the folder contains a checkpoint, but the run's record is damaged.
+    """
+    if not any((folder / name).exists() for name in (SETTINGS, record.FILE, CHECKPOINT)):
+        return None
+    if config.resume is None:
+        raise SettingError(
+            "hydra.run.dir", folder, "already contains a run; choose another folder, or set resume=auto to resume it"
+        )
+    try:
+        found = record.read(folder)
+        if found is None:
+            raise RunError(f"{folder / record.FILE} is missing")
+    except RunError as error:
+        if not (folder / CHECKPOINT).exists():
+            return None  # it ended before its first epoch did
+        raise RunError(
+            f"{folder} contains a checkpoint, but its record is damaged: {error}; choose another folder"
+        ) from error
+    there, here = consequential(found.settings), consequential(settings_of(config))
+    differing = [name for name in here if there[name] != here[name]]
+    if differing:
+        values = ", ".join(
+            f"{name} is {one_line(there[name])} there, {one_line(here[name])} here" for name in differing
+        )
+        raise SettingError(
+            "resume", config.resume, f"{folder} contains a run with other settings: {values}; choose another folder"
+        )
+    return found if found.status == "finished" and _is_whole(folder / WEIGHTS, found.weights_sha256) else None
+
+
+def _is_whole(weights: Path, sha256: str | None) -> bool:
+    """Whether a weights file is there and complete; records of format 1 have no sha256 of it."""
+    try:
+        if sha256 is not None:
+            return files.sha256(files.read(weights)) == sha256
+        with safe_open(str(weights), framework="np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def drop_partial_epochs(folder: Path) -> None:
+    """Deletes the checkpoints that Lightning saves in the middle of an epoch on SLURM. From one of them it would
+    resume there, and not bit for bit."""
+    for left in folder.glob(PARTIAL_EPOCHS):
+        left.unlink(missing_ok=True)

@@ -1,0 +1,181 @@
+"""Several processes: one command launches them, they train one net, and they end together.
+
+Every process has the whole set in memory and takes its share of each batch (`nin.data.Batches`). Gradients are averaged
+(DistributedDataParallel). Process 0 alone prints and writes. All processes are on one machine. torchrun and SLURM's
+srun launch the processes themselves and require hydra.run.dir=FOLDER; a torchrun whose processes fail ends with its own
+exit code and report.
+
+On SLURM, Lightning puts a job that receives the announcement of its end (`--signal=SIGUSR1@90`) into the queue again.
+The job resumes if its command has resume=auto and hydra.run.dir=FOLDER: from last.ckpt, after the last whole epoch.
+Lightning's own hpc_ckpt_N.ckpt, of the middle of an epoch, is deleted instead.
+
+Batch normalisation takes its moments over the whole batch on GPUs (SyncBatchNorm), so the number of processes does not
+change a run. On the CPU there is no SyncBatchNorm: each process normalises its own share, and the running moments are
+those of process 0.
+
+Neither torch nor Lightning is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from nin.errors import LeftAloneError
+
+if TYPE_CHECKING:
+    import lightning as L
+
+GRACE = 20  # seconds that the other processes have to end by themselves when one has failed
+STARTER = "NIN_STARTER"  # environment variable: number of the process that started this one
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables, in Lightning's order
+
+
+def rank() -> int:
+    """This process's number; process 0 prints and writes."""
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+
+
+def world_size() -> int:
+    """Number of processes that `launch`, torchrun or srun has started for this run; 1 where none did."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+
+
+def is_orphaned() -> bool:
+    """Whether the process that started this one has exited. If it was killed, it could not tell this one to end."""
+    parent = str(os.getppid())
+    return os.environ.get(STARTER, parent) != parent
+
+
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Runs a command in several processes and returns its exit code: that of the first to fail, or 0.
+
+    Ctrl-C and SIGTERM are passed on. If the process that started this one exits, the others are told to end.
+    Lightning's own launcher makes this process one of them and kills it when another ends: neither a sentence nor an
+    exit code is left.
+    """
+    environment = _shared_environment(processes)
+    running: list[subprocess.Popen] = []
+    early: list[int] = []  # signals that arrived before all processes were running
+
+    def pass_on(number: int, _: object) -> None:
+        if len(running) < processes:
+            early.append(number)
+            return
+        for process in running:
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    for i in range(processes):  # in sessions of their own: the terminal's Ctrl-C comes once, from here
+        own = {**environment, "LOCAL_RANK": str(i)}
+        running.append(subprocess.Popen(command, env=own, start_new_session=True))
+    for number in early:
+        pass_on(number, None)
+    code = _wait_for(running)
+    return 128 - code if code < 0 else code
+
+
+def _shared_environment(processes: int) -> dict[str, str]:
+    shared = {**os.environ, "WORLD_SIZE": str(processes), STARTER: str(os.getpid())}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    shared.pop("SLURM_NTASKS", None)  # with it Lightning believes that srun launched them
+    shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each would warn where this machine's name has no address
+    return shared
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(running: Sequence[subprocess.Popen]) -> int:
+    """Waits until all have ended and returns the first exit code that is not 0, or 0. GRACE seconds after the first
+    failure the others are killed."""
+    code, deadline, told = 0, float("inf"), False
+    while any(process.poll() is None for process in running):
+        if is_orphaned() and not told:
+            told = True
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+        if not code and (code := _first_failure(running)):
+            deadline = time.monotonic() + GRACE
+        if time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+        time.sleep(0.1)
+    return code or _first_failure(running)
+
+
+def _first_failure(processes: Sequence[subprocess.Popen]) -> int:
+    return next((process.returncode for process in processes if process.returncode), 0)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Ends this process, one of several, at the end of the block and with its exit code.
+
+    Python first takes down its interpreter, beneath the threads of a connection whose other end left a call unanswered.
+    Such a thread ends in "terminate called without an active exception" or a segmentation fault
+    (github.com/pytorch/pytorch/issues/190489).
+    """
+    code: int | str | None = 0
+    try:
+        yield
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException as error:
+        traceback.print_exc()
+        code = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or 1
+    os._exit(code if isinstance(code, int) else code is not None)
+
+
+def connect(trainer: L.Trainer) -> None:
+    """Connects this process to the others; a single process has nothing to connect."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy.setup_environment()
+
+
+@contextmanager
+def rank_zero_first(trainer: L.Trainer) -> Iterator[None]:
+    """Process 0 runs the block first, so that what fails fails there."""
+    if not trainer.is_global_zero:
+        trainer.strategy.barrier()
+    yield
+    if trainer.is_global_zero:
+        trainer.strategy.barrier()
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Turns the error of a connection whose other end has exited into LeftAloneError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_left_alone(error):
+            raise
+        raise LeftAloneError("another process of this run has exited") from error
+
+
+def is_left_alone(error: Exception) -> bool:
+    """Whether this is the error of a connection whose other end has exited. gloo raises a plain RuntimeError."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or (type(error) is RuntimeError and "gloo" in str(error))

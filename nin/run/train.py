@@ -1,0 +1,319 @@
+"""One run: train, evaluate, and fill the run's folder (`nin.run.folder`)."""
+
+from __future__ import annotations
+
+import pickle
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from nin import files, pretrained
+from nin.backbones import Backbone
+from nin.checks import one_line
+from nin.config import Config, settings_of, to_yaml
+from nin.data.module import Images
+from nin.data.preprocess import PREPROCESSINGS, Whiten
+from nin.errors import DeadNetError, RunError, SettingError
+from nin.model import NIN
+from nin.pretrained import Pretrained
+from nin.run import folder as folders
+from nin.run import record as records
+from nin.run.build import build_data, build_net, build_task, settings_under
+from nin.run.callbacks import (
+    AtomicCheckpointIO,
+    DeadNetWatch,
+    Estimate,
+    HeedSignals,
+    MetricsFile,
+    Stopwatch,
+    in_words,
+    stoppable,
+)
+from nin.run.curves import plot_curves
+from nin.run.evaluate import check_limits, evaluate
+from nin.run.machine import commit, device_name, peak_memory_gb, versions
+from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
+from nin.run.record import Record, Start
+from nin.run.trainer import build_trainer, keep_freed_memory, precision, quiet
+from nin.task import Classifier
+
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
+
+
+@dataclass
+class _Run:
+    """A run that is going on."""
+
+    config: Config
+    folder: Path
+    trainer: L.Trainer
+    stopwatch: Stopwatch
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / folders.CHECKPOINT
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.trainer.is_global_zero
+
+
+def train(config: Config, folder: Path) -> Record:
+    """Trains one net, fills `folder` and returns the run's record.
+
+    The test set and the held-out images are evaluated after the last epoch, in fp32, and the training images in the
+    run's precision: all in eval mode and unaugmented.
+
+    With `resume=auto` a run in `folder` resumes after its last whole epoch. Its weights are those of an uninterrupted
+    run to the last bit, on the same machine and with the same number of threads. A finished run is left as it is.
+
+    With several devices, each of as many processes calls this (`nin.run.processes`), and each gets the record. Process
+    0 writes.
+
+    Raises:
+        SettingError: a folder that contains another run; settings that do not fit the set, the checkpoint or the number
+            of processes.
+        RunError: another process trains in the folder; a checkpoint that cannot be written or resumed.
+        LeftAloneError: another process of this run has exited.
+        InterruptedRunError: Ctrl-C or SIGTERM.
+        DataError: the set is missing or damaged.
+        CheckpointError: the run cannot start from `config.checkpoint`.
+        DeadNetError: the net died; the record says so.
+    """
+    quiet()
+    keep_freed_memory()
+    devices, running = config.trainer.devices, world_size()
+    if devices > 1 and running != devices:
+        count = "1 process is" if running == 1 else f"{running} processes are"
+        raise SettingError("trainer.devices", devices, f"{count} running; start with scripts/train.py or torchrun")
+    advice = f"to resume after the last whole epoch, run the same command with resume=auto hydra.run.dir={folder}"
+    with stoppable(advice), ending_together():
+        run = _begin(config, folder)
+        connect(run.trainer)
+        if (finished := _finished(run)) is not None:
+            return finished
+        with folders.training_in(folder) if run.writes else nullcontext():
+            if (finished := _finished(run)) is not None:  # another process may have been first
+                return finished
+            return _train(run)
+
+
+def _begin(config: Config, folder: Path) -> _Run:
+    """The run with its Trainer; nothing is read or written."""
+    stopwatch = Stopwatch()
+    saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), MetricsFile(folder / folders.METRICS), saving]
+    trainer = build_trainer(
+        config,
+        precision(config),
+        callbacks,
+        default_root_dir=folder,
+        max_epochs=config.trainer.max_epochs,
+        gradient_clip_val=config.trainer.gradient_clip_val,
+        limit_train_batches=config.trainer.limit_train_batches,
+        limit_val_batches=config.trainer.limit_test_batches,
+        num_sanity_val_steps=0,
+        logger=TensorBoardLogger(folder, name="", version="") if config.logger.name == "tensorboard" else False,
+        plugins=[AtomicCheckpointIO()],
+    )
+    return _Run(config, folder, trainer, stopwatch)
+
+
+def _finished(run: _Run) -> Record | None:
+    """The record of this run, where it is finished; process 0 looks."""
+    found = folders.finished_run(run.config, run.folder) if run.writes else None
+    found = run.trainer.strategy.broadcast(found)
+    if found is not None:
+        print(f"{run.folder} already contains this run, finished")
+    return found
+
+
+def _train(run: _Run) -> Record:
+    L.seed_everything(run.config.seed, verbose=False)
+    data, start = _load_images(run)
+    net = _build_net(run, data, start)
+    task = build_task(run.config, net)
+    data.trainer = run.trainer  # the batches are made on its device
+    check_limits(run.config, data)
+    record = _record_of(run, net, start)
+    resumed = run.checkpoint if run.checkpoint.exists() else None
+    if resumed:
+        record = _continued(record, run)
+    if run.writes:  # what is known before the first step: a run that dies leaves it too
+        files.write(run.folder / folders.SETTINGS, to_yaml(run.config))
+        records.write(run.folder, record)
+    try:
+        fit(run.trainer, task, data, resumed)
+    except DeadNetError:
+        if run.writes:
+            records.write(run.folder, replace(record, status="dead"))
+        raise
+    record = _measured(record, run, task, data)
+    return _written(record, run, net, data) if run.writes else record
+
+
+def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
+    """The images, set up, and the net that the run starts from, whose preprocessing they get."""
+    config = run.config
+    data = build_data(config)
+    with rank_zero_first(run.trainer):
+        start = pretrained.load(config.checkpoint) if config.checkpoint else None
+        data.prepare_data()
+        folders.drop_partial_epochs(run.folder)
+    if start:
+        data.preprocess = start.preprocess
+        own = next(name for name, kind in PREPROCESSINGS.items() if type(start.preprocess) is kind)
+        if config.data.preprocessing != own:
+            reason = f"the checkpoint was trained with {own}; set data.preprocessing={own}"
+            raise SettingError("data.preprocessing", config.data.preprocessing, reason)
+    with settings_under("data"):
+        data.setup()
+    if isinstance(data.preprocess, Whiten) and data.preprocess.shape != data.train_images.shape[1:]:
+        reason = f"the checkpoint's whitening requires images of {data.preprocess.shape[1]} pixels a side"
+        raise SettingError("data.size", config.data.size, reason)
+    return data, start
+
+
+def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backbone:
+    """The net, with the weights that it starts from, frozen where the settings say so."""
+    net = build_net(run.config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
+    new = pretrained.copy_weights(start, net) if start else []
+    if run.config.freeze:
+        if not new:
+            reason = "nothing is left to train: the checkpoint has this head and these classes, and brings all layers"
+            raise SettingError("freeze", True, reason)
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(name in new)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _record_of(run: _Run, net: NIN | Backbone, start: Pretrained | None) -> Record:
+    """What is known of a run before its first step."""
+    config, trainer = run.config, run.trainer
+    name, clean = commit()
+    return Record(
+        status="running",
+        settings=settings_of(config),
+        start=Start(config.checkpoint, start.sha256, start.net.arguments["head"]) if start else None,
+        parameters=sum(p.numel() for p in net.parameters()),
+        precision=precision(config),
+        device=f"{trainer.world_size} × " * (trainer.world_size > 1) + device_name(trainer.strategy.root_device),
+        versions=versions(),
+        commit=name,
+        clean=clean,
+    )
+
+
+def _continued(record: Record, run: _Run) -> Record:
+    """The record of a run that resumes here.
+
+    Raises:
+        RunError: it was trained in another precision so far, or started from other weights of the same name.
+    """
+    before = records.read(run.folder)
+    if before.precision != record.precision:
+        asked = run.config.trainer.precision
+        raise RunError(
+            f"{run.folder} was trained in {before.precision} so far, and trainer.precision={asked} is "
+            f"{record.precision} on this machine; resume it where it began, or choose another folder"
+        )
+    first, now = before.start, record.start
+    if first and now and first.sha256 not in (None, now.sha256):
+        raise RunError(
+            f"checkpoint={now.name}: {run.folder} started from weights with sha256 {first.sha256}, and they are "
+            f"{now.sha256} now; choose another folder"
+        )
+    if before.commit == record.commit:
+        return replace(record, clean=record.clean and before.clean)
+    return replace(record, clean=False)  # not the result of this commit alone
+
+
+def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None) -> None:
+    """Trains from the start, or from a run's own checkpoint, of which only plain values are unpickled.
+
+    Raises:
+        RunError: the checkpoint is damaged, or contains more than plain values.
+    """
+    if checkpoint:
+        try:
+            found = AtomicCheckpointIO().load_checkpoint(checkpoint)
+            if not isinstance(found, dict) or not set(PARTS) <= set(found):
+                raise ValueError("parts of a checkpoint are missing")
+            task.load_state_dict(found["state_dict"])
+            print(f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
+        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
+            raise _damaged(checkpoint, error) from error
+    begun: list[bool] = []
+    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if begun or not checkpoint or is_left_alone(error) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _damaged(checkpoint, error) from error  # Lightning could not restore its parts
+
+
+def _damaged(checkpoint: Path, error: Exception) -> RunError:
+    reason = one_line(str(error).splitlines()[0]) if str(error) else type(error).__name__
+    return RunError(
+        f"{checkpoint} is damaged or not a checkpoint of a run ({reason}); delete it to train from the start"
+    )
+
+
+def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Record:
+    """The record with the errors of the trained net, and with the pace of its training."""
+    images = run.trainer.global_step * min(data.batch_size, len(data.train_labels))
+    watch = run.stopwatch
+    test = evaluate(run.config, task, data, "test")
+    train_error = evaluate(run.config, task, data, "train").error
+    val_error = round(evaluate(run.config, task, data, "val").error, 4) if run.config.data.val else None
+    return replace(
+        record,
+        status="finished",
+        test_error=round(test.error, 4),
+        train_error=round(train_error, 4),
+        val_error=val_error,
+        seconds=round(watch.seconds, 1),
+        images_per_second=round(images / (watch.seconds - watch.evaluating), 1),
+        peak_memory_gb=peak_memory_gb(),
+        test_images=test.images,
+        chance_error=round(test.chance_error, 4),
+    )
+
+
+def _written(record: Record, run: _Run, net: NIN | Backbone, data: Images) -> Record:
+    """The record with the sha256 of the weights, after all files of the folder are written."""
+    trained = Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, record.to_dict())
+    weights = run.folder / folders.WEIGHTS
+    pretrained.save(weights, trained)
+    plot_curves(run.folder / folders.METRICS, run.folder / folders.CURVES)
+    record = replace(record, weights_sha256=files.sha256(files.read(weights)))
+    records.write(run.folder, record)  # last: it says that the run is finished
+    return record
+
+
+def closing_lines(record: Record, folder: Path) -> str:
+    """A finished run in a few lines for people."""
+    held_out = "" if record.val_error is None else f"\n  held-out error {record.val_error:6.2f} %"
+    chance = ""
+    if record.at_chance:
+        chance = (
+            f"\nThe test error is no better than chance, which is {record.chance_error:.2f} %: choose a higher "
+            "recipe.lr, a longer run or another seed.\n"
+        )
+    return f"""
+{record.head} on {record.data}, recipe {record.recipe}, seed {record.seed}: {record.parameters:,} parameters
+{record.epochs} epochs in {in_words(record.seconds)}, {record.images_per_second:.0f} images/s, {record.precision}, \
+{record.device}
+
+  training error {record.train_error:6.2f} %{held_out}
+  test error     {record.test_error:6.2f} %
+{chance}
+Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
+Evaluate it again: python scripts/evaluate.py checkpoint={folder}"""

@@ -296,7 +296,8 @@ def _claim(folder: Path) -> ExitStack | None:
 
 def _quoted(path: Path) -> str:
     """A path as Hydra reads it, whatever is in it."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", str(path)) + "'"
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(path))
+    return f"'{escaped.replace('${', chr(92) + '${')}'"
 
 
 def _test_curve(folder: Path) -> tuple[float, ...]:

@@ -232,6 +232,7 @@ def _canvas(title: str) -> tuple[Figure, Axes]:
 
 def save(figure: Figure, file: Path) -> None:
     """Writes a figure as a PNG that depends on nothing but the figure. Raises nin.errors.RunError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with files.writing(file) as part:
         figure.savefig(part, dpi=150, metadata={"Software": None})
 

@@ -154,10 +154,16 @@ def last_of_each_run(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def labels(rows: pd.DataFrame) -> pd.Series:
-    """For each row its variant, and the settings that differ among the rows of its condition and variant."""
+    """For each row the variant that stands beside its settings first, and the settings that differ among the rows of
+    its condition and variant."""
     compared = {row.Index: _compared(row) for row in rows.itertuples()}
-    found = dict(rows.variant)
-    for group in rows.groupby([*Condition._fields, "variant"]).groups.values():
+    alike = pd.Series(
+        {index: json.dumps(settings) for index, settings in compared.items()}, index=rows.index, dtype=str
+    )
+    condition = [rows[name] for name in Condition._fields]
+    variant = rows.variant.groupby([*condition, alike]).transform("first")
+    found = dict(variant)
+    for group in rows.groupby([*condition, variant]).groups.values():
         for name in compared[group[0]]:
             if len({compared[index].get(name) for index in group}) > 1:
                 found |= {index: f"{found[index]} {name}={compared[index].get(name)}".strip() for index in group}
@@ -229,7 +235,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 def _compared(row: Any) -> dict[str, str]:
     """The settings by which rows of one condition and variant may differ, as a label states them."""
     hidden = (*NOT_OF_IDENTITY, "head.name", "seed")
-    compared = {name: _stated(value) for name, value in row.settings.items() if name not in hidden}
+    compared = {name: _stated(value) for name, value in sorted(row.settings.items()) if name not in hidden}
     return compared | {"start": row.start_sha256[:8] or "none"}
 
 

@@ -310,7 +310,7 @@ def _in_words(hint: Any) -> str:
         return " or ".join(dict.fromkeys(_in_words(option) for option in get_args(hint)))
     if get_origin(hint) is list:
         return f"a list of {_in_words(get_args(hint)[0]).split(' ', 1)[1]}s"
-    words = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
     return words[hint]
 
 

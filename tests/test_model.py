@@ -1,9 +1,15 @@
 import pytest
 import torch
+from builders import Ended, one_with_anything
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from nin import NIN, Block, MLPConv, multiply_accumulates
+from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv, multiply_accumulates
+from nin.model import build_head
+
+SMALL = 2_000_000  # parameters up to which a net is built and run; larger ones stay on the meta device
 
 
 def parameters(net: nn.Module) -> int:
@@ -102,39 +108,9 @@ def test_fc_heads_say_why_they_refuse_another_size(head):
     net = NIN(head=head).eval()
     assert parameters(net) == 966_986 + 640 * 10 + 10
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    with pytest.raises(ValueError, match="8×8 and got 12×16"):
+    with pytest.raises(ValueError, match=r"map_size=\(12, 16\): expected \(8, 8\); a fully connected head"):
         net(torch.rand(2, 3, 48, 64))
     assert NIN(head=head, image_size=(48, 64))(torch.rand(1, 3, 48, 64)).shape == (1, 10)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"head": "gpa"}, "head=gpa: choose one of gap, gmp, fc, fc_dropout"),
-        ({"norm": "layer"}, "norm=layer: choose one of none, batch"),
-        ({"last_pool": "min"}, "last_pool=min: choose one of max, average"),
-        ({"init": "zeros"}, "init=zeros: choose one of"),
-        ({"dropout": 1.0}, "dropout=1.0"),
-        ({"dropout": float("nan")}, "dropout=nan"),
-        ({"blocks": []}, "blocks=\\[\\]: 0 of them, where a net has from 1"),
-        ({"blocks": "vgg"}, "blocks=vgg: choose one of cifar10, imagenet"),
-        ({"num_classes": 0}, "num_classes=0"),
-        ({"image_size": 1}, "block 1 leaves nothing of images of image_size=1,"),
-        ({"blocks": [Block((8, 8, 12))]}, "12 maps for 10 classes"),
-        ({"blocks": [Block((8, 8, 12))], "head": "gmp"}, "12 maps for 10 classes"),
-    ],
-)
-def test_impossible_nets_are_refused_by_name(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        NIN(**arguments)
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"widths": (8, 8)}, {"widths": 0}, {"widths": 8, "stride": 0}, {"widths": 8, "padding": -1}]
-)
-def test_impossible_blocks_are_refused(arguments):
-    with pytest.raises(ValueError, match="="):
-        Block(**arguments)
 
 
 def test_without_1x1_layers_a_block_is_a_plain_convolution():
@@ -151,21 +127,6 @@ def test_without_1x1_layers_a_block_is_a_plain_convolution():
     torch.testing.assert_close(net(images), x.mean((2, 3)))
 
 
-def test_mlpconv_refuses_what_it_cannot_be():
-    with pytest.raises(ValueError, match="three widths"):
-        MLPConv(3, (8, 8), 3)
-    with pytest.raises(ValueError, match="norm=Batch: choose one of none, batch"):
-        MLPConv(3, 8, 3, norm="Batch")
-
-
-def test_counting_leaves_a_net_as_it_was():
-    net = NIN(norm="batch")
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    multiply_accumulates(net, 3, 32, 32)
-    assert net.training
-    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
-
-
 def test_fc_reads_any_number_of_maps():
     net = NIN([Block((8, 8, 12))], head="fc")
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
@@ -174,5 +135,155 @@ def test_fc_reads_any_number_of_maps():
 def test_a_window_may_be_one_pixel():
     net = NIN([Block((4, 4, None), kernel_size=1)])
     assert net.blocks.block1.conv1.kernel_size == (1, 1)
-    with pytest.raises(ValueError, match="kernel_size=0"):
-        Block(4, kernel_size=0)
+
+
+# heads ----------------------------------------------------------------------------------------------------------------
+
+
+def test_gap_is_the_mean_and_gmp_the_maximum_of_each_map():
+    maps = torch.randn(2, 3, 4, 5)
+    for n in range(2):
+        for k in range(3):
+            values = [maps[n, k, i, j].item() for i in range(4) for j in range(5)]
+            assert abs(GAP()(maps)[n, k].item() - sum(values) / 20) < 1e-6
+            assert GMP()(maps)[n, k].item() == max(values)
+
+
+def test_depth_pooling_is_the_mean_or_maximum_over_channels():
+    maps = torch.randn(2, 3, 4, 5)
+    for i in range(4):
+        for j in range(5):
+            channels = [maps[1, k, i, j].item() for k in range(3)]
+            assert abs(DepthPool("average")(maps)[1, 0, i, j].item() - sum(channels) / 3) < 1e-6
+            assert DepthPool("max")(maps)[1, 0, i, j].item() == max(channels)
+    assert DepthPool("max")(maps).shape == (2, 1, 4, 5)
+    with pytest.raises(ValueError, match="kind=sum: must be one of max, average"):
+        DepthPool("sum")
+
+
+def test_fc_is_a_linear_layer_on_the_flattened_maps():
+    head = FC(3, 7, (4, 5))
+    maps = torch.randn(2, 3, 4, 5)
+    expected = maps.reshape(2, 60) @ head.linear.weight.T + head.linear.bias
+    torch.testing.assert_close(head(maps), expected)
+
+
+def test_dropout_of_the_fc_head_is_on_in_training_only():
+    head = FC(3, 7, (4, 5), dropout=0.5)
+    maps = torch.randn(2, 3, 4, 5)
+    assert not torch.equal(head(maps), head(maps))
+    head.eval()
+    assert torch.equal(head(maps), head(maps))
+
+
+def test_gap_equals_a_linear_layer_that_averages():
+    gap, fc = GAP(), FC(3, 3, (4, 5))
+    with torch.no_grad():
+        fc.linear.weight.copy_(torch.eye(3).repeat_interleave(20, dim=1) / 20)
+        fc.linear.bias.zero_()
+    maps = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(gap(maps), fc(maps))
+
+
+def test_fc_dropout_differs_from_fc_in_its_dropout_alone():
+    arguments = {"num_maps": 3, "num_classes": 7, "map_size": (4, 5)}
+    fc, fc_dropout = (build_head(name, **arguments) for name in ("fc", "fc_dropout"))
+    maps = torch.randn(2, 3, 4, 5)
+    assert torch.equal(fc(maps), fc(maps))
+    assert fc_dropout.dropout.p == 0.5
+    assert fc.state_dict().keys() == fc_dropout.state_dict().keys()
+
+
+# any values -----------------------------------------------------------------------------------------------------------
+
+width = st.integers(1, 12)
+widths = width | st.lists(width, min_size=3, max_size=3) | st.lists(width, min_size=1, max_size=1)
+fraction = st.floats(0, 0.99)
+norm = st.sampled_from(["none", "batch"])
+GEOMETRY = {
+    "widths": widths,
+    "kernel_size": st.integers(1, 7),
+    "stride": st.integers(1, 3),
+    "padding": st.none() | st.integers(0, 3),
+}
+block = st.fixed_dictionaries(
+    {"widths": widths}, optional={**{k: v for k, v in GEOMETRY.items() if k != "widths"}, "dropout": st.booleans()}
+)
+last_block = st.builds(lambda a, b: {**b, "widths": [a, a, None]}, width, block)
+NETS = {
+    "blocks": st.builds(
+        lambda body, last: [Block(**b) for b in (*body, last)], st.lists(block, max_size=2), last_block
+    ),
+    "num_classes": st.integers(1, 12),
+    "head": st.sampled_from(["gap", "gmp", "fc", "fc_dropout"]),
+    "in_channels": st.integers(1, 4),
+    "image_size": st.integers(1, 40) | st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    "last_pool": st.sampled_from(["max", "average"]),
+    "dropout": fraction,
+    "norm": norm,
+    "last_relu": st.booleans(),
+    "init": st.sampled_from(["gaussian", "kaiming"]),
+}
+SIDE = st.integers(1, 6)
+HEAD = {"num_maps": width, "num_classes": width, "map_size": st.tuples(SIDE, SIDE), "dropout": fraction}
+
+
+def test_any_net_computes_or_is_refused_by_name():
+    ended = Ended()
+
+    @settings(max_examples=250)
+    @given(one_with_anything(NETS))
+    def one(arguments):
+        with torch.device("meta"):
+            net = ended.build(NIN, arguments)
+        size = arguments["image_size"]
+        height, width = size if isinstance(size, list | tuple) and len(size) == 2 else (size, size)
+        if net is None or sum(p.numel() for p in net.parameters()) > SMALL or max(height, width) > 100:
+            return
+        logits = NIN(**arguments).eval()(torch.randn(2, arguments["in_channels"], height, width))
+        assert logits.shape == (2, arguments["num_classes"]) and logits.isfinite().all()
+
+    one()
+    ended.assert_both(60)
+
+
+def test_any_mlpconv_computes_or_is_refused_by_name():
+    ended = Ended()
+
+    @settings(max_examples=330)
+    @given(one_with_anything({**GEOMETRY, "in_channels": width, "norm": norm, "last_relu": st.booleans()}))
+    def one(arguments):
+        with torch.device("meta"):
+            mlpconv = ended.build(MLPConv, arguments)
+            if mlpconv is None:
+                return
+            plan = Block(*(arguments[name] for name in GEOMETRY))
+            side = max(plan.kernel_size, 8)
+            out = (side + 2 * plan.margin - plan.kernel_size) // plan.stride + 1
+            made = mlpconv(torch.zeros(2, arguments["in_channels"], side, side))
+            assert made.shape == (2, plan.widths[-1], out, out)
+
+    one()
+    ended.assert_both(60)
+
+
+def test_any_fully_connected_head_computes_or_is_refused_by_name():
+    ended = Ended()
+
+    @settings(max_examples=150)
+    @given(one_with_anything(HEAD))
+    def one(arguments):
+        with torch.device("meta"):
+            head = ended.build(FC, arguments)
+            if head is not None:
+                maps = torch.zeros(2, arguments["num_maps"], *arguments["map_size"])
+                assert head(maps).shape == (2, arguments["num_classes"])
+
+    one()
+    ended.assert_both(30)
+
+
+@pytest.mark.parametrize("map_size", [(0, 5), (4, -1), (4,), (4, 2.5)])
+def test_a_map_of_no_size_is_refused(map_size):
+    with pytest.raises(ValueError, match="map_size="):
+        FC(3, 7, map_size)

@@ -1,0 +1,67 @@
+import math
+
+import numpy as np
+import pytest
+from builders import anything
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nin import checks
+from nin.errors import NINError, SettingError, one_line
+
+GOOD = {
+    "integer": (lambda **s: checks.integer(1, 10, **s), st.integers(1, 10) | st.just(np.int64(4))),
+    "boolean": (checks.boolean, st.booleans()),
+    "fraction": (checks.fraction, st.floats(0, 1, exclude_max=True)),
+    "share": (checks.share, st.floats(0, 1, exclude_min=True)),
+    "positive": (checks.positive, st.floats(0, 1e300, exclude_min=True) | st.integers(1, 9)),
+    "non_negative": (checks.non_negative, st.floats(0, 1e300) | st.just(0)),
+    "one_of": (lambda **s: checks.one_of(("a", "b"), **s), st.sampled_from("ab")),
+    "sides": (lambda **s: checks.sides(9, **s), st.integers(1, 9) | st.tuples(st.integers(1, 9), st.integers(1, 9))),
+}
+BAD = {
+    "integer": [0, 11, 2.0, True, None, "3", math.nan, 10**400],
+    "boolean": [0, 1, "true", None],
+    "fraction": [1, -0.1, math.nan, False, "0.5"],
+    "share": [0, 1.01, math.inf, None],
+    "positive": [0, -1, math.inf, math.nan, True],
+    "non_negative": [-1e-9, math.inf, "0"],
+    "one_of": ["c", None, ["a"], 3],
+    "sides": [0, 10, (1, 2, 3), (1, 2.0), "4", True],
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_check_accepts_what_it_says_and_names_what_it_refuses(name):
+    check, good = GOOD[name]
+
+    @settings(max_examples=50)
+    @given(good)
+    def accepted(value):
+        check(some_setting=value)
+
+    accepted()
+    for value in BAD[name]:
+        with pytest.raises(SettingError, match=r"some_setting=.*: (expected|must be one of) ") as refused:
+            check(some_setting=value)
+        assert refused.value.setting == "some_setting"
+        assert refused.value.value is value or refused.value.value == value
+        assert refused.value.exit_code == 2 and isinstance(refused.value, NINError)
+
+
+def test_a_refusal_takes_the_name_of_the_setting_above_it():
+    refused = SettingError("lr", -1, "expected a number above 0").under("recipe")
+    assert (refused.setting, refused.value, refused.reason) == ("recipe.lr", -1, "expected a number above 0")
+    assert str(refused) == "recipe.lr=-1: expected a number above 0"
+    assert str(refused.renamed("rate")) == "rate=-1: expected a number above 0"
+
+
+@settings(max_examples=100)
+@given(anything)
+def test_any_value_is_one_line(value):
+    line = one_line(value)
+    assert len(line) <= 301 and "\n" not in line
+
+
+def test_yaml_words_for_yaml_values():
+    assert [one_line(value) for value in (None, True, False, "a\n b")] == ["null", "true", "false", "a b"]

@@ -1,0 +1,120 @@
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+from builders import ROOT, Ended, one_with_anything
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nin.errors import SettingError
+from nin.plan import HEADS, PLANS, Block, Plan, read_blocks
+
+
+def test_a_plan_is_plain_values_that_make_it_again():
+    for name, size in (("cifar10", 32), ("imagenet", 224)):
+        plan = Plan(name, image_size=size)
+        again = Plan(**asdict(plan))
+        assert again == plan and again.blocks == PLANS[name]
+
+
+def test_map_sizes_are_those_of_the_authors_nets():
+    assert Plan().map_size == (8, 8)
+    assert Plan(image_size=28, in_channels=1).map_size == (7, 7)
+    assert Plan("imagenet", image_size=224).map_size == (6, 6)
+    assert Plan(image_size=(48, 64)).map_size == (12, 16)
+
+
+def test_one_table_of_heads():
+    assert [name for name, head in HEADS.items() if head.pools] == ["gap", "gmp", "gap_article", "gmp_article"]
+    assert {name for name, head in HEADS.items() if head.of_features} == {"gap_article", "fc_article", "gmp_article"}
+    assert all(head.says for head in HEADS.values())
+
+
+def test_a_block_takes_three_widths_or_one():
+    assert Block(5).widths == (5, 5, 5) and Block([5]).widths == (5,) and Block((5, 4, None)).channels(7) == (5, 4, 7)
+    assert Block(5, kernel_size=5).margin == 2 and Block(5, padding=0).margin == 0
+
+
+def test_any_block_is_made_or_refused_by_name():
+    ended = Ended()
+    good = {
+        "widths": st.integers(1, 9) | st.lists(st.integers(1, 9), min_size=3, max_size=3),
+        "kernel_size": st.integers(1, 7),
+        "stride": st.integers(1, 3),
+        "padding": st.none() | st.integers(0, 3),
+        "dropout": st.booleans(),
+    }
+
+    @settings(max_examples=200)
+    @given(one_with_anything(good))
+    def one(arguments):
+        ended.build(Block, arguments)
+
+    one()
+    ended.assert_both(40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head": "gpa"}, "head=gpa: must be one of gap, fc_dropout, fc, gmp"),
+        ({"head": "gap_article"}, "head=gap_article: must be one of gap"),
+        ({"norm": "layer"}, "norm=layer: must be one of none, batch"),
+        ({"last_pool": "min"}, "last_pool=min: must be one of max, average"),
+        ({"init": "zeros"}, "init=zeros: must be one of gaussian, kaiming"),
+        ({"dropout": 1.0}, "dropout=1.0: expected a number of at least 0 and less than 1"),
+        ({"dropout": float("nan")}, "dropout=nan"),
+        ({"last_relu": 1}, "last_relu=1: must be one of true, false"),
+        ({"blocks": []}, r"blocks=\[\]: expected 1 to 1000 blocks, got 0"),
+        ({"blocks": [Block(1)] * 1001}, "expected 1 to 1000 blocks, got 1001"),
+        ({"blocks": "vgg"}, "blocks=vgg: must be one of cifar10, imagenet, or a list of blocks"),
+        ({"blocks": [3]}, r"blocks=\[3\]: block 1 must be a mapping with widths"),
+        ({"blocks": [{"widths": 8, "kernel": 3}]}, "block 1 must be a mapping with widths"),
+        ({"blocks": [Block(8), {"widths": 8, "stride": 0}]}, "block 2 has stride=0: expected an integer from 1"),
+        ({"num_classes": 0}, "num_classes=0: expected an integer from 1"),
+        ({"in_channels": True}, "in_channels=true: expected an integer"),
+        ({"image_size": 1}, "image_size=1: block 1 leaves nothing of it, with kernel_size=5, stride=1, padding=2"),
+        ({"image_size": (32, 0)}, r"image_size=\(32, 0\): expected 1 to 10000 pixels"),
+        ({"blocks": [Block((8, 8, 12))]}, "head=gap: requires one map a class, got 12 maps for 10 classes"),
+        ({"blocks": [Block((8, 8, 12))], "head": "gmp"}, "end the last block with 10 channels, or choose head=fc"),
+    ],
+)
+def test_impossible_nets_are_refused_by_name(arguments, message):
+    with pytest.raises(SettingError, match=message):
+        Plan(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"widths": (8, 8)},
+        {"widths": 0},
+        {"widths": (8, None, 8)},
+        {"widths": 8, "stride": 0},
+        {"widths": 8, "padding": -1},
+        {"widths": 4, "kernel_size": 0},
+    ],
+)
+def test_impossible_blocks_are_refused(arguments):
+    with pytest.raises(SettingError, match="="):
+        Block(**arguments)
+
+
+def test_blocks_are_read_from_a_configuration():
+    assert read_blocks([{"widths": [8, 8, None], "kernel_size": 5}]) == (Block((8, 8, None), 5),)
+
+
+LIGHT = """
+import sys, types
+package = types.ModuleType("nin")  # its modules without nin/__init__.py, which imports torch
+package.__path__ = [sys.argv[1] + "/nin"]
+sys.modules["nin"] = package
+import nin.errors, nin.checks, nin.files, nin.config, nin.plan
+heavy = {"torch", "numpy", "lightning", "torchvision", "hydra", "omegaconf", "pandas"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+def test_plans_and_configurations_need_no_torch():
+    subprocess.run([sys.executable, "-c", LIGHT, str(ROOT)], check=True)

@@ -62,8 +62,6 @@ def test_what_cannot_be_written_leaves_the_file_before(tmp_path, error):
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     reason = r"cannot be written \(No such file or directory\); the file before is as it was"
     with pytest.raises(RunError, match=reason):
-        RunError, match=r"cannot be written \(No such file or directory\); the file before is as it was"
-    ):
         files.write(tmp_path / "none" / "file", "")
 
 

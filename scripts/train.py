@@ -7,18 +7,29 @@ python scripts/train.py head=gap recipe=paper                      the authors' 
 python scripts/train.py --help                                     all settings
 """
 
+from datetime import datetime
 from pathlib import Path
 
-from nin import run
-from nin.command import command
+from nin.cli import command
 from nin.config import Config
-from nin.folder import for_people
 
 
-def main(settings: Config, folder: Path) -> None:
-    summary = run.train(settings, folder)
-    print(for_people(summary, folder))
+def main(config: Config, folder: Path) -> None:
+    from nin.run.train import closing_lines, train
+
+    print(closing_lines(train(config, folder), folder))
+
+
+def check(config: Config) -> None:
+    from nin.run import build
+
+    build.check(config)
+
+
+def folder(config: Config) -> str:
+    """The name of a run's folder: runs/2026-11-21_18-00-00_digits_gap_0."""
+    return f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}_{config.data.name}_{config.head.name}_{config.seed}"
 
 
 if __name__ == "__main__":
-    command(Path(__file__).parents[1] / "conf", main)
+    command(main, check=check, folder=folder)

@@ -1,0 +1,685 @@
+"""From a command line to a checked configuration, one sentence for an error, and an exit code.
+
+Hydra and OmegaConf are used here alone. Torch is not imported here: a typo is refused, and --help answers, before
+anything slow is loaded. Nothing here creates a file; a folder is created only for a script that asks for one, after
+the configuration has been checked.
+
+Files in conf/ set the fields of `nin.config.Config` and the parameters of a sweeper, nothing else of Hydra's: a file or
+an override that brings `_target_`, callbacks or a search path is refused before Hydra instantiates anything.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import itertools
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nin import config, files
+from nin.checks import one_line
+from nin.config import Config
+from nin.errors import CheckpointError, DataError, NINError, RunError, SettingError, UsageError
+from nin.run import processes
+
+if TYPE_CHECKING:
+    from nin.studies.ablation import Point
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ConfigStore.instance().store("schema", Config)
+
+# Hydra passes on the last four as they are: a number too long to be read, a file that is not YAML
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError, yaml.YAMLError)
+OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/sweeper", "hydra/launcher")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS += (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
+
+
+# commands -------------------------------------------------------------------------------------------------------------
+
+
+def run_script(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a script without a configuration: calls `main(arguments)`, or prints the script's docstring for --help.
+
+    Exit codes: 0; 2 for a setting or a usage that is not allowed; 1 for missing or damaged files; 3 for a dead net; 130
+    after Ctrl-C, 143 after SIGTERM. Each but 0 comes with one sentence on stderr. A traceback is a bug.
+    """
+
+    def run() -> int | None:
+        if not {"--help", "-h"} & set(sys.argv[1:]):
+            return main(sys.argv[1:])
+        print(main.__globals__["__doc__"].strip())
+        return 0
+
+    if code := _exit_code(run):
+        sys.exit(code)
+
+
+def command(
+    main: Callable[[Config, Path], Any],
+    *,
+    check: Callable[[Config], None] | None = None,
+    folder: Callable[[Config], str] | None = None,
+    settings: Sequence[str] | None = None,
+) -> None:
+    """Runs a script with a configuration: composes and checks it, and calls `main(config, folder)`.
+
+    Exit codes are those of `run_script`. If trainer.devices is above 1, the same command runs in as many processes,
+    unless torchrun or srun launched them.
+
+    Args:
+        main: what the script does. --help prints its module's docstring, then the settings.
+        check: builds what `main` will build, as far as that needs no memory; it runs before a folder is created.
+        folder: proposes the name of a new folder. Without it `main` gets the current folder. hydra.run.dir=FOLDER
+            replaces either. A folder in which nothing is written is removed again.
+        settings: names of the only settings and groups that the script takes; by default all.
+    """
+    several = processes.world_size() > 1
+    if processes.rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
+
+    def run() -> int | None:
+        arguments = sys.argv[1:]
+        if {"--help", "-h"} & set(arguments):
+            print(help_text(main.__globals__["__doc__"], settings))
+            return 0
+        overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
+        script = _Script(main, check, folder, settings)
+        return script.run(overrides, several) if overrides == arguments else script.sweep(overrides)
+
+    with processes.ending_at_once() if several else nullcontext():  # now: Lightning changes the variables it reads
+        if code := _exit_code(run):
+            sys.exit(code)
+
+
+def _exit_code(run: Callable[[], int | None]) -> int:
+    """The exit code of a command. Says what went wrong: the only place where an error becomes a sentence."""
+    try:
+        return run() or 0
+    except NINError as error:
+        if processes.rank() == 0 or isinstance(error, CheckpointError | DataError):  # process 0 raises the others too
+            _say(error)
+        if processes.rank() and processes.STARTER not in os.environ:
+            time.sleep(1)  # torchrun ends all processes when one ends, and process 0 has something to say
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("stopped")
+        return STOPPED[0]
+    except BrokenPipeError:  # the reader of the output has left; what is still buffered has nowhere to go
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _say(f"{error.filename}: {error.strerror}" if error.filename else error)
+        return 1
+
+
+def _say(error: object) -> None:
+    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+
+
+@dataclass
+class _Script:
+    """The arguments of `command`."""
+
+    main: Callable[[Config, Path], Any]
+    check: Callable[[Config], None] | None
+    folder: Callable[[Config], str] | None
+    settings: Sequence[str] | None
+
+    def run(self, overrides: list[str], several: bool) -> int:
+        composed = _Composed(overrides)
+        self.only_its_own(composed)
+        settings, given = composed.config(), composed.run_dir
+        if several and given is None:
+            raise UsageError("hydra.run.dir=FOLDER is required: the processes of one run share their folder")
+        if self.check:
+            self.check(settings)
+        with _folder(given, self.folder(settings) if self.folder else None) as folder:
+            if settings.trainer.devices > 1 and not several:
+                again = [sys.executable, *sys.orig_argv[1:], f"hydra.run.dir={quoted(folder)}"]
+                return processes.launch(settings.trainer.devices, again)
+            self.main(settings, folder)
+        return 0
+
+    def sweep(self, overrides: list[str]) -> int:
+        """Runs Hydra's --multirun: a job for each combination of values. A job that fails does not keep the others from
+        running; the exit code is that of the last one that failed."""
+        if not any(override.startswith("hydra/sweeper=") for override in overrides):  # others choose values themselves
+            for point in sweep(overrides):
+                self.only_its_own(_Composed(point))
+                self.of_one_process(compose(point))
+        codes = [0]
+
+        def job(composed: DictConfig) -> Any:
+            results = []
+
+            def run() -> None:
+                _check_files(HydraConfig.instance().cfg.hydra)
+                settings = self.of_one_process(_to_config(composed))
+                if self.check:
+                    self.check(settings)
+                results.append(self.main(settings, folder))
+
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if code := _exit_code(run):
+                codes.append(code)
+                _remove_if_empty(folder)
+            if code in STOPPED:
+                raise SystemExit(code)
+            return results[0] if results else None
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
+        sys.argv[1:] = ["--multirun", *overrides]
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
+        except HYDRA_ERRORS as error:
+            raise _explained(error) from error
+        return codes[-1]
+
+    def of_one_process(self, settings: Config) -> Config:
+        if settings.trainer.devices > 1:
+            raise SettingError(
+                "trainer.devices",
+                settings.trainer.devices,
+                "--multirun trains each net in one process; scripts/ablate.py takes the same values and any number",
+            )
+        return settings
+
+    def only_its_own(self, composed: _Composed) -> None:
+        """Raises SettingError if a setting is given that the script does not take."""
+        for override in composed.parsed:
+            name = override.key_or_group
+            if self.settings is not None and not override.is_hydra_override() and not _is_among(name, self.settings):
+                raise SettingError(
+                    name,
+                    _value_of(override),
+                    f"comes with the checkpoint; settings of this command are {', '.join(self.settings)}",
+                )
+
+
+def _is_among(name: str, settings: Sequence[str]) -> bool:
+    """Whether a setting is one of these, or belongs to one of them that is a group."""
+    return name in settings or name.partition(".")[0] in settings
+
+
+# folders --------------------------------------------------------------------------------------------------------------
+
+
+def new_folder(name: str | Path) -> Path:
+    """Creates a folder of this name, or of the first of name_2, name_3, … that does not exist, and returns its path.
+
+    No two processes get the same folder. Raises RunError if it cannot be created.
+    """
+    for number in itertools.count(1):
+        folder = Path(name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not os.path.lexists(folder):  # one of its parents is a file
+                raise RunError(f"{folder} cannot be created: one of its parents is a file") from None
+            continue
+        except OSError as error:
+            raise RunError(f"{folder} cannot be created ({error.strerror})") from error
+        return folder
+    raise AssertionError
+
+
+@contextmanager
+def _folder(given: str | None, proposed: str | None) -> Iterator[Path]:
+    """The folder of a command: the one that was given, else a new one if one is proposed, else the current one. What
+    was created for it and is empty in the end is removed."""
+    folder = Path(given if given is not None else proposed or ".")
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    if given is None and proposed:
+        folder = new_folder(proposed)
+        missing.insert(0, folder)
+    elif not folder.is_dir():
+        missing.insert(0, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"hydra.run.dir={folder}: cannot be created ({error.strerror})") from error
+    try:
+        yield folder
+    finally:
+        for each in missing:
+            _remove_if_empty(each)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Removes a folder that contains nothing, or nothing but the lock of a run that never began."""
+    from nin.run.folder import LOCK
+
+    with suppress(OSError, RunError):  # it is not empty, or another process trains there
+        if os.listdir(folder) == [LOCK]:
+            with files.lock(folder / LOCK):
+                (folder / LOCK).unlink()
+        folder.rmdir()
+
+
+# composing ------------------------------------------------------------------------------------------------------------
+
+
+def compose(overrides: Sequence[str] = ()) -> Config:
+    """The checked configuration of these overrides, without a command line.
+
+    Raises:
+        SettingError: a setting that does not exist, or a value that is not allowed.
+        UsageError: an override or a file in conf/ that cannot be read.
+    """
+    return _Composed(overrides).config()
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values that the overrides have in Hydra's sweep syntax: `seed=0,1`, `seed=range(5)` or
+    `head=glob(fc*,exclude=*_article)`. Raises SettingError or UsageError."""
+    with _hydra() as loader:
+        axes = []
+        for override in _parse(overrides, loader):
+            axis = [override.input_line]
+            if override.is_sweep_override():
+                try:
+                    axis = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+                except HYDRA_ERRORS as error:
+                    raise UsageError(f"{override.input_line}: {_first_line(error)}") from error
+            if not axis:
+                known = ", ".join(loader.get_group_options(override.key_or_group))
+                raise UsageError(f"{override.input_line}: nothing has such a name; there are {known}")
+            axes.append(axis)
+    return [list(point) for point in itertools.product(*axes)]
+
+
+def points(overrides: Sequence[str]) -> list[Point]:
+    """The points of a study: what `sweep` returns, each with its checked configuration and what it varies.
+
+    Raises SettingError or UsageError.
+    """
+    from nin.studies.ablation import Point
+
+    made = []
+    for point in sweep(overrides):
+        settings = compose(point)
+        made.append(Point(tuple(point), settings, variant_of(config.settings_of(settings))))
+    return made
+
+
+class _Composed:
+    """The composed settings of some overrides.
+
+    Hydra composes the files that the overrides choose, once for each choice. The other overrides are applied here, one
+    by one, so that the one that fails is known.
+    """
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        with _hydra() as loader:
+            self.parsed = _parse(overrides, loader)
+            for override in self.parsed:
+                _check_override(override, loader)
+            is_choice = [override.is_hydra_override() or _is_choice(override) for override in self.parsed]
+        choices, values = (
+            [o for o, c in zip(self.parsed, is_choice, strict=True) if c is kind] for kind in (True, False)
+        )
+        of_hydra = tuple(o.input_line for o in choices if o.is_hydra_override())
+        self.node = copy.deepcopy(_of_files(tuple(o.input_line for o in choices)))
+        _check_files(self.node.hydra, of_hydra)
+        for override in values:
+            _apply(override, self.node)
+
+    @property
+    def run_dir(self) -> str | None:
+        """hydra.run.dir, if it was given."""
+        if not any(override.key_or_group == "hydra.run.dir" for override in self.parsed):
+            return None
+        try:
+            return self.node.hydra.run.dir
+        except OmegaConfBaseException as error:
+            raise _explained(error) from error
+
+    def config(self) -> Config:
+        """The checked configuration. Raises SettingError or UsageError."""
+        return _to_config(self.node)
+
+
+def _to_config(composed: DictConfig) -> Config:
+    """The checked dataclass of a composed configuration. Raises SettingError or UsageError."""
+    try:
+        settings = config.from_settings(_plain(composed))
+    except OmegaConfBaseException as error:
+        raise _explained(error) from error
+    config.check(settings)
+    return settings
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    """The composed settings as a nested dictionary, without Hydra's own. Raises OmegaConfBaseException."""
+    nodes = {str(name): composed[name] for name in composed if name != "hydra"}
+    return {
+        name: OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
+        for name, node in nodes.items()
+    }
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    """Hydra at conf/, and its loader of files."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+@cache
+def _of_files(choices: tuple[str, ...]) -> DictConfig:
+    """The composed settings of these choices of files, with Hydra's own. Not to be changed: it is shared."""
+    try:
+        with _hydra():
+            return hydra.compose("config", list(choices), return_hydra_config=True)
+    except HYDRA_ERRORS as error:
+        raise _explained(error) from error
+
+
+def _apply(override: Override, node: DictConfig) -> None:
+    """Sets one value. Raises SettingError."""
+    name, value = override.key_or_group, override.value()
+    try:
+        OmegaConf.update(node, name, value, merge=True)
+    except HYDRA_ERRORS as error:
+        nested: Any = value
+        for part in reversed(name.split(".")):
+            nested = {part: nested}
+        config.from_settings(nested)  # raises with the type that the schema expects
+        raise SettingError(name, value, _first_line(error)) from error
+
+
+# refusing -------------------------------------------------------------------------------------------------------------
+
+
+def _parse(overrides: Sequence[str], loader: Any) -> list[Override]:
+    parser = OverridesParser.create(config_loader=loader)
+    parsed = []
+    for override in overrides:
+        if override.startswith("-"):
+            raise UsageError(f"{override}: no such option; a setting is written NAME=VALUE, --help lists them")
+        try:
+            parsed += parser.parse_overrides([override])
+        except OverrideParseException as error:
+            raise UsageError(
+                f"{one_line(override)}: expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
+            ) from error
+        except HYDRA_ERRORS as error:  # a number of thousands of digits
+            raise UsageError(f"{one_line(override)}: {_first_line(error)}") from error
+    return parsed
+
+
+def _check_override(override: Override, loader: Any) -> None:
+    """Raises SettingError or UsageError for a setting that does not exist, or a choice that has no file."""
+    name, line = override.key_or_group, override.input_line
+    if "_target_" in line:
+        raise UsageError(f"{one_line(line)}: settings are values and never name code: _target_ is not allowed")
+    if override.is_hydra_override():
+        if name not in OF_HYDRA and not name.startswith(("hydra.sweeper.", "hydra.launcher.")):
+            reason = f"of Hydra's settings a command line takes {', '.join(OF_HYDRA)}"
+            raise SettingError(name, _value_of(override), reason)
+    elif override.package is not None:
+        raise UsageError(f"{line}: a package cannot be chosen; write {name}=NAME")
+    elif not _is_group(name) and _field(name) is None:
+        raise SettingError(name, _value_of(override), f"unknown setting; {_siblings(name)}{_suggestion(name)}")
+    if override.is_sweep_override():
+        reason = "several values require --multirun or scripts/ablate.py; a list is written [A,B]"
+        raise SettingError(name, _value_of(override), reason)
+    if override.is_add() and not _is_group(name):
+        raise UsageError(f"{line}: {name} is a setting already; write it without +")
+    if override.is_delete() and not _is_group(name):
+        raise UsageError(f"{line}: a setting cannot be deleted")
+    if _is_choice(override) and not override.is_delete():
+        chosen = override.value()
+        several = isinstance(chosen, list) and name == "experiment"
+        names = loader.get_group_options(name)
+        if chosen is None and name == "experiment":
+            return
+        for each in chosen if several else [chosen]:
+            if str(each) not in names:
+                raise SettingError(name, each, f"must be one of {', '.join(names)}")
+
+
+def _is_group(name: str) -> bool:
+    return name in ("hydra/sweeper", "hydra/launcher") or (name.isidentifier() and (CONF / name).is_dir())
+
+
+def _is_choice(override: Override) -> bool:
+    """Whether an override chooses a file of a group, rather than setting values."""
+    return _is_group(override.key_or_group) and not isinstance(override.value(), dict)
+
+
+def _value_of(override: Override) -> Any:
+    """The value of an override, as far as it has one that is not a sweep."""
+    return override.get_value_string() if override.is_sweep_override() else override.value()
+
+
+def _check_files(node: DictConfig, of_hydra: tuple[str, ...] | None = None) -> None:
+    """Raises UsageError if a file has changed Hydra's own settings: those of callbacks, sweeper and launcher name code.
+
+    Args:
+        node: Hydra's settings of a composed configuration.
+        of_hydra: the overrides of Hydra's settings that were given on the command line; by default those in `node`.
+    """
+    given = tuple(node.overrides.hydra) if of_hydra is None else of_hydra
+    given = tuple(override for override in given if not override.startswith("hydra.mode="))
+    expected, found = (_of_hydra(each) for each in (_of_files(given).hydra, node))
+    for name in {**expected, **found}:
+        if found.get(name) != expected.get(name):
+            raise UsageError(f"a file in conf/ sets hydra.{name}; files set fields of the configuration only")
+
+
+def _of_hydra(node: DictConfig) -> dict[str, Any]:
+    """Hydra's settings, without what it notes about the run itself, and without a sweeper's parameters."""
+    settings = OmegaConf.to_container(node)
+    for name in ("overrides", "runtime", "mode"):
+        settings.pop(name)
+    for name in ("name", "override_dirname", "id", "num", "config_name"):
+        settings["job"].pop(name)
+    settings["sweeper"].pop("params", None)
+    return settings
+
+
+def _explained(error: Exception) -> NINError:
+    """What Hydra or OmegaConf refused in the files of conf/."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return SettingError(group, name, f"must be one of {', '.join(error.options)}")
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        return UsageError(f"{where}: not YAML ({error.problem})")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is not None and cause.full_key:
+        known = "" if _field(cause.full_key) else f"; {_siblings(cause.full_key)}"
+        file = _first_line(error).partition(":")[0] if error is not cause else ""  # "In 'recipe/mine'"
+        return UsageError(f"{file}{': ' * bool(file)}{cause.full_key}: {_first_line(cause)}{known}")
+    return UsageError(_first_line(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return one_line((str(error) or type(error).__name__).strip().splitlines()[0])
+
+
+def _field(name: str) -> Any:
+    """The field of the schema with this dotted name, or None."""
+    return config.field_named(name)
+
+
+def _siblings(name: str) -> str:
+    """The settings that exist where `name` was looked for."""
+    where = name.rpartition(".")[0]
+    while where and _field(where) is None:
+        where = where.rpartition(".")[0]
+    kind: Any = Config
+    for part in where.split(".") if where else ():
+        kind = get_type_hints(kind)[part]
+    known = ", ".join(each.name for each in fields(kind)) if is_dataclass(kind) else "none"
+    return f"{where or 'the top level'} has {known}"
+
+
+def _suggestion(name: str) -> str:
+    """The setting that may have been meant, as a question: `lr` is recipe.lr, `epochs` is trainer.max_epochs."""
+    known: dict[str, str] = {}
+    for each in config.flat(config.settings_of(Config())):
+        known.setdefault(each.rpartition(".")[2], each)
+    near = get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.7)
+    return f"; did you mean {known[near[0]]}?" if near and near[0] != "name" else ""
+
+
+# settings back to a command line --------------------------------------------------------------------------------------
+
+
+def overrides_of(settings: dict[str, Any]) -> list[str]:
+    """The shortest overrides that compose to these settings.
+
+    First the choices of set, head, recipe or experiment, and net, then the seed, then each setting that differs from
+    what these bring. What the trained net does not depend on is left out: where the images are, what the run prints,
+    and the accelerator.
+
+    Args:
+        settings: a nested dictionary, as `nin.config.settings_of` and a run's record have them.
+    """
+    wanted = config.consequential(config.settings_of(config.from_settings(settings)))
+    choices = _choices(wanted)
+    return [*choices, f"seed={wanted['seed']}", *_differing(wanted, choices)]
+
+
+def variant_of(settings: dict[str, Any]) -> str:
+    """What was varied, for people: "model=plain recipe.drops=[]".
+
+    Set, head, recipe, seed, epochs, precision, test curve and held-out images are not named."""
+    named = ("data", "head", "recipe", "experiment", "seed", "data.name", "head.name", "recipe.name", "data.val")
+    named += ("eval_curve", "trainer.max_epochs", "trainer.precision")
+    return " ".join(o for o in overrides_of(settings) if o.partition("=")[0] not in named)
+
+
+def command_of(settings: dict[str, Any]) -> str:
+    """The command that trains with these settings, as a shell reads it."""
+    return shlex.join(["python", "scripts/train.py", *overrides_of(settings)])
+
+
+def _choices(wanted: dict[str, Any]) -> list[str]:
+    """The choices of files that bring most of these settings."""
+    choices = [f"{group}={wanted[f'{group}.name']}" for group in ("data", "head") if _is_file(group, wanted)]
+    recipes = [f"{group}={wanted['recipe.name']}" for group in ("recipe", "experiment") if _is_file(group, wanted)]
+    choices += recipes[:1]
+    nets = [[], *([f"model={file.stem}"] for file in sorted((CONF / "model").glob("*.yaml")))]
+    return [*choices, *min(nets, key=lambda net: len(_differing(wanted, [*choices, *net])))]
+
+
+def _is_file(group: str, wanted: dict[str, Any]) -> bool:
+    """Whether the settings' set, head or recipe has a file in this group."""
+    name = wanted["recipe.name" if group == "experiment" else f"{group}.name"]
+    return name in {file.stem for file in (CONF / group).glob("*.yaml")}
+
+
+def _differing(wanted: dict[str, Any], stated: Sequence[str]) -> list[str]:
+    """The overrides that these settings need besides those that are stated."""
+    brought = _brought(tuple(stated))
+    names = [name for name in wanted if name not in ("seed", "trainer.accelerator") and wanted[name] != brought[name]]
+    return [f"{name}={_spelled(wanted[name])}" for name in names]
+
+
+@cache
+def _brought(stated: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that choices of files bring, by dotted name; unchecked, as the run may be another machine's."""
+    return config.flat(config.settings_of(config.from_settings(_plain(_Composed(stated).node))))
+
+
+def quoted(text: object) -> str:
+    """A text as Hydra reads it, whatever it contains."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(text))
+    return f"'{escaped.replace('${', chr(92) + '${')}'"
+
+
+def _spelled(value: Any) -> str:
+    """A plain value in Hydra's grammar."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_spelled(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_spelled, value)) + "]"
+    if isinstance(value, str):
+        keyword = value.lower() in ("true", "false", "null", "nan", "inf", "yes", "no", "on", "off")
+        return value if re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) and not keyword else quoted(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
+
+
+# help and plain settings ----------------------------------------------------------------------------------------------
+
+
+def help_text(about: str, settings: Sequence[str] | None = None) -> str:
+    """What a script does, then its settings: value by default, sentence, and choices or type.
+
+    Args:
+        about: the script's docstring.
+        settings: names of the settings and groups that it takes; by default all.
+    """
+    groups = [each.name for each in fields(Config) if is_dataclass(get_type_hints(Config)[each.name])]
+    lines = [about.strip(), "", "Files in conf/ to choose from:", ""]
+    for group in [*groups, "experiment"]:
+        if settings is None or group in settings:
+            names = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+            lines.append(f"  {group:<12}{names}")
+    lines += ["", "Settings, with the values that they have by default:", ""]
+    for name, value in config.flat(config.settings_of(compose())).items():
+        if settings is None or _is_among(name, settings):
+            about_it = _field(name).metadata
+            allowed = ", ".join(about_it["choices"]) or _kind(name)
+            lines.append(f"  {f'{name}={_short(value)}':<38} {about_it['says']} ({allowed})")
+    lines += ["", "hydra.run.dir=FOLDER is the folder for results; --multirun seed=0,1 runs one job for each value."]
+    return "\n".join(lines)
+
+
+def _kind(name: str) -> str:
+    """The type of a setting: "float | null"."""
+    kind: Any = Config
+    for part in name.split("."):
+        kind = get_type_hints(kind)[part]
+    return kind.__name__ if type(kind) is type else str(kind).replace("None", "null").replace("typing.", "").lower()
+
+
+def _short(value: Any) -> str:
+    text = _spelled(value)
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[str, str]:
+    """The settings NAME=VALUE of a script without a configuration. Raises SettingError or UsageError."""
+    settings = dict(defaults)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise UsageError(f"{argument}: expected NAME=VALUE, where NAME is one of {', '.join(defaults)}")
+        if name not in settings:
+            raise SettingError(name, value, f"unknown setting; known are {', '.join(defaults)}")
+        settings[name] = value
+    return settings

@@ -325,9 +325,7 @@ def into_page(page: Path, **blocks: str) -> None:
     for name, block in blocks.items():
         marked = re.compile(rf"<!-- {name} -->.*<!-- end of {name} -->", re.S)
         if not marked.search(content):
-            raise RunError(
-                f"{page} has no place marked <!-- {name} --> and <!-- end of {name} -->; add these two lines"
-            )
+            raise RunError(f"{page} lacks the lines <!-- {name} --> and <!-- end of {name} -->; add them")
         marks = f"<!-- {name} -->\n{block}\n<!-- end of {name} -->"
         content = marked.sub(lambda _, marks=marks: marks, content)
     files.write(page, content)

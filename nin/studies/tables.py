@@ -118,12 +118,9 @@ def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
         ends: (x, y, name, colour) of each line's last point.
     """
     low, high = axis.get_ylim()
-    apart = 0.055 * (high - low)
-    ends = sorted(ends, key=lambda end: end[1])
-    heights = [y for _, y, _, _ in ends]
-    for i in range(1, len(ends)):
-        if ends[i][0] == ends[i - 1][0]:
-            heights[i] = max(heights[i], heights[i - 1] + apart)
     style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
-    for (x, _, name, colour), height in zip(ends, heights, strict=True):
+    lowest: dict[float, float] = {}  # by x, where the next name may stand
+    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
+        height = max(y, lowest.get(x, y))
+        lowest[x] = height + 0.055 * (high - low)
         axis.annotate(name, (x, height), (8, 0), color=colour, **style)

@@ -1,0 +1,174 @@
+import json
+import subprocess
+
+import pytest
+from builders import ROOT
+
+from nin import config
+from nin.config import Config
+from nin.errors import RowsError
+from nin.run.record import Record, Start
+from nin.studies import rows
+
+PUBLISHED = ROOT / "checkpoints" / "runs.csv"
+
+
+def test_rows_survive_the_file(tmp_path, row):
+    file = tmp_path / "new" / "runs.csv"
+    start = ("cifar10-gap", "ab" * 32, "gap")
+    written = [row(), row("fc", 1, 11.5, curve=(50.0, 20.25)), row("fc", 2, status="dead", start=start, variant="a=b")]
+    rows.append(file, written[:1])
+    rows.append(file, written[1:])
+    read = rows.read(file)
+    assert list(read.columns[: len(rows.COLUMNS)]) == list(rows.COLUMNS)
+    for there, here in zip(read.to_dict("records"), written, strict=True):
+        same = {name: None if there[name] != there[name] else there[name] for name in rows.COLUMNS}
+        assert same == here
+    rows.append(tmp_path / "again.csv", read.to_dict("records"))  # what was read can be written
+    assert (tmp_path / "again.csv").read_bytes() == file.read_bytes()
+    assert rows.read(tmp_path / "nothing.csv").empty and rows.ended(tmp_path / "nothing.csv").empty
+
+
+def test_what_follows_from_a_row(frame, row):
+    read = frame(row(data__val=1000, data__share=0.05, freeze=True, checkpoint="x", val_error=7.0), row("fc"))
+    assert (
+        list(read.held_out) == [1000, 0] and list(read["share"]) == [0.05, 1.0] and list(read.frozen) == [True, False]
+    )
+    assert list(read.error) == [7.0, 10.0]
+    assert [c.title for c in read.condition] == [
+        "cifar10, recipe quick, 8 epochs, 1,000 training images held out",
+        "cifar10, recipe quick, 8 epochs",
+    ]
+    assert [c.stem for c in read.condition] == ["cifar10-quick-8-val1000", "cifar10-quick-8"]
+    assert [c.errors for c in read.condition] == ["held-out error", "test error"]
+
+
+def test_a_file_that_holds_no_rows_is_named(tmp_path, row):
+    file = tmp_path / "runs.csv"
+    file.write_text("")
+    rows.append(file, [row()])
+    good = file.read_text()
+    settings = json.dumps(row()["settings"], sort_keys=True).replace('"', '""')
+    for wrong, reason in (
+        (good[:-300], ""),
+        (good.replace(",gap,", ",gpa,"), "head=gpa: must be one of gap"),
+        (good.replace(",ok,", ",fine,"), "status=fine: must be one of ok"),
+        (good.replace(",10.0,5.0,", ",10.0,,"), "an error is missing"),
+        (good.replace(",True,", ",yes,"), "clean=yes"),
+        (good.replace(",10.0,", ",ten,"), "could not convert"),
+        (good.replace(settings, "{"), ""),
+        (good.replace(settings, "[1]"), ""),
+        (good.replace('""seed"": 0', '""seed"": 1'), "seed is 0, but its settings have seed=1"),
+        (good.replace('""data.share"": 1.0', '""data.share"": 7'), "data.share=7"),
+        (good.replace('""freeze"": false', '""freeze"": 3'), "freeze=3"),
+        (good.replace("test_curve", "curves"), "it lacks 'test_curve'"),
+        (good + "\0", ""),
+        (good[:-1] + "50.0 x\n", "could not convert"),
+    ):
+        assert wrong != good
+        file.write_text(wrong)
+        with pytest.raises(RowsError, match=r"runs\.csv: row [12] is not a row of a study") as refused:
+            rows.read(file)
+        assert reason in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(RowsError, match="cannot be read"):
+        rows.read(tmp_path)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(RowsError):
+        rows.read(file)
+
+
+def test_rows_are_added_as_a_whole_or_not_at_all(tmp_path, row):
+    file = tmp_path / "runs.csv"
+    rows.append(file, [row()])
+    file.write_text(file.read_text()[:-1])  # without the last line's end
+    rows.append(file, [row("fc")])
+    assert list(rows.read(file)["head"]) == ["gap", "fc"]
+    for content in ("seed,epochs\n", "data,head\n1,2\n"):
+        file.write_text(content)
+        with pytest.raises(RowsError, match="expected the columns data, head, recipe"):
+            rows.append(file, [row()])
+        assert file.read_text() == content
+    for nowhere in (tmp_path, tmp_path / "runs.csv" / "runs.csv"):
+        with pytest.raises(RowsError, match="a row cannot be added"):
+            rows.append(nowhere, [row()])
+
+
+def test_a_run_recorded_twice_counts_once(frame, row):
+    read = frame(
+        *(row(error=10.0), row(error=11.0, eval_curve=True, trainer__accelerator="cpu"), row("fc")),
+        *(row("fc", 1, status="stopped"), row("gmp", curve=(9.0,)), row("gmp", error=1.0)),
+        *(row("fc", 3, trainer__precision="auto", precision="32-true", error=1.0),),
+        *(row("fc", 3, trainer__precision="32-true", precision="32-true", error=2.0),),
+    )
+    assert [(r.head, r.seed, r.error) for r in read.itertuples()] == [
+        *(("gap", 0, 11.0), ("fc", 0, 10.0), ("gmp", 0, 10.0), ("fc", 3, 2.0))
+    ]
+
+
+def test_an_edited_recipe_and_a_republished_start_are_other_runs(frame, row):
+    a, b = (("net", digit * 64, "gap") for digit in "ab")
+    read = frame(
+        *(row(recipe__lr=0.04), row(recipe__lr=0.05), row("fc", recipe__lr=0.05), row(seed=1, recipe__name="other")),
+        *(row(checkpoint="net", variant="checkpoint=net", start=start) for start in (a, b)),
+    )
+    assert list(read.label) == [
+        *("recipe.lr=0.04", "recipe.lr=0.05", "recipe.lr=0.05", ""),
+        *("checkpoint=net start=aaaaaaaa", "checkpoint=net start=bbbbbbbb"),
+    ]
+    elsewhere = row(error=9.0, checkpoint="runs/net", variant="checkpoint=runs/net", start=b)
+    assert list(frame(row(checkpoint="net", start=b), elsewhere).error) == [9.0]  # the same weights: the same run
+
+
+def test_rows_of_the_same_settings_have_one_label_however_their_variant_is_spelled(frame, row):
+    made = [row(seed=seed, recipe__lr=1.0, variant=text) for seed, text in ((0, "recipe.lr=1"), (1, "recipe.lr=1.0"))]
+    assert list(frame(*made).label) == ["recipe.lr=1"] * 2
+
+
+def test_a_row_from_before_a_setting_came_is_recognised(frame, row):
+    old = row()
+    del old["settings"]["recipe.warmup"]
+    (read,) = frame(old).itertuples()
+    assert read.settings["recipe.warmup"] == Config().recipe.warmup
+    settings = config.consequential(config.settings_of(Config()))
+    assert read.identity != rows.identity(settings, "")
+    assert rows.identity(old["settings"], "") == rows.identity(row()["settings"], "") == read.identity
+
+
+def test_the_row_of_a_record():
+    settings = config.settings_of(Config(seed=3, checkpoint="cifar10-gap"))
+    facts = {"parameters": 1, "precision": "32-true", "device": "cpu: x", "versions": {"torch": "2.14"}}
+    facts |= {"commit": "c" * 40, "clean": False, "start": Start("cifar10-gap", "ab" * 32, "gap"), "settings": settings}
+    row = rows.row_of(Record(status="finished", **facts, test_error=9.0, train_error=4.0), (50.0, 9.0), "a=b")
+    assert set(row) == set(rows.COLUMNS)
+    assert (row["status"], row["test_error"], row["val_error"], row["clean"]) == ("ok", 9.0, None, False)
+    assert (row["start_name"], row["start_sha256"], row["start_head"]) == ("cifar10-gap", "ab" * 32, "gap")
+    assert row["settings"]["seed"] == row["seed"] == 3 and "data.root" not in row["settings"]
+    for status, called in (("dead", "dead"), ("running", "stopped")):
+        row = rows.row_of(Record(status=status, **{**facts, "start": None}, test_error=9.0))
+        assert (row["status"], row["test_error"], row["start_sha256"]) == (called, None, "")
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="no rows are published")
+def test_the_settings_of_the_published_rows_are_complete_and_allowed():
+    published, known = rows.read(PUBLISHED), config.consequential(config.settings_of(Config()))
+    for row in published.itertuples():
+        assert set(row.settings) == set(known)
+        nested = {}
+        for name, value in row.settings.items():
+            group, _, key = name.rpartition(".")
+            (nested.setdefault(group, {}) if group else nested)[key] = value
+        config.check(config.from_settings(nested))
+        assert bool(row.start_name) == bool(row.settings["checkpoint"]) == (len(row.start_sha256) == 64)
+    assert len(rows.ended(PUBLISHED)) == len(published)
+
+
+@pytest.mark.skipif(not (PUBLISHED.exists() and (ROOT / ".git").exists()), reason="no rows, or no history")
+def test_the_commits_of_the_published_rows_are_in_the_history():
+    def git(*arguments, **more):
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, **more).stdout
+
+    if git("rev-parse", "--is-shallow-repository").strip() == "true":
+        pytest.skip("a shallow clone has no history")
+    commits = set(rows.read(PUBLISHED).commit)
+    found = git("cat-file", "--batch-check=%(objecttype)", input="\n".join(commits)).split()
+    assert found == ["commit"] * len(commits)

@@ -1,0 +1,60 @@
+import pytest
+from matplotlib.figure import Figure
+
+from nin.plan import HEADS
+from nin.studies import tables
+
+
+def test_the_interval_is_the_t_interval():
+    low, high = tables.interval([1.0, 2.0, 3.0, 6.0])  # mean 3, s.d. 2.160, t(0.975, 3) = 3.182
+    assert (low, high) == pytest.approx((3 - 3.18245 * 2.16025 / 2, 3 + 3.18245 * 2.16025 / 2), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("differences", "seeds", "said"),
+    [
+        ([], 3, "no common seed"),
+        ([0.5], 3, "+0.50 (one seed)"),
+        ([0.5, 0.5], 3, "+0.50 (2 times the same)"),
+        ([1.2, 1.0, 1.3], 3, "+1.17 (+0.79 to +1.55)"),
+        ([1.2, 1.0, 1.3], 4, "+1.17 (+0.79 to +1.55; 3 pairs)"),
+        ((-1.2, -1.0, -1.3), 0, "-1.17 (-1.55 to -0.79)"),
+    ],
+)
+def test_paired_differences(differences, seeds, said):
+    assert tables.paired(differences, seeds) == said
+
+
+def test_the_mean_and_its_deviation():
+    assert tables.mean_and_deviation([10.0]) == "10.00"
+    assert tables.mean_and_deviation([10.0, 10.4, 10.2]) == "10.20 ± 0.20"
+
+
+def test_epochs_to_an_accuracy():
+    curve = (30.0, 19.0, 21.0, 14.0)
+    assert [tables.epochs_to(curve, a) for a in (70, 80, 86, 90)] == [1, pytest.approx(1 + 10 / 11), 4, None]
+    assert tables.epochs_to((), 80) is None
+
+
+def test_what_rows_were_made_with(frame, row):
+    one, other = row(commit="a" * 40, torch="2.15.0+cu132"), row("fc", commit="b" * 40, clean=False, torch="2.14.1+cpu")
+    assert tables.made_with(frame(other, one)) == "Commit aaaaaaaa, bbbbbbbb+changes; torch 2.14.1, 2.15.0."
+
+
+def test_markdown():
+    assert [tables.table_row("head", "n"), tables.table_rule(1)] == ["| head | n |", "|---|---|"]
+
+
+def test_every_head_has_a_colour_of_its_own():
+    assert list(tables.COLOURS) == list(HEADS) and len(set(tables.COLOURS.values())) == len(HEADS)
+    assert {*tables.POOLING, *tables.FULLY_CONNECTED} == {*HEADS} and "gap" in tables.POOLING
+    assert tables.FULLY_CONNECTED == ("fc_dropout", "fc", "fc_article")
+
+
+def test_no_label_stands_on_another():
+    axis = tables.clean(Figure().subplots(), "x")
+    axis.set_ylim(0, 1)
+    assert not axis.spines["top"].get_visible()
+    tables.label(axis, [(1, 0.5, "a", "red"), (1, 0.51, "b", "blue"), (1, 0.9, "c", "black"), (2, 0.5, "d", "black")])
+    heights = {text.get_text(): text.xy[1] for text in axis.texts}
+    assert heights["b"] - heights["a"] == pytest.approx(0.055) and (heights["c"], heights["d"]) == (0.9, 0.5)

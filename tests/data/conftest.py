@@ -1,0 +1,91 @@
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nin.data import archive
+from nin.data.archive import Archive, md5
+from nin.data.sets import CIFAR10
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small set with CIFAR-10's names: its entry, its packed archive, and the parts inside."""
+
+    archive: Archive
+    packed: bytes
+    parts: dict[str, bytes]
+
+
+@pytest.fixture(scope="session")
+def made() -> Made:
+    rng = np.random.default_rng(0)
+    parts = {}
+    for name in CIFAR10.parts:
+        batch = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": list(range(10)) * 2}
+        parts[name] = pickle.dumps({"label_names": list("abcdefghij")} if name == "batches.meta" else batch, 4)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in [*parts.items(), ("readme.html", b"")]:
+            member = tarfile.TarInfo(f"{CIFAR10.folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    sums = {name: md5(content) for name, content in parts.items()}
+    return Made(replace(CIFAR10, md5=md5(packed.getvalue()), parts=sums), packed.getvalue(), parts)
+
+
+@pytest.fixture
+def server(made, monkeypatch):
+    """Serves /good, /altered, /short, /missing, /nonsense, /silent, and by a clock of its own /slow and /slower."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path == "/nonsense":
+                self.wfile.write(b"nonsense\r\n")
+                return
+            if self.path == "/missing":
+                self.send_error(404)
+                return
+            body = made.packed[::-1] if self.path == "/altered" else made.packed
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.path == "/silent":
+                ended.wait(60)
+                return
+            self.wfile.write(body[:100] if self.path == "/short" else body)
+
+        def log_message(self, *args):
+            pass
+
+    def now():  # each look at the clock finds it later while a slow address is read
+        clock.now += {"/slow": 20, "/slower": 2e7}.get(asked[-1], 0)
+        return clock.now
+
+    asked, ended, clock = [], threading.Event(), SimpleNamespace(now=0.0)
+    monkeypatch.setattr(archive, "time", SimpleNamespace(monotonic=now))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield lambda path: f"http://127.0.0.1:{httpd.server_port}{path}", asked
+        ended.set()
+        httpd.shutdown()
+
+
+@pytest.fixture(scope="session")
+def flowers_root(tmp_path_factory):
+    """1,360 tiny photographs that show their own number: class in red, place in its class in green."""
+    root = tmp_path_factory.mktemp("flowers")
+    folder = root / "flowers17" / "jpg"
+    folder.mkdir(parents=True)
+    for n in range(1360):
+        pixels = np.full((12, 20, 3), (10 * (n // 80), 3 * (n % 80), 128), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"image_{n + 1:04d}.jpg", quality=95)
+    return root

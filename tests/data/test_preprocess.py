@@ -1,0 +1,140 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from builders import Ended, one_with_anything
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nin import config
+from nin.data import Images, Normalise, Whiten
+from nin.data.preprocess import PREPROCESSINGS, ImageNet
+from nin.errors import SettingError
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_preprocessing_and_augmentation_import_torch_alone():
+    heavy = "lightning", "torchvision", "hydra", "pandas", "matplotlib", "sklearn", "scipy", "PIL"
+    code = f"import nin.data.preprocess, nin.data.augment, sys; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalise_is_fitted_to_each_channel(channels):
+    images = torch.randint(0, 200, (50, channels, 8, 8), generator=generator(), dtype=torch.uint8)
+    images[:, -1] //= 3
+    fitted = Normalise.fit(images)
+    pixels = images.numpy().astype(float)
+    np.testing.assert_allclose(fitted.mean.flatten(), pixels.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(fitted.std.flatten(), pixels.std((0, 2, 3)), rtol=1e-5)
+    out = fitted(images)
+    assert out.dtype == torch.float32 and out.shape == images.shape
+    assert out.mean().abs() < 1e-5
+    with pytest.raises(SettingError, match=rf"images={4 - channels}×5×4: expected {channels} channels"):
+        fitted(torch.zeros(1, 4 - channels, 5, 4, dtype=torch.uint8))
+
+
+def test_imagenet_is_the_same_for_any_images():
+    fitted = ImageNet.fit(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    assert fitted(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8))[0, :, 0, 0].tolist() == pytest.approx(
+        [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitening_agrees_with_its_formula(channels):
+    size = channels * 16
+    images = torch.randint(0, 256, (300, channels, 4, 4), generator=generator(), dtype=torch.uint8)
+    x = images.numpy().reshape(300, size).astype(float)
+    x = x - x.mean(1, keepdims=True)
+    x = 55 * x / np.sqrt((x**2).sum(1, keepdims=True))
+    centred = x - x.mean(0)
+    u, s, _ = np.linalg.svd(centred.T @ centred / 300)
+    expected = centred @ (u @ np.diag(1 / np.sqrt(s + 0.1)) @ u.T)
+    fitted = Whiten.fit(images)
+    np.testing.assert_allclose(fitted(images).flatten(1), expected, atol=2e-3)
+    covariance = np.cov(fitted(images).flatten(1).numpy().T)
+    np.testing.assert_allclose(np.diag(covariance)[s.argsort()].mean(), (s / (s + 0.1)).mean(), rtol=0.02)
+    with pytest.raises(SettingError, match=f"images={channels}×5×4: expected {channels}×4×4, which the whitening"):
+        fitted(torch.zeros(1, channels, 5, 4, dtype=torch.uint8))
+
+
+def test_an_image_without_contrast_is_whitened_to_numbers():
+    images = torch.randint(0, 256, (2000, 3, 4, 4), dtype=torch.uint8, generator=generator())
+    images[7] = 128
+    assert Whiten.fit(images)(images).isfinite().all()
+
+
+def test_whitened_cifar10_has_the_known_spread(cifar10_root):
+    data = Images(root=cifar10_root, preprocessing="whiten")
+    data.setup()
+    assert data.preprocess(data.train_images[:2000]).std().item() == pytest.approx(0.52, abs=0.01)
+
+
+def test_the_settings_name_every_preprocessing():
+    assert tuple(PREPROCESSINGS) == config.PREPROCESSINGS
+
+
+# any values -----------------------------------------------------------------------------------------------------------
+
+shapes = st.sampled_from([(3,), (1, 3, 1, 1), (3, 1)])
+
+
+def tensors(values):
+    return st.builds(
+        lambda numbers, shape: torch.tensor(numbers).reshape(shape), st.lists(values, min_size=3, max_size=3), shapes
+    )
+
+
+odd_tensors = tensors(st.floats(width=32)) | st.sampled_from(
+    [torch.zeros(0), torch.ones(2), torch.full((3,), math.nan), torch.ones(3, dtype=torch.cfloat)]
+)
+CHANNELS = {
+    "mean": tensors(st.floats(-300, 300, width=32)) | odd_tensors,
+    "std": tensors(st.floats(0.125, 300, width=32)) | odd_tensors,
+}
+
+
+def test_normalise_with_any_values():
+    ended = Ended()
+
+    @settings(max_examples=150)
+    @given(one_with_anything(CHANNELS))
+    def one(arguments):
+        made = ended.build(Normalise, arguments)
+        if made is not None:
+            images = torch.zeros(2, arguments["mean"].numel(), 4, 4, dtype=torch.uint8)
+            assert made(images).shape == images.shape
+
+    one()
+    ended.assert_both(20)
+
+
+WHITENING = {
+    "mean": st.sampled_from([*[torch.zeros(12)] * 8, torch.zeros(3), torch.full((12,), math.nan)]),
+    "matrix": st.sampled_from([*[torch.eye(12)] * 8, torch.eye(3), torch.zeros(12), torch.eye(12) * math.inf]),
+    "shape": st.sampled_from(
+        [(3, 2, 2), [3, 2, 2], (12, 1, 1), (1, 3, 4), (3, 1, 1), (3, 2), (3, 2, 2.0), (-3, -2, 2)]
+    ),
+}
+
+
+def test_whiten_with_any_values():
+    ended = Ended()
+
+    @settings(max_examples=120)
+    @given(one_with_anything(WHITENING))
+    def one(arguments):
+        made = ended.build(Whiten, arguments)
+        if made is not None:
+            images = torch.zeros(2, *arguments["shape"], dtype=torch.uint8)
+            assert made(images).shape == images.shape and made(images).isfinite().all()
+
+    one()
+    ended.assert_both(15)

@@ -1,0 +1,140 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import ROOT
+
+from nin.data import SETS, ImageSet
+from nin.data.archive import md5
+from nin.data.sets import FLOWERS, FLOWERS17, read_cifar10
+from nin.errors import DataError
+
+
+def made_set(channels=3, **changed) -> ImageSet:
+    images, labels = torch.zeros(20, channels, 8, 8, dtype=torch.uint8), torch.arange(20) % 10
+    fields = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    return ImageSet(**{**fields, "classes": tuple("abcdefghij"), "flip": True, **changed})
+
+
+def test_grey_and_colour_images_are_a_set():
+    assert [made_set(channels).channels for channels in (1, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"train_labels": torch.arange(20)}, "image 10 of the training set has the label 10; expected 0 to 9, for 10"),
+        ({"train_labels": torch.full((20,), 99)}, "image 0 of the training set has the label 99"),
+        ({"test_labels": torch.arange(20) % 10 - 1}, "image 0 of the test set has the label -1"),
+        ({"train_labels": torch.arange(19) % 10}, "training set has 20 images and labels of shape"),
+        ({"train_labels": torch.zeros(20)}, "labels of torch.float32"),
+        ({"test_images": torch.zeros(20, 3, 8, 8)}, "test set has images of torch.float32"),
+        (
+            {"train_images": torch.zeros(20, 8, 8, dtype=torch.uint8)},
+            "training set has images of torch.uint8 and shape",
+        ),
+        ({"train_images": torch.zeros(20, 2, 8, 8, dtype=torch.uint8)}, "shape .20, 2, 8, 8.* expected .* 1 or 3"),
+        ({"train_images": torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "train_labels": torch.arange(0)}, "0 images"),
+        ({"train_images": torch.zeros(20, 1, 8, 8, dtype=torch.uint8)}, r"\[1, 8, 8\], the test images \[3, 8, 8\]"),
+    ],
+)
+def test_labels_and_images_that_cannot_be_are_refused(changed, words):
+    made_set()
+    with pytest.raises(DataError, match=words):
+        made_set(**changed)
+
+
+# the table ------------------------------------------------------------------------------------------------------------
+
+
+def assert_as_in_the_table(name, images, size):
+    entry = SETS[name]
+    assert entry.name == name and entry.size in (None, size)
+    assert len(images.classes) == entry.classes and images.flip == entry.flip
+    assert images.train_images.shape == (entry.train, entry.channels, size, size)
+    assert images.train_images.dtype == torch.uint8
+
+
+def test_every_set_has_a_file_in_conf():
+    assert sorted(SETS) == sorted(file.stem for file in (ROOT / "conf" / "data").glob("*.yaml"))
+
+
+def test_digits():
+    digits = SETS["digits"].load()
+    assert_as_in_the_table("digits", digits, 32)
+    assert digits.test_images.shape == (360, 3, 32, 32)
+    assert 250 <= digits.train_images.max() <= 255
+    from sklearn.datasets import load_digits as original
+
+    assert digits.test_labels.tolist() == original().target[-360:].tolist()
+    small = original().images[-1] / 16 * 255
+    blocks = digits.test_images[-1, 0].float().reshape(8, 4, 8, 4)[:, 1:3, :, 1:3].mean((1, 3))
+    np.testing.assert_allclose(blocks, small, atol=60)  # enlarged, neither moved nor turned
+    assert np.corrcoef(blocks.flatten(), small.flatten())[0, 1] > 0.97
+
+
+def test_cifar10(cifar10_root):
+    cifar = SETS["cifar10"].load(cifar10_root, download=False)
+    assert_as_in_the_table("cifar10", cifar, 32)
+    assert cifar.test_images.shape == (10_000, 3, 32, 32)
+    assert cifar.classes[3] == "cat"
+    assert torch.bincount(cifar.train_labels).tolist() == [5000] * 10
+    assert torch.bincount(cifar.test_labels).tolist() == [1000] * 10
+    # the pixels that torchvision.datasets.CIFAR10 reads, in its order
+    assert md5(cifar.train_images.numpy().tobytes()) == "11af95666bd6fd7846144e768325bf13"
+    assert md5(cifar.test_images.numpy().tobytes()) == "f1aa22116df97725db0e47461c45a82b"
+    assert md5(cifar.train_labels.numpy().tobytes()) == "64a7290ac3c358816975e50453f50b5c"
+
+
+def test_cifar10_is_parsed_from_the_bytes_that_were_fetched(tmp_path, made):
+    (tmp_path / made.archive.file).write_bytes(made.packed)
+    entry = replace(SETS["cifar10"], fetch=made.archive.fetch)
+    fetched = entry.fetch(tmp_path, download=False)
+    for file in (tmp_path / made.archive.folder).iterdir():
+        file.write_bytes(b"exchanged since")
+    small = entry.parse(fetched, 32)
+    assert small.train_images.shape == (100, 3, 32, 32) and small.test_images.shape == (20, 3, 32, 32)
+    assert small.classes == tuple("abcdefghij") and small.flip
+    assert "data_batch_1" not in fetched  # memory is freed while it reads
+    with pytest.raises(DataError, match="data_batch_1 cannot be read"):
+        read_cifar10(dict.fromkeys(made.parts, b"damaged"), 32)
+
+
+def test_photographs_become_a_set(flowers_root):
+    flowers = SETS["flowers17"].load(flowers_root, size=8, download=False)
+    assert_as_in_the_table("flowers17", flowers, 8)
+    assert flowers.test_images.shape == (170, 3, 8, 8) and flowers.classes == FLOWERS
+    for images, labels in ((flowers.train_images, flowers.train_labels), (flowers.test_images, flowers.test_labels)):
+        red = images[:, 0].float().mean((1, 2))
+        torch.testing.assert_close(red, 10.0 * labels, atol=3, rtol=0)
+    assert flowers.test_labels.bincount().tolist() == [10] * 17
+    assert flowers.train_labels[-170:].bincount().tolist() == [10] * 17  # held-out images are of all classes
+    places = (flowers.test_images[:, 1].float().mean((1, 2)) / 3).round().long()
+    assert (places % 8 == 7).sum() > 160  # JPEG's rounding aside
+
+
+def test_missing_and_damaged_photographs_are_named(flowers_root, tmp_path):
+    flowers = SETS["flowers17"]
+    with pytest.raises(DataError, match=r"there is no folder flowers17/jpg.* and data\.download=false; put the folder"):
+        flowers.load(tmp_path, size=8, download=False)
+    with pytest.raises(DataError, match=r"no address has it \(http://127\.0\.0\.1:9/flowers\.tgz: .*refused"):
+        flowers.load(tmp_path, size=8, urls=["http://127.0.0.1:9/flowers.tgz"])
+    photographs = FLOWERS17.fetch(flowers_root)
+    for content in (b"", photographs["image_0700.jpg"][:300], b"no photograph"):
+        with pytest.raises(DataError, match=r"image_0700\.jpg is damaged"):
+            flowers.parse({**photographs, "image_0700.jpg": content}, 8)
+
+
+REAL = Path(os.environ.get("NIN_DATA", "data"))
+
+
+@pytest.mark.skipif(not (REAL / "flowers17").is_dir(), reason="the real flowers are not here: set NIN_DATA")
+def test_the_real_flowers():
+    flowers = SETS["flowers17"].load(REAL, size=32, download=False)
+    assert flowers.train_images.shape == (1190, 3, 32, 32)
+    sunflowers = flowers.train_images[flowers.train_labels == FLOWERS.index("sunflower")].float().mean((0, 2, 3))
+    bluebells = flowers.train_images[flowers.train_labels == FLOWERS.index("bluebell")].float().mean((0, 2, 3))
+    assert sunflowers[2] < sunflowers[0] and bluebells[2] - bluebells[0] > sunflowers[2] - sunflowers[0]

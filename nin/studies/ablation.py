@@ -264,6 +264,8 @@ class _Study:
         """Adds the row of a run."""
         found = record.read(run.folder)
         if found is None:
+            if run.process.returncode not in INTERRUPTED:
+                self.failed.append(f"the run {run.point.command} left no record in {run.folder}")
             return
         row = rows.row_of(found, _test_curve(run.folder), run.point.variant)
         rows.append(self.file, [row])

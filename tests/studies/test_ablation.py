@@ -1,0 +1,291 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import ROOT
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from nin import config, files
+from nin.config import Config, DataConfig, RecipeConfig, TrainerConfig
+from nin.errors import RowsError, StudyStoppedError
+from nin.run.record import Record, Start
+from nin.studies import ablation, rows
+from nin.studies.ablation import Point
+
+STAND_IN = r"""
+import json, os, pathlib, signal, sys, time
+given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+folder = pathlib.Path(given["hydra.run.dir"][1:-1].replace("\\'", "'"))
+with open(given["log"], "a") as log:
+    log.write(json.dumps(sys.argv[1:]) + "\n")
+print("in a log")
+if "record" in given:
+    (folder / "summary.json").write_text(pathlib.Path(given["record"]).read_text())
+if "curve" in given:
+    (folder / "metrics.csv").write_text("epoch,test_curve/error\n0,\n1," + "\n2,".join(given["curve"].split()) + "\n")
+if "interrupts" in given:
+    os.kill(os.getppid(), signal.SIGINT)
+    signal.pause()
+sys.exit(int(given["exit"]))
+"""
+FACTS = {"parameters": 1, "device": "cpu", "versions": {"torch": "2.14.1"}, "commit": "c" * 40, "clean": True}
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study in which a small script stands in for scripts/train.py."""
+    (tmp_path / "train.py").write_text(STAND_IN)
+    return Study(tmp_path)
+
+
+class Study:
+    def __init__(self, folder: Path) -> None:
+        self.file, self.runs, self.log, self.folder = folder / "runs.csv", folder / "runs", folder / "log", folder
+
+    def __call__(self, *points: Point, jobs: int = 1):
+        command = (sys.executable, "-S", str(self.folder / "train.py"))
+        return ablation.study(points, self.file, self.runs, jobs, command)
+
+    def point(self, seed=0, code=0, status="finished", curve="", start=None, record=None, more=(), **settings) -> Point:
+        """A point whose run ends with exit code `code` and the record of `record`, by default the point's own."""
+        settings = {"data": DataConfig(name="digits"), "trainer": TrainerConfig(precision="32-true"), **settings}
+        made = Config(seed=seed, eval_curve=bool(curve), **settings)
+        overrides = [f"seed={seed}", f"log={self.log}", f"exit={code}", *more]
+        if status:
+            errors = {"test_error": 9.0, "train_error": 4.0, "val_error": 5.0} if status == "finished" else {}
+            own = config.settings_of(record or made)
+            precision = Point((), made).precision
+            facts = Record(status=status, settings=own, start=start, precision=precision, **FACTS, **errors).to_dict()
+            file = self.folder / f"{len(list(self.folder.glob('*.json')))}.json"
+            file.write_text(json.dumps(facts))
+            overrides.append(f"record={file}")
+        return Point((*overrides, *([f"curve={curve}"] if curve else [])), made, "a=b")
+
+    @property
+    def trained(self) -> list[list[str]]:
+        """The arguments of each run so far."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+def test_a_study_records_its_runs_and_repeats_none(study, capfd):
+    points = [study.point(curve="50.123 9"), study.point(1, 3, "dead"), study.point(2)]
+    found = study(*points, points[0], jobs=2)
+    assert capfd.readouterr().out.startswith(f"3 runs, 0 of them already recorded in {study.file}\n")
+    assert sorted(zip(found.seed, found.status, found.test_curve, strict=True)) == [
+        *((0, "ok", (50.12, 9.0)), (1, "dead", ()), (2, "ok", ())),
+    ]
+    assert list(found.sort_values("seed").test_error)[::2] == [9.0, 9.0] and set(found.variant) == {"a=b"}
+    assert len(study.trained) == 3 and all(arguments[-1] == "resume=auto" for arguments in study.trained)
+    assert [log.read_text() for log in study.runs.glob("*/log.txt")] == ["in a log\n"] * 3
+    before = study.file.read_bytes()
+    elsewhere = replace(points[0], overrides=("other=spelling",), variant="c=d", config=replace(
+        points[0].config, resume="auto", data=replace(points[0].config.data, root="elsewhere"),
+    ))  # fmt: skip
+    assert list(study(points[1], elsewhere).seed) == sorted([0, 1], key=list(found.seed).index)
+    assert "2 runs, 2 of them already recorded" in capfd.readouterr().out
+    assert study.file.read_bytes() == before and len(study.trained) == 3
+
+
+def test_an_edited_recipe_is_trained_anew(study):
+    for lr in (0.04, 0.05, 0.04, 0.05):
+        found = study(study.point(recipe=RecipeConfig(name="quick", lr=lr)))
+        assert [settings["recipe.lr"] for settings in found.settings] == [lr]
+    assert len(study.trained) == 2 and len(set(os.listdir(study.runs))) == 2
+    assert list(rows.ended(study.file).label) == ["a=b recipe.lr=0.04", "a=b recipe.lr=0.05"]
+
+
+def test_a_republished_start_is_trained_from_anew(study, tmp_path):
+    import torch
+
+    from nin import NIN, pretrained
+    from nin.data.preprocess import Normalise
+
+    net = NIN([{"widths": [4, 4, 10]}], dropout=0.0)
+    net_file = tmp_path / "net.safetensors"
+    trained = pretrained.Pretrained(net, Normalise(torch.zeros(3), torch.ones(3)), list("abcdefghij"), {})
+    for published in range(2):
+        with torch.no_grad():
+            next(net.parameters()).add_(1)
+        pretrained.save(net_file, trained)
+        start = Start(str(net_file), files.sha256(net_file.read_bytes()), "gap")
+        for _ in range(2):
+            (row,) = study(study.point(checkpoint=str(net_file), start=start)).itertuples()
+            assert (row.start_name, row.start_sha256, row.start_head) == (start.name, start.sha256, "gap")
+        assert len(study.trained) == published + 1
+    assert len(rows.ended(study.file)) == 2
+
+
+def test_a_run_without_a_curve_is_run_again_for_one(study):
+    for curve, runs in (("", 1), ("9", 2), ("", 2), ("9", 2)):
+        (row,) = study(study.point(curve=curve)).itertuples()
+        assert len(study.trained) == len(rows.read(study.file)) == runs
+        assert bool(row.test_curve) == (runs == 2)
+    study(study.point(1, 3, "dead"))
+    study(study.point(1, 3, "dead", curve="9"))  # a dead net gets no further
+    assert len(study.trained) == 3
+
+
+def test_a_stopped_run_ends_the_study_and_is_run_again(study):
+    with pytest.raises(StudyStoppedError, match=r"ended with exit code 143; the same command continues") as stopped:
+        study(study.point(0, 143, "running"), study.point(1))
+    assert stopped.value.exit_code == 1
+    assert [(row.seed, row.status) for row in rows.read(study.file).itertuples()] == [(0, "stopped")]
+    assert list(study(study.point(0), study.point(1)).status) == ["ok", "ok"]
+    assert len(rows.read(study.file)) == 3 and len(rows.ended(study.file)) == 2
+
+
+def test_ctrl_c_ends_the_runs_and_the_study(study):
+    with pytest.raises(StudyStoppedError, match=r"interrupted; .*runs\.csv has the rows so far") as stopped:
+        study(study.point(0, more=["interrupts="]), study.point(1))
+    assert stopped.value.exit_code == 130 and len(study.trained) == 1
+    assert len(study(study.point(0), study.point(1))) == 2
+
+
+def test_a_run_that_fails_keeps_no_other_from_training(study):
+    with pytest.raises(StudyStoppedError, match=r"exit=1.* ended with exit code 1; .*log\.txt says why; the same"):
+        study(study.point(0, 1, ""), study.point(1), jobs=2)
+    assert list(rows.read(study.file).seed) == [1]
+    with pytest.raises(StudyStoppedError, match="exit code 2"):  # it leaves no row of an older record
+        study(study.point(2, 2))
+    assert list(rows.read(study.file).seed) == [1]
+    missing = study.point(3, 1, "", checkpoint="no-such-net")  # the run says so
+    with pytest.raises(StudyStoppedError, match="exit code 1"):
+        study(missing)
+
+
+def test_a_run_that_was_trained_with_other_settings_is_told_and_recorded_as_what_it_is(study):
+    edited = Config(data=DataConfig(name="digits"), recipe=RecipeConfig(lr=0.5))
+    with pytest.raises(StudyStoppedError, match="was trained with other settings than this study began with"):
+        study(study.point(record=edited))
+    assert [settings["recipe.lr"] for settings in rows.read(study.file).settings] == [0.5]
+
+
+def test_held_out_images_are_printed_as_what_they_are(study, capfd):
+    study(study.point(data=DataConfig(name="digits", val=100)), study.point(1, 3, "dead"))
+    said = capfd.readouterr().out
+    assert "held-out error 5.00 %, 1 to go" in said and ": dead, 0 to go" in said
+
+
+def test_a_folder_with_any_name_reaches_the_run(study, tmp_path):
+    study.runs = tmp_path / "it's ${here}"
+    with pytest.raises(StudyStoppedError, match="left no record in"):
+        study(study.point(status=""))
+    ((*_, given, _),) = study.trained
+    (override,) = OverridesParser.create().parse_overrides([given])
+    assert Path(OmegaConf.create({"folder": override.value()}).folder).parent == study.runs
+
+
+def test_another_machines_precision_is_told(study, capfd):
+    automatic = TrainerConfig(precision="auto")
+    here = Point((), Config()).precision
+    other = {"32-true": "bf16-mixed", "bf16-mixed": "32-true"}[here]
+    study(study.point(0, trainer=TrainerConfig(precision=other)), study.point(1, trainer=automatic))
+    capfd.readouterr()
+    study(study.point(0, trainer=automatic), study.point(1, trainer=automatic), study.point(2, trainer=automatic))
+    said = capfd.readouterr().out
+    assert f"1 of the runs to come are recorded in {other}; trainer.precision=auto selects {here} on this" in said
+    assert "3 runs, 1 of them already recorded" in said and len(study.trained) == 4
+    study(study.point(0, trainer=TrainerConfig(precision=other)), study.point(1, trainer=TrainerConfig(precision=here)))
+    said = capfd.readouterr().out
+    assert "2 of them already recorded" in said and "selects" not in said and len(study.trained) == 4
+
+
+def test_two_studies_share_a_file(study):
+    points = [study.point(seed) for seed in range(4)]
+    found = []
+    both = [threading.Thread(target=lambda: found.append(study(*points))) for _ in range(2)]
+    for each in both:
+        each.start()
+    for each in both:
+        each.join()
+    assert [sorted(each.seed) for each in found] == [[0, 1, 2, 3]] * 2
+    assert len(study.trained) == len(rows.read(study.file)) == 4
+
+
+def test_a_study_that_waits_for_another_says_so_once(study, capfd, monkeypatch):
+    points = [study.point(0), study.point(1)]
+    (study.runs / points[0].folder).mkdir(parents=True)
+    waits = []
+
+    def sleep(_):
+        waits.append(len(rows.read(study.file)))
+        if waits.count(1) == 20:  # the second run has long been recorded
+            held.__exit__(None, None, None)
+        wait(0.02)
+
+    wait = time.sleep
+    monkeypatch.setattr(time, "sleep", sleep)
+    held = files.lock(study.runs / points[0].folder / ablation.CLAIM)
+    held.__enter__()
+    study(*points)
+    assert list(rows.read(study.file).seed) == [1, 0] and waits.count(1) >= 20
+    assert capfd.readouterr().out.count("waiting for another study to finish the remaining 1 runs") == 1
+
+
+def test_a_file_that_is_no_studys_is_refused_before_anything_runs(study):
+    study.file.write_text("a,b\n")
+    with pytest.raises(RowsError, match="expected the columns"):
+        study(study.point())
+    study.file.unlink()
+    study.runs.write_text("a file")
+    with pytest.raises(RowsError, match="no run can be trained there"):
+        study(study.point())
+    assert study.trained == []
+
+
+# the script -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_typo_is_refused_before_anything_runs(script, tmp_path):
+    code, said, error = script("ablate.py", f"study={tmp_path / 'runs.csv'}", "head=gap,gpa")
+    assert (code, said) == (2, "") and error.startswith("error: head=gpa: ") and "gap_article" in error
+    for jobs in ("0", "-1", "two"):
+        code, _, error = script("ablate.py", f"jobs={jobs}", "head=gap")
+        assert code == 2 and error.startswith(f"error: jobs={jobs}: expected a number")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("given", "found"), [([], True), (["eval_curve=false"], False), (["data.val=100"], False)])
+def test_the_curve_is_recorded_unless_it_is_refused(script, monkeypatch, frame, row, given, found):
+    seen = []
+    monkeypatch.setattr(ablation, "study", lambda points, *rest: seen.append((points, *rest)) or frame(row()))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    code, said, _ = script("ablate.py", "study=a b.csv", "jobs=2", "data=digits", "head=gap,fc", *given)
+    ((points, file, _, jobs),) = seen
+    assert [(p.config.head.name, p.config.eval_curve) for p in points] == [("gap", found), ("fc", found)]
+    assert (code, file, jobs) == (0, Path("a b.csv"), 2)
+    assert said.endswith("1 rows in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
+
+
+def test_a_study_of_real_runs_that_is_killed_continues_and_repeats_nothing(tmp_path):
+    small = ["data=digits", "trainer.max_epochs=30", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
+    small += ["model.blocks=[{widths: [8, 8, 10]}]", "trainer.limit_test_batches=1", "seed=0,1"]
+    file, runs = tmp_path / "runs.csv", tmp_path / "runs"
+    code = f"""
+from pathlib import Path
+from nin import cli
+from nin.studies import ablation
+ablation.study(cli.points({small}), Path({str(file)!r}), Path({str(runs)!r}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    study = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=environment)
+    while not list(runs.glob("*_1-*/last.ckpt")) and study.poll() is None:
+        time.sleep(0.05)
+    study.kill()  # in the second run
+    study.wait()
+    (first,) = rows.read(file).itertuples()
+    again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert "2 runs, 1 of them already recorded" in again.stdout and "resumed at epoch" in again.stdout
+    both = rows.read(file)
+    assert list(zip(both.seed, both.status, strict=True)) == [(0, "ok"), (1, "ok")]
+    assert both.identity[0] == first.identity and both.test_error[0] == first.test_error
+    assert both.variant[0] == both.variant[1] and len(both.commit[0]) in (7, 40)

@@ -1,4 +1,4 @@
-"""The trained nets that a study asks, and the test images it asks them about."""
+"""The trained nets of a study, and the test images that they are asked about."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nin import pretrained
-from nin.bounds import sides
 from nin.data.module import EVALUATION_BATCH
-from nin.model import LARGEST
+from nin.plan import HEADS
 from nin.pretrained import Pretrained
-from nin.run import images_of
-from nin.studies.answer import COLOURS, table_row, table_rule
-from nin.studies.rows import ALL_HEADS
-
-STYLES = ("-", "--", ":", "-.")
+from nin.run.evaluate import images_of
+from nin.studies.tables import COLOURS, LINES, table_row, table_rule
 
 
 @dataclass(frozen=True)
-class Net:
-    """A trained net and the test images it is asked about. Nets of one name are seeds of one thing; `style` tells
-    names of one head apart in a figure, `blank` is the training images' mean colour, (C, 1, 1) uint8."""
+class Subject:
+    """A net with its test images. Subjects of one name are seeds of one training.
+
+    Attributes:
+        name: its head, and whatever else distinguishes it from the other subjects.
+        style: Matplotlib's line style, which distinguishes names with one head.
+        trained: the net.
+        images: test images, (N, C, H, W) uint8.
+        labels: their classes, (N), on the net's device.
+        blank: the mean colour of the training images, (C, 1, 1) uint8.
+    """
 
     name: str
     style: str
@@ -36,113 +40,145 @@ class Net:
 
     @property
     def head(self) -> str:
+        """The name of the head."""
         return self.trained.net.arguments["head"]
 
     @property
+    def pools(self) -> bool:
+        """Whether the head pools."""
+        return HEADS[self.head].pools
+
+    @property
     def colour(self) -> str:
+        """The colour of the head in figures."""
         return COLOURS[self.head]
 
+    @property
+    def seed(self) -> int | None:
+        """The seed of the training."""
+        return self.trained.facts.get("seed")
 
-def gather(checkpoints: Sequence[str], root: str | None = None, images: int | None = None, seed: int = 0) -> list[Net]:
-    """The nets of these checkpoints, each with the test set of the data it was trained on.
 
-    A net is named by its head, and by what else differs among them.
+def gather(
+    checkpoints: Sequence[str], root: str | None = None, images: int | None = None, seed: int = 0
+) -> list[Subject]:
+    """The nets of these checkpoints, each with the test images of the set it was trained on.
 
     Args:
         checkpoints: folders of runs, weights files or published names.
-        root: folder of CIFAR-10, as in `nin.data.Images`.
-        images: how many of the test images, drawn once for all nets of a set; None for all.
+        root: folder of the sets, as in `nin.data.Images`.
+        images: number of test images, drawn once for all nets of a set; None takes all.
         seed: of the draw.
 
+    Returns:
+        the subjects in the order of the table of heads, then of their names.
+
     Raises:
-        nin.pretrained.CheckpointError: a checkpoint that cannot be read.
-        nin.data.DataError: a set that is missing or damaged.
-        ValueError: a net of another set than the known ones.
+        CheckpointError: a checkpoint cannot be read.
+        DataError: a set is missing or damaged.
+        SettingError: a net was trained on an unknown set.
     """
-    found = [pretrained.load(checkpoint) for checkpoint in checkpoints]
+    nets = [pretrained.load(checkpoint) for checkpoint in checkpoints]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sets = {}
-    for trained in found:
-        if (which := _set(trained)) not in sets:
-            found_set = images_of(trained, root).set
-            order = torch.randperm(len(found_set.test_labels), generator=torch.Generator().manual_seed(seed))[:images]
-            chosen = order.sort().values
-            blank = found_set.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
-            sets[which] = found_set.test_images[chosen], found_set.test_labels[chosen], blank
-    names = _names(found, checkpoints)
-    styles: dict[str, list[str]] = defaultdict(list)
-    for name, trained in zip(names, found, strict=True):
-        if name not in (of_head := styles[trained.net.arguments["head"]]):
-            of_head.append(name)
-    nets = []
-    for name, trained in zip(names, found, strict=True):
-        test_images, test_labels, blank = sets[_set(trained)]
-        style = STYLES[styles[trained.net.arguments["head"]].index(name) % len(STYLES)]
+    drawn: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
+    names = _names(nets, checkpoints)
+    styles = _styles(nets, names)
+    subjects = []
+    for name, trained in zip(names, nets, strict=True):
+        of_set = _set_of(trained)
+        if of_set not in drawn:
+            drawn[of_set] = _draw_images(trained, root, images, seed)
+        test_images, labels, blank = drawn[of_set]
         trained.to(device)
-        nets.append(Net(name, style, trained, test_images, test_labels.to(device), blank))
-    return sorted(nets, key=lambda net: (ALL_HEADS.index(net.head), net.name))
+        subjects.append(Subject(name, styles[name], trained, test_images, labels.to(device), blank))
+    return sorted(subjects, key=lambda subject: ([*HEADS].index(subject.head), subject.name))
 
 
-def _set(trained: Pretrained) -> tuple[str | None, tuple[int, int]]:
-    return trained.facts.get("data"), sides(LARGEST, image_size=trained.net.arguments["image_size"])
+def _set_of(trained: Pretrained) -> tuple:
+    """What decides which images a net is asked about."""
+    size = trained.net.arguments["image_size"]
+    return trained.facts.get("data"), *(size if isinstance(size, list | tuple) else (size, size))
 
 
-def described(nets: Sequence[Net]) -> str:
-    """A Markdown table of the nets: what they were trained on and for how long, and their own test error."""
+def _draw_images(trained: Pretrained, root: str | None, count: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Test images, their labels, and the mean colour of the training images."""
+    found = images_of(trained, root).set
+    order = torch.randperm(len(found.test_labels), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = order.sort().values
+    blank = found.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
+    return found.test_images[chosen], found.test_labels[chosen], blank
+
+
+def _names(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
+    """A name for each net: its head, and the facts that differ among the nets. Two nets of one name and one seed are no
+    seeds of one training, so they get the names of their checkpoints."""
+    facts = [_telling_facts(trained) for trained in nets]
+    differs = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
+    names = []
+    for trained, values in zip(nets, facts, strict=True):
+        told = [value for value, differ in zip(values, differs, strict=True) if differ]
+        names.append(" ".join([trained.net.arguments["head"], *told]))
+    seeds = Counter((name, trained.facts.get("seed")) for name, trained in zip(names, nets, strict=True))
+    ambiguous = {name for (name, _), count in seeds.items() if count > 1}
+    for place, name in enumerate(names):
+        if name in ambiguous:
+            names[place] = f"{nets[place].net.arguments['head']} {checkpoints[place]}"
+    return names
+
+
+def _telling_facts(trained: Pretrained) -> tuple[str, str, str, str]:
+    facts = trained.facts
+    start = facts.get("start")  # of a record of format 2; format 1 has the name alone
+    origin = f"from {start['name'] if start else facts.get('started_from') or 'scratch'}"
+    frozen = ", frozen" * bool(facts.get("frozen"))
+    return str(facts.get("data")), str(facts.get("recipe")), f"{facts.get('epochs')} epochs", origin + frozen
+
+
+def _styles(nets: Sequence[Pretrained], names: Sequence[str]) -> dict[str, str]:
+    """A line style for each name, different for the names of one head."""
+    of_head: dict[str, list[str]] = defaultdict(list)
+    for name, trained in zip(names, nets, strict=True):
+        same_head = of_head[trained.net.arguments["head"]]
+        if name not in same_head:
+            same_head.append(name)
+    return {name: LINES[i % len(LINES)] for same_head in of_head.values() for i, name in enumerate(same_head)}
+
+
+def described(subjects: Sequence[Subject]) -> str:
+    """A Markdown table of the nets: how they were trained, and their own test errors."""
     columns = ("data", "recipe", "epochs", "seed", "test_error", "commit")
-    lines = [table_row("net", *columns[:-2], "test error (%)", "commit"), table_rule(len(columns))]
-    for net in nets:
-        facts = {**net.trained.facts, "commit": str(net.trained.facts.get("commit", ""))[:8]}
-        lines.append(table_row(f"`{net.name}`", *(str(facts.get(column, "")) for column in columns)))
+    lines = [table_row("net", "data", "recipe", "epochs", "seed", "test error (%)", "commit"), table_rule(len(columns))]
+    for subject in subjects:
+        facts = {**subject.trained.facts, "commit": str(subject.trained.facts.get("commit", ""))[:8]}
+        lines.append(table_row(f"`{subject.name}`", *(str(facts.get(column, "")) for column in columns)))
     return "\n".join(lines)
 
 
-def _names(found: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
-    facts = [
-        [
-            *(t.facts.get("data"), t.facts.get("recipe"), f"{t.facts.get('epochs')} epochs"),
-            f"from {t.facts.get('started_from') or 'scratch'}" + ", frozen" * bool(t.facts.get("frozen")),
-        ]
-        for t in found
-    ]
-    differ = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
-    heads = [trained.net.arguments["head"] for trained in found]
-    names = [
-        " ".join([head, *(str(fact) for fact, telling in zip(of_net, differ, strict=True) if telling)])
-        for head, of_net in zip(heads, facts, strict=True)
-    ]
-    twice = Counter((name, trained.facts.get("seed")) for name, trained in zip(names, found, strict=True))
-    ambiguous = {name for (name, _), count in twice.items() if count > 1}  # one seed twice: not seeds of one thing
-    return [
-        f"{head} {checkpoint}" if name in ambiguous else name
-        for name, head, checkpoint in zip(names, heads, checkpoints, strict=True)
-    ]
+def batches(subject: Subject, bar: tqdm, pixels: int | None = None) -> Iterator[Tensor]:
+    """The test images in batches, (B, C, H, W) uint8, on the net's device.
 
-
-def batches(net: Net, bar: tqdm, pixels: int | None = None) -> Iterator[Tensor]:
-    """The images, a batch at a time, on the net's device; as many as memory is meant for when a side has `pixels`."""
-    pixels = pixels or max(net.images.shape[2:])
-    for images in net.images.split(max(1, EVALUATION_BATCH * 32 * 32 // pixels**2)):
-        yield images.to(net.labels.device)
+    Args:
+        subject: the net with its images.
+        bar: a progress bar, which counts images.
+        pixels: the side that the images will have, so that a batch needs the memory of an evaluation; by default
+            their own.
+    """
+    pixels = pixels or max(subject.images.shape[2:])
+    for images in subject.images.split(max(1, EVALUATION_BATCH * 32 * 32 // pixels**2)):
+        yield images.to(subject.labels.device)
         bar.update(len(images))
 
 
-def error_of(predictions: Tensor, net: Net) -> float:
-    return 100 * (predictions != net.labels).double().mean().item()
+def error_of(predictions: Tensor, subject: Subject) -> float:
+    """The error in % of predicted classes, (N)."""
+    return 100 * (predictions != subject.labels).double().mean().item()
 
 
-def by_name(nets: Sequence[Net]) -> dict[str, list[int]]:
-    """Where the nets of each name are."""
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, net in enumerate(nets):
-        places[net.name].append(i)
-    return places
+def counted(subjects: Sequence[Subject]) -> str:
+    """The number of test images in words."""
+    return ", ".join(f"{count:,} test images" for count in sorted({len(subject.labels) for subject in subjects}))
 
 
-def counted(nets: Sequence[Net]) -> str:
-    return ", ".join(f"{n:,} test images" for n in sorted({len(net.labels) for net in nets}))
-
-
-def progress(what: str, nets: Sequence[Net], passes: int) -> tqdm:
-    """A bar over so many passes through the images of all nets."""
-    return tqdm(total=passes * sum(len(net.labels) for net in nets), desc=what, unit=" images", leave=False)
+def progress(what: str, subjects: Sequence[Subject], passes: int) -> tqdm:
+    """A progress bar over a number of passes through the images of all nets."""
+    return tqdm(total=passes * sum(len(s.labels) for s in subjects), desc=what, unit=" images", leave=False)

@@ -1,0 +1,148 @@
+"""The claim about channels: each of the last maps means a class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import confusion_matrix
+
+from nin.errors import ClaimError
+from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer
+from nin.studies.nets import Subject, batches, counted, error_of, progress
+from nin.studies.tables import mean_and_deviation, table_row, table_rule
+
+CLAIM = "Each of the last maps means a class, whatever head reads them."
+MEASURES = {
+    "accuracy": "accuracy (%)",
+    "own": "the true class's map has the highest mean (%)",
+    "named": "maps named best one-to-one (%)",
+}
+
+
+def answer(subjects: Sequence[Subject]) -> Answer:
+    """How often the map with the highest mean is the true class's own.
+
+    Under global average pooling this is the accuracy, by definition. A fully connected head ties no map to a class, so
+    the best one-to-one naming of the maps, found on these very images, is measured too.
+
+    Raises:
+        ClaimError: no net has as many last maps as classes; other nets are left out.
+    """
+    subjects = with_a_map_a_class(subjects)
+    measured = measure(subjects)
+    title = f"Does a channel mean a class? ({counted(subjects)})"
+    verdict, finding = judge(subjects, measured)
+    return Answer("channels", title, CLAIM, verdict, finding, table(subjects, measured), draw(subjects, measured))
+
+
+@torch.no_grad()
+def with_a_map_a_class(subjects: Sequence[Subject]) -> list[Subject]:
+    """The nets with as many last maps as classes. Raises ClaimError if there are none."""
+    found = []
+    for subject in subjects:
+        maps = subject.trained.forward_maps(subject.images[:1].to(subject.labels.device))  # (1, maps, h, w)
+        if maps.shape[1] == len(subject.trained.classes):
+            found.append(subject)
+    if not found:
+        raise ClaimError(
+            "claim=channels: no net has as many last maps as classes; choose a net of these heads and sets"
+        )
+    return found
+
+
+@torch.no_grad()
+def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
+    """Finds the map with the highest mean for each image.
+
+    Returns:
+        a row for each net: name; accuracy, own and named as in `MEASURES`; counts, (K, K): images by their class and
+        the map with the highest mean.
+    """
+    rows = []
+    with progress("channels", subjects, 1) as bar:
+        for subject in subjects:
+            highest, predictions = [], []
+            for images in batches(subject, bar):
+                maps = subject.trained.forward_maps(images)
+                highest.append(maps.mean((2, 3)).argmax(1))
+                predictions.append(subject.trained.net.head(maps).argmax(1))
+            classes = range(len(subject.trained.classes))
+            counts = confusion_matrix(subject.labels.cpu(), torch.cat(highest).cpu(), labels=classes)
+            accuracy = 100 - error_of(torch.cat(predictions), subject)
+            own = 100 * counts.trace() / counts.sum()
+            named = 100 * counts[linear_sum_assignment(-counts)].sum() / counts.sum()
+            rows.append((subject.name, accuracy, own, named, counts))
+    return pd.DataFrame(rows, columns=["name", *MEASURES, "counts"])
+
+
+def table(subjects: Sequence[Subject], measured: pd.DataFrame) -> str:
+    """The measures by net in Markdown."""
+    lines = [table_row("net", *MEASURES.values()), table_rule(len(MEASURES))]
+    for name, of_name in measured.groupby("name", sort=False):
+        lines.append(table_row(f"`{name}`", *(mean_and_deviation(of_name[column]) for column in MEASURES)))
+    if any(subject.head == "gap" for subject in subjects):
+        lines += ["", "For `gap` the first two are equal by definition: the mean of a class's map is its score."]
+    return "\n".join(lines)
+
+
+def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
+    """For each net (its first seed) the share of a class's images for which a map has the highest mean."""
+    names = measured.groupby("name", sort=False)
+    figure = Figure(figsize=(1.5 + 3.2 * len(names), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)[0]
+    for axis, (name, of_name) in zip(axes, names, strict=True):
+        first = of_name.index[0]
+        subject = subjects[first]
+        drawn = _draw_counts(axis, subject, measured.counts[first])
+        if axis is not axes[0] and subject.trained.classes == subjects[0].trained.classes:
+            axis.set_yticklabels([])
+        seed = f" (seed {subject.seed})" if len(of_name) > 1 else ""
+        title = f"{name}{seed}: {measured.own[first]:.1f} % own map"
+        axis.set_title(title, fontsize=10, color=subject.colour)
+    axes[0].set_ylabel("true class", fontsize=9)
+    figure.colorbar(drawn, ax=axes[-1], shrink=0.75, label="images of the class (%)")
+    return figure
+
+
+def _draw_counts(axis: Axes, subject: Subject, counts: np.ndarray):
+    """Draws one matrix, in % of each row; returns the image that a colour bar describes."""
+    shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
+    drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 1:
+            colour = "white" if share > 55 else "#333333"
+            axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+    numbers = [f"no. {number}" for number in range(1, len(shares) + 1)]
+    axis.set_xticks(range(len(shares)), subject.trained.classes if subject.pools else numbers, rotation=90, fontsize=8)
+    axis.set_yticks(range(len(shares)), subject.trained.classes, fontsize=8)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel("map with the highest mean", fontsize=9)
+    return drawn
+
+
+def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
+    """Verdict and finding. Of fully connected heads the claim is refuted if none reaches twice the chance, supported if
+    each reaches nine tenths of its accuracy, and supported in part between the two."""
+    chance = 100 / len(measured.counts[0])
+    others = measured[[not subject.pools for subject in subjects]]
+    if others.empty:
+        verdict = NOT_ANSWERED
+    elif others.own.max() < 2 * chance:
+        verdict = REFUTED
+    else:
+        verdict = SUPPORTED if (others.own > 0.9 * others.accuracy).all() else f"{SUPPORTED} in part"
+    own = measured.groupby("name", sort=False).own.agg(mean_and_deviation)
+    cells = ", ".join(f"`{name}` {share} %" for name, share in own.items())
+    finding = f"The true class's own map has the highest mean for {cells} of the images; chance is {chance:g} %. "
+    if verdict == NOT_ANSWERED:
+        finding += "Judging the claim requires a net with a fully connected head: under `gap` it is true by definition."
+    else:
+        finding += "The verdict is of fully connected heads: under `gap` the claim is true by definition."
+    return verdict, finding

@@ -1,0 +1,115 @@
+"""What the claims about runs share: which runs may be compared, and what their paired differences say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from nin.studies.answer import UNDECIDED, by_sign, overall
+from nin.studies.rows import NOT_OF_IDENTITY, Condition
+from nin.studies.tables import interval, paired
+
+LEAST_SEEDS = 3  # of a verdict
+
+
+class Group(NamedTuple):
+    """Rows that differ in head, seed and what a claim varies, and in nothing else.
+
+    Attributes:
+        condition: what they have in common; its epochs are 0 if they may differ.
+        label: the settings in which they differ from other groups of this condition, as after an edit of a recipe.
+        rows: a frame of `nin.studies.rows`.
+    """
+
+    condition: Condition
+    label: str
+    rows: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """The group in words."""
+        return ", ".join(filter(None, [self.condition.title, self.label]))
+
+    @property
+    def stem(self) -> str:
+        """The group as part of a file's name."""
+        return "-".join(filter(None, [self.condition.stem, re.sub(r"[^\w.]+", "-", self.label)[:100]]))
+
+
+def comparable(rows: pd.DataFrame, varied: Sequence[str] = ()) -> list[Group]:
+    """Groups of rows that a claim compares, sorted by condition.
+
+    Args:
+        rows: of a study, without stopped runs.
+        varied: names of the settings that the claim varies. Rows in which any other setting was varied are left out;
+            so are runs that started from a checkpoint, or from a share of the images, unless the claim varies it.
+    """
+    rows = rows[rows.variant.map(lambda variant: _names_of(variant) <= set(varied)).astype(bool)]
+    if "checkpoint" not in varied:
+        rows = rows[rows.start_name == ""]
+    if "data.share" not in varied:
+        rows = rows[rows.share == 1]
+    conditions = rows.condition.tolist()
+    if "trainer.max_epochs" in varied:
+        conditions = [condition._replace(epochs=0) for condition in conditions]
+    common = [json.dumps(_common(settings, varied), sort_keys=True) for settings in rows.settings]
+    rows = rows.assign(common=common)
+    groups = []
+    for condition in sorted(set(conditions)):
+        of_condition = rows[[each == condition for each in conditions]]
+        labels = _labels(of_condition.common.unique())
+        for settings, group in of_condition.groupby("common", sort=False):
+            groups.append(Group(condition, labels[settings], group.drop(columns="common")))
+    return groups
+
+
+def _names_of(variant: str) -> set[str]:
+    """The names of the settings that a variant, NAME=VALUE …, states."""
+    return set(re.findall(r"(?:^|\s)([\w.]+)=", variant))
+
+
+def _common(settings: Mapping[str, Any], varied: Sequence[str]) -> dict[str, Any]:
+    """The settings in which rows of one group must agree."""
+    free = (*NOT_OF_IDENTITY, "head.name", "seed", *varied)
+    return {name: value for name, value in settings.items() if name not in free}
+
+
+def _labels(groups: Sequence[str]) -> dict[str, str]:
+    """For each group's settings (JSON) those in which the groups differ: "recipe.lr=0.05"."""
+    settings = [json.loads(group) for group in groups]
+    names = sorted(name for name in set().union(*settings) if len({json.dumps(s.get(name)) for s in settings}) > 1)
+    told = [" ".join(f"{name}={json.dumps(each.get(name))}" for name in names) for each in settings]
+    return dict(zip(groups, told, strict=True))
+
+
+def judge(pairs: Sequence[tuple[str, Sequence[float]]], what: str, below: bool = True) -> tuple[str, str]:
+    """Verdict and finding of paired differences, a fully connected head's minus GAP's.
+
+    Each comparison is undecided with fewer than three seeds, or if its 95 % interval contains 0.
+
+    Args:
+        pairs: for each comparison its name and the difference of each seed.
+        what: the differences in words, with their unit.
+        below: whether differences below 0 support the claim; else those above 0 do.
+    """
+    verdicts = [_verdict(differences, below) for _, differences in pairs]
+    if not pairs:
+        return overall([]), "Judging the claim requires runs of `gap` and of a fully connected head with equal seeds."
+    unanimous = len(set(verdicts)) == 1
+    cells = []
+    for (name, differences), verdict in zip(pairs, verdicts, strict=True):
+        cells.append(f"{name} {paired(differences)}" + f", {verdict}" * (not unanimous))
+    few = max(len(differences) for _, differences in pairs) < LEAST_SEEDS
+    note = f" A verdict requires {LEAST_SEEDS} seeds." if few else ""
+    return overall(verdicts), f"{what}: {(', ' if unanimous else '; ').join(cells)}.{note}"
+
+
+def _verdict(differences: Sequence[float], below: bool) -> str:
+    if len(differences) < LEAST_SEEDS or max(differences) - min(differences) < 1e-6:
+        return UNDECIDED
+    low, high = interval(differences)
+    return by_sign(-high, -low) if below else by_sign(low, high)

@@ -1,0 +1,130 @@
+"""The claim about objects: the class maps light up where the object is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nin.errors import ClaimError, NINError
+from nin.studies import maps
+from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, UNDECIDED, Answer, overall
+from nin.studies.nets import Subject, counted, progress
+from nin.studies.tables import GREY, clean, interval, paired, table_row, table_rule
+
+CLAIM = "Under pooling the class maps light up at the object, though nothing was trained to find it."
+WHERE = {"map": "under the map", "other": "under another image's map", "random": "at random"}
+
+
+def answer(subjects: Sequence[Subject]) -> Answer:
+    """How much the true class's score falls when a quarter of the image is blanked: under the brightest part of the
+    class's map, under that of another image's map, and at random (`nin.studies.maps.blanking`).
+
+    Raises:
+        ClaimError: a net's maps cannot be computed, or are too small to show a place.
+    """
+    measured = measure(subjects)
+    title = f"Do the maps light up at the object? ({counted(subjects)})"
+    verdict, finding = judge(subjects, measured)
+    return Answer("objects", title, CLAIM, verdict, finding, table(measured), draw(subjects, measured))
+
+
+def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
+    """Blanks quarters of the test images.
+
+    Returns:
+        a row for each net and image: place (of the net), name (with the seed if there are several), and the loss of
+        the true class's score by blanking, as in `WHERE`: map, other, random.
+    """
+    frames = []
+    names = [subject.name for subject in subjects]
+    with progress("objects", subjects, 1) as bar:
+        for place, subject in enumerate(subjects):
+            try:
+                falls = maps.blanking(subject.trained, subject.images, subject.labels, subject.blank)
+            except (NINError, ValueError) as error:  # the maps are too small, or captum is missing
+                raise ClaimError(f"claim=objects: `{subject.name}`: {error}") from error
+            seed = f", seed {subject.seed}" if names.count(subject.name) > 1 else ""
+            falls = dict(zip(WHERE, falls, strict=True))
+            frames.append(pd.DataFrame({"place": place, "name": subject.name + seed, **falls}))
+            bar.update(len(subject.labels))
+    return pd.concat(frames, ignore_index=True)
+
+
+def differences(of_net: pd.DataFrame, other: str) -> list[float]:
+    """How much more of the score is lost under the map than elsewhere, image by image."""
+    return (of_net["map"] - of_net[other]).tolist()
+
+
+def table(measured: pd.DataFrame) -> str:
+    """Mean losses and their paired differences by net in Markdown."""
+    lines = [
+        table_row(
+            *("score lost by blanking a quarter", *WHERE.values()),
+            *("map minus another image's (95 %)", "map minus random (95 %)"),
+        ),
+        table_rule(5),
+    ]
+    for _, of_net in measured.groupby("place"):
+        means = [f"{of_net[column].mean():.2f}" for column in WHERE]
+        more = [paired(differences(of_net, column)) for column in ("other", "random")]
+        lines.append(table_row(f"`{of_net['name'].iloc[0]}`", *means, *more))
+    return "\n".join(lines)
+
+
+def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
+    """A line for each net: the mean losses as points, and the interval by which the map's differs from another's."""
+    figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(subjects)), layout="constrained")
+    axis = clean(figure.subplots(), "x")
+    for place, of_net in measured.groupby("place"):
+        _draw_net(axis, place, subjects[place].colour, of_net)
+    _draw_legend(axis)
+    names = measured.groupby("place")["name"].first()
+    axis.set_yticks(range(len(subjects)), names)
+    axis.set(xlim=(0, None), ylim=(len(subjects) - 0.5, -0.5))
+    axis.set_xlabel("loss of the true class's score by blanking a quarter")
+    axis.tick_params(axis="y", length=0)
+    return figure
+
+
+def _draw_net(axis: Axes, y: int, colour: str, of_net: pd.DataFrame) -> None:
+    under, other, chance = (of_net[column].mean() for column in WHERE)
+    low, high = interval(differences(of_net, "other"))
+    axis.plot([chance, under], [y, y], color=colour, linewidth=1.5, alpha=0.5, zorder=1)
+    axis.plot([other + low, other + high], [y, y], color=colour, linewidth=7, alpha=0.35, zorder=2)
+    axis.scatter([chance], [y], s=30, facecolors="white", edgecolors=colour, zorder=3)
+    axis.scatter([other], [y], s=30, marker="D", facecolors="white", edgecolors=colour, zorder=3)
+    axis.scatter([under], [y], s=30, color=colour, zorder=3)
+
+
+def _draw_legend(axis: Axes) -> None:
+    axis.scatter([], [], s=30, facecolors="white", edgecolors=GREY, label="at random")
+    axis.scatter([], [], s=30, marker="D", facecolors="white", edgecolors=GREY, label="under another image's map")
+    axis.scatter([], [], s=30, color=GREY, label="under the brightest part of the map")
+    axis.plot([], [], color=GREY, linewidth=7, alpha=0.35, label="95 % interval: map minus another image's")
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
+    """Verdict and finding. A net that pools supports the claim if both intervals are above 0, and refutes it if both
+    are below."""
+    verdicts = []
+    more: dict[str, list[str]] = {"other": [], "random": []}
+    for place, of_net in measured.groupby("place"):
+        intervals = [interval(differences(of_net, column)) for column in more]
+        if subjects[place].pools:
+            lows, highs = zip(*intervals, strict=True)
+            verdicts.append(SUPPORTED if min(lows) > 0 else REFUTED if max(highs) < 0 else UNDECIDED)
+        for column, cells in more.items():
+            cells.append(f"`{of_net['name'].iloc[0]}` {paired(differences(of_net, column))}")
+    verdict = overall(verdicts)
+    finding = f"Score lost by blanking under the map, minus under another image's map: {', '.join(more['other'])}; "
+    finding += f"minus at random: {', '.join(more['random'])}."
+    if verdict == NOT_ANSWERED:
+        finding += " Judging the claim requires a net that pools."
+    elif not all(subject.pools for subject in subjects):
+        finding += " The maps below a fully connected head are computed (HiResCAM); those of a head that pools are the"
+        finding += " net's own."
+    return verdict, finding

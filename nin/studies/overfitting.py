@@ -1,0 +1,163 @@
+"""The claim about overfitting: a head without parameters has less to overfit with."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from nin.errors import ClaimError
+from nin.plan import HEADS
+from nin.studies.answer import Answer
+from nin.studies.comparisons import Group, comparable, judge
+from nin.studies.tables import (
+    COLOURS,
+    FULLY_CONNECTED,
+    GREY,
+    clean,
+    label,
+    made_with,
+    mean_and_deviation,
+    paired,
+    table_row,
+    table_rule,
+)
+
+CLAIM = "Without parameters of its own global average pooling overfits less than a fully connected head."
+VARIED = ("data.share", "trainer.max_epochs")
+
+
+def answers(rows: pd.DataFrame) -> list[Answer]:
+    """Training error and test error (%) by head and share of the training images: an answer for each recipe. If a share
+    was trained for several numbers of epochs, the largest one counts that several heads have. Nets that died are
+    counted, but not averaged.
+
+    Raises:
+        ClaimError: the study has only one share.
+    """
+    groups = comparable(rows, VARIED)
+    several = [group for group in groups if group.rows[group.rows.status == "ok"].share.nunique() > 1]
+    if not several:
+        raise ClaimError(
+            "claim=overfitting: the study has no runs with several shares of the training images; train some with "
+            "scripts/ablate.py data.share=0.01,0.05,0.2,1"
+        )
+    return [_answer(group) for group in several]
+
+
+def _answer(group: Group) -> Answer:
+    runs = measure(group.rows)
+    errors = group.condition.errors
+    title = f"Training error and {errors}: {group.title}"
+    verdict, finding = judge_excess(runs, errors)
+    return Answer(f"overfitting-{group.stem}", title, CLAIM, verdict, finding, table(runs, errors), draw(runs, errors))
+
+
+def measure(rows: pd.DataFrame) -> pd.DataFrame:
+    """The runs that count, each beside GAP's with the same share and seed.
+
+    Returns:
+        the rows of finished runs, and for each: excess (error minus training error), minus_gap (error minus GAP's) and
+        more (excess minus GAP's), NaN if there is no such run of GAP; died (dead runs of its head and share).
+    """
+    finished = rows[rows.status == "ok"].sort_values("seed")
+    heads = finished.groupby(["share", "epochs"])["head"].nunique().reset_index(name="heads")
+    heads["compared"] = heads.heads > 1
+    longest = heads.sort_values(["compared", "epochs"]).groupby("share").tail(1)
+    runs = finished.merge(longest[["share", "epochs"]], on=["share", "epochs"])
+    runs["excess"] = runs.error - runs.train_error
+    gap = runs.loc[runs["head"] == "gap", ["share", "seed", "error", "excess"]]
+    runs = runs.merge(gap, on=["share", "seed"], how="left", suffixes=("", "_gap"))
+    is_gap = runs["head"] == "gap"
+    runs["minus_gap"] = (runs.error - runs.error_gap).mask(is_gap)
+    runs["more"] = (runs.excess - runs.excess_gap).mask(is_gap)
+    dead = rows[rows.status == "dead"].groupby(["share", "epochs", "head"]).size().rename("died").reset_index()
+    return runs.merge(dead, on=["share", "epochs", "head"], how="left").fillna({"died": 0})
+
+
+def by_share_and_head(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:
+    """Share, head and runs of each line of the table, in its order."""
+    groups = [(share, head, group) for (share, head), group in runs.groupby(["share", "head"])]
+    return sorted(groups, key=lambda group: (group[0], [*HEADS].index(group[1])))
+
+
+def table(runs: pd.DataFrame, errors: str) -> str:
+    """Errors by share and head in Markdown.
+
+    Args:
+        runs: as of `measure`.
+        errors: "test error", or "held-out error".
+    """
+    columns = ("images", "epochs", "head", "n", "training error (%)", f"{errors} (%)", "minus training error")
+    lines = [table_row(*columns, f"{errors} minus `gap`'s"), table_rule(len(columns))]
+    for share, head, group in by_share_and_head(runs):
+        died = int(group.died.iloc[0])
+        n = f"{len(group)}" + f", {died} died" * bool(died)
+        cells = [mean_and_deviation(group[column]) for column in ("train_error", "error", "excess")]
+        difference = "" if head == "gap" else paired(group.minus_gap.dropna().tolist(), len(group))
+        epochs = str(group.epochs.iloc[0])
+        lines.append(table_row(f"{100 * share:g} %", epochs, f"`{head}`", n, *cells, difference))
+    caveat = (
+        "On ten class maps of 8×8 a fully connected head has 6,410 parameters, the trunk 966,986. Where the training "
+        f"error is 0 under both heads, the verdict is of the {errors}."
+    )
+    return "\n".join([*lines, "", f"{caveat} {made_with(runs)}"])
+
+
+def draw(runs: pd.DataFrame, errors: str) -> Figure:
+    """Errors over the share and, if GAP can be compared, each head's excess minus GAP's."""
+    compared = runs.more.notna().any()
+    figure = Figure(figsize=(9.4 if compared else 5.6, 4.0), layout="constrained")
+    axes = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
+    epochs = runs.groupby("share").epochs.first()
+    ticks = [f"{100 * share:g} %\n{number} epochs" for share, number in epochs.items()]
+    for axis in axes:
+        clean(axis).set(xscale="log", xlabel="share of the training images, and epochs")
+        axis.set_xticks(100 * epochs.index, ticks)
+        axis.xaxis.set_minor_locator(NullLocator())
+    _draw_errors(axes[0], runs, errors)
+    if compared:
+        _draw_more(axes[1], runs, errors)
+    return figure
+
+
+def _draw_errors(axis: Axes, runs: pd.DataFrame, errors: str) -> None:
+    ends = []
+    for head in [head for head in HEADS if (runs["head"] == head).any()]:
+        means = runs[runs["head"] == head].groupby("share")[["train_error", "error"]].mean()
+        shares = 100 * means.index
+        axis.plot(shares, means.error, "o-", color=COLOURS[head], markersize=4)
+        axis.plot(shares, means.train_error, "o:", color=COLOURS[head], markersize=3, alpha=0.8)
+        ends.append((shares[-1], means.error.iloc[-1], head, COLOURS[head]))
+    axis.plot([], [], "o-", color=GREY, markersize=4, label=errors)
+    axis.plot([], [], "o:", color=GREY, markersize=3, label="training error")
+    axis.set(ylabel="error (%)", ylim=(0, None))
+    axis.legend(frameon=False, fontsize=9)
+    label(axis, ends)
+
+
+def _draw_more(axis: Axes, runs: pd.DataFrame, errors: str) -> None:
+    shares = 100 * runs.share
+    axis.plot([shares.min(), shares.max()], [0, 0], color=COLOURS["gap"], linewidth=1.5)
+    ends = [(shares.max(), 0.0, "gap", COLOURS["gap"])]
+    compared = runs.dropna(subset="more")
+    for head in [head for head in HEADS if (compared["head"] == head).any()]:
+        of_head = compared[compared["head"] == head]
+        axis.scatter(100 * of_head.share, of_head.more, s=10, color=COLOURS[head], alpha=0.5, linewidths=0)
+        means = of_head.groupby("share").more.mean()
+        axis.plot(100 * means.index, means, "o-", color=COLOURS[head], markersize=4)
+        ends.append((100 * means.index[-1], means.iloc[-1], head, COLOURS[head]))
+    axis.set_ylabel(f"{errors} − training error, minus gap's (points)", fontsize=9)
+    label(axis, ends)
+
+
+def judge_excess(runs: pd.DataFrame, errors: str) -> tuple[str, str]:
+    """Verdict and finding: how much more a fully connected head's error is above its training error than GAP's."""
+    differences = []
+    for share, head, group in by_share_and_head(runs):
+        more = group.more.dropna().tolist()
+        if head in FULLY_CONNECTED and more:
+            differences.append((f"`{head}` with {100 * share:g} % of the images", more))
+    what = f"{errors.capitalize()} minus training error, of a fully connected head minus that of `gap` (points)"
+    return judge(differences, what, below=False)

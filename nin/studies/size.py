@@ -1,0 +1,168 @@
+"""The claim about image size: a net that pools accepts images of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torchvision.transforms.v2.functional import resize
+from tqdm import tqdm
+
+from nin.backbones import BACKBONES
+from nin.data.preprocess import Whiten
+from nin.errors import NINError
+from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer, overall
+from nin.studies.nets import Subject, batches, counted, error_of, progress
+from nin.studies.tables import clean, label, mean_and_deviation, table_row, table_rule
+
+CLAIM = "A net that pools accepts images of any size, a net with a fully connected head only the size it was built for."
+
+
+def answer(subjects: Sequence[Subject], sizes: Sequence[int] | None = None) -> Answer:
+    """Test error by image size.
+
+    Args:
+        subjects: the nets, all with images of one size.
+        sizes: sides in pixels; by default from three quarters of the images' own side to twice it, in eighths.
+    """
+    own = subjects[0].images.shape[-1]
+    sizes = sizes or range(3 * own // 4, 2 * own + 1, max(1, own // 8))
+    measured = measure(subjects, sizes)
+    title = f"Test error by image size ({counted(subjects)})"
+    verdict, finding = judge(subjects, measured)
+    return Answer("size", title, CLAIM, verdict, finding, table(measured), draw(subjects, measured))
+
+
+@torch.no_grad()
+def measure(subjects: Sequence[Subject], sizes: Sequence[int]) -> pd.DataFrame:
+    """Resizes the test images (bilinear, antialiased) and evaluates each net on them.
+
+    Returns:
+        a row for each net and size: place (of the net), name, pixels, error (%, NaN if refused), refusal (its reason).
+    """
+    rows = []
+    with progress("size", subjects, len(sizes)) as bar:
+        for place, subject in enumerate(subjects):
+            for pixels in sizes:
+                if refusal := refusal_of(subject, pixels):
+                    bar.update(len(subject.labels))
+                error = float("nan") if refusal else _error_at(subject, pixels, bar)
+                rows.append((place, subject.name, pixels, error, refusal))
+    return pd.DataFrame(rows, columns=["place", "name", "pixels", "error", "refusal"])
+
+
+def _error_at(subject: Subject, pixels: int, bar: tqdm) -> float:
+    predictions = []
+    for images in batches(subject, bar, pixels):
+        resized = resize(images, [pixels, pixels], antialias=True)
+        predictions.append(subject.trained(resized).argmax(1))
+    return error_of(torch.cat(predictions), subject)
+
+
+def refusal_of(subject: Subject, pixels: int) -> str:
+    """Why a net refuses images with this side; empty if it accepts them."""
+    if pixels < smallest(subject):
+        backbone = subject.trained.net.arguments["backbone"]
+        return f"{backbone} requires images of at least {smallest(subject)} pixels a side"
+    try:
+        subject.trained(subject.images.new_zeros(1, subject.images.shape[1], pixels, pixels))
+    except (NINError, ValueError, RuntimeError) as error:  # torch's RuntimeError: nothing is left of the image
+        return str(error).splitlines()[0]
+    return ""
+
+
+def smallest(subject: Subject) -> int:
+    """The smallest side that the trunk accepts, whatever the head."""
+    backbone = subject.trained.net.arguments.get("backbone")
+    return BACKBONES[backbone].smallest if backbone else 1
+
+
+def accepted(of_name: pd.DataFrame) -> dict[int, list[float]]:
+    """The errors of the seeds of one name at each size that all of them accept."""
+    errors = of_name.groupby("pixels").error.agg(list)
+    return {pixels: each for pixels, each in errors.items() if not pd.isna(each).any()}
+
+
+def table(measured: pd.DataFrame) -> str:
+    """Errors by net and size in Markdown, then the reason of each net's first refusal."""
+    sizes = measured.pixels.unique()
+    lines = [table_row("net", *(f"{pixels} px" for pixels in sizes)), table_rule(len(sizes))]
+    for name, of_name in measured.groupby("name", sort=False):
+        errors = accepted(of_name)
+        cells = [mean_and_deviation(errors[pixels]) if pixels in errors else "refused" for pixels in sizes]
+        lines.append(table_row(f"`{name}`", *cells))
+    for row in measured[measured.refusal != ""].drop_duplicates("name").itertuples():
+        lines += ["", f"`{row.name}` at {row.pixels} pixels: {row.refusal}"]
+    return "\n".join(lines)
+
+
+def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
+    """Error over image size: a thin line a seed, a thick one the mean. A net that accepts one size is a point and a
+    note."""
+    own = subjects[0].images.shape[-1]
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = clean(figure.subplots())
+    axis.axvline(own, color="#bbbbbb", linewidth=1, zorder=0)
+    ends, notes = [], [(f"trained at {own}", "#777777")]
+    for name, of_name in measured.groupby("name", sort=False):
+        subject = subjects[of_name.place.iloc[0]]
+        errors = accepted(of_name)
+        means = _draw_lines(axis, subject, errors)
+        if len(errors) > 1:
+            ends.append((max(errors), means[-1], name, subject.colour))
+        else:
+            only = f"{name}: {means[0]:.2f} % at {min(errors)} px only" if errors else f"{name}: no size"
+            notes.append((only, subject.colour))
+    axis.margins(y=0.15)
+    sizes = measured.pixels.unique()
+    axis.set(xlabel="side of the image (pixels)", ylabel="test error (%)", xticks=sizes, ylim=(0, None))
+    label(axis, ends)
+    style = {"fontsize": 9, "va": "top", "textcoords": "offset points", "xycoords": ("data", "axes fraction")}
+    for line, (note, colour) in enumerate(notes):
+        axis.annotate(note, (own, 1), (5, -3 - 13 * line), color=colour, **style)
+    return figure
+
+
+def _draw_lines(axis: Axes, subject: Subject, errors: dict[int, list[float]]) -> list[float]:
+    """Draws the seeds and their mean; returns the means."""
+    seeds = list(zip(*errors.values(), strict=True))
+    for each in seeds if len(seeds) > 1 else ():
+        axis.plot([*errors], each, subject.style, color=subject.colour, alpha=0.25, linewidth=1)
+    means = [sum(each) / len(each) for each in errors.values()]
+    axis.plot([*errors], means, subject.style, color=subject.colour, marker="o", markersize=4)
+    return means
+
+
+def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
+    """Verdict and finding. A net that pools supports the claim if it accepts every size that its trunk accepts; a net
+    on whitened images does not count, since whitening requires one size."""
+    verdicts = []
+    for place, of_net in measured.groupby("place"):
+        subject = subjects[place]
+        if subject.pools and not isinstance(subject.trained.preprocess, Whiten):
+            possible = of_net[of_net.pixels >= smallest(subject)]
+            verdicts.append(SUPPORTED if possible.error.notna().all() else REFUTED)
+    verdict = overall(verdicts)
+    described = [_described(name, of_name) for name, of_name in measured.groupby("name", sort=False)]
+    finding = f"{'; '.join(described)}."
+    if verdict == NOT_ANSWERED:
+        finding += " Judging the claim requires a net that pools, without whitening."
+    elif SUPPORTED in verdicts:
+        finding += " Accepting a size does not mean recognising it: the nets were trained on images of one size."
+    return verdict, finding
+
+
+def _described(name: str, of_name: pd.DataFrame) -> str:
+    errors = accepted(of_name)
+    cells = {pixels: f"{mean_and_deviation(each)} % at {pixels} px" for pixels, each in errors.items()}
+    if not cells:
+        return f"`{name}` accepts none of {of_name.pixels.nunique()} sizes"
+    if len(cells) == 1:
+        return f"`{name}` accepts one size: {next(iter(cells.values()))}"
+    best = min(errors, key=lambda pixels: sum(errors[pixels]))
+    ends = ", ".join(cells[pixels] for pixels in (min(errors), max(errors)))
+    total = of_name.pixels.nunique()
+    return f"`{name}` accepts {len(cells)} of {total} sizes: {cells[best]} (its lowest error), {ends}"

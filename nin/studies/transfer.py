@@ -1,0 +1,225 @@
+"""The claim about transfer: a net that pools is a worse start for another set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from nin.errors import ClaimError
+from nin.plan import HEADS
+from nin.pretrained import available, read_card
+from nin.studies.answer import Answer
+from nin.studies.comparisons import Group, comparable, judge
+from nin.studies.tables import (
+    COLOURS,
+    FULLY_CONNECTED,
+    clean,
+    made_with,
+    mean_and_deviation,
+    paired,
+    table_row,
+    table_rule,
+)
+
+CLAIM = "A net with global average pooling transfers worse to another set than one with a fully connected head."
+VARIED = ("checkpoint", "freeze")
+SCRATCH, TUNED, PROBED = "from scratch", "fine-tuned", "probed"
+LINEAR = "linear probe"  # `gap` on the frozen blocks of a net of any head: the same 1×1 convolution learns for all
+WAYS = (SCRATCH, TUNED, PROBED, LINEAR)
+
+
+class Key(NamedTuple):
+    """What the runs of one line have in common. Of a linear probe `head` is that of the net that it started from; from
+    scratch the start is empty."""
+
+    way: str
+    head: str
+    start_name: str
+    start_sha256: str
+
+    @property
+    def place(self) -> tuple:
+        """Where the line stands in the table."""
+        return WAYS.index(self.way), [*HEADS].index(self.head), self.start_name, self.start_sha256
+
+
+@dataclass(frozen=True)
+class Line:
+    """The runs of one way, head and start, and how they compare.
+
+    Attributes:
+        key: way, head and start.
+        runs: a frame by seed with seed, status and error; the error is NaN if the net died.
+        minus_gap: error minus that of GAP's run in the same way, for each seed that both have.
+        minus_scratch: error minus that of the run from scratch, for each seed that both have.
+    """
+
+    key: Key
+    runs: pd.DataFrame
+    minus_gap: list[float]
+    minus_scratch: list[float]
+
+
+def answers(rows: pd.DataFrame) -> list[Answer]:
+    """Test error (%) by head of nets that were trained on another set before: from scratch, fine-tuned, and with all
+    layers frozen that the checkpoint brings, under its own head and under `head=gap`. An answer for each condition.
+
+    Raises:
+        ClaimError: no run of the study started from a checkpoint.
+    """
+    groups = [group for group in comparable(rows, VARIED) if (group.rows.start_name != "").any()]
+    if not groups:
+        raise ClaimError(
+            "claim=transfer: no run of the study that varies nothing else started from a checkpoint; train some with "
+            "scripts/ablate.py data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
+        )
+    trainings = published_trainings()
+    return [_answer(group, trainings) for group in groups]
+
+
+def _answer(group: Group, trainings: Mapping[str, tuple]) -> Answer:
+    lines = measure(group.rows, trainings)
+    errors = group.condition.errors
+    shown = f"{table(lines, errors)}\n\n{_caveat(lines)} {made_with(group.rows)}"
+    title = f"Transfer to {group.title}"
+    return Answer(f"transfer-{group.stem}", title, CLAIM, *judge_transfer(lines), shown, draw(lines, errors))
+
+
+def published_trainings() -> dict[str, tuple]:
+    """How each published net was trained (set, recipe, epochs, seed) by the sha256 of its weights."""
+    cards = [read_card(name) for name in available()]
+    return {card["sha256"]: tuple(card.get(fact) for fact in ("data", "recipe", "epochs", "seed")) for card in cards}
+
+
+def measure(rows: pd.DataFrame, trainings: Mapping[str, tuple]) -> list[Line]:
+    """The lines of a group's rows, in the order of the table.
+
+    Args:
+        rows: the rows.
+        trainings: how nets were trained, by the sha256 of their weights.
+    """
+    groups = _by_key(rows)
+    lines = []
+    for key in sorted(groups, key=lambda key: key.place):
+        scratch = Key(SCRATCH, "gap" if key.way == LINEAR else key.head, "", "")
+        minus_gap = _minus(groups, key, gap_beside(groups, key, trainings))
+        lines.append(Line(key, groups[key], minus_gap, _minus(groups, key, scratch)))
+    return lines
+
+
+def _by_key(rows: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    """The runs of each line. A frozen run of `gap` on a net of another head is a linear probe; one on a net of `gap` is
+    both, unless all linear probes are."""
+    way = pd.Series(TUNED, index=rows.index).mask(rows.start_name == "", SCRATCH).mask(rows.frozen, PROBED)
+    runs = rows.assign(way=way).sort_values("seed")
+    is_linear = (runs["head"] == "gap") & (runs.way == PROBED) & (runs.start_head != "")
+    linear = runs[is_linear].assign(way=LINEAR, head=runs.start_head)
+    own = runs[~is_linear | (runs.start_head == "gap")]
+    if (linear["head"] != "gap").any():
+        own = pd.concat([own, linear])
+    columns = ["way", "head", "start_name", "start_sha256"]
+    return {Key(*key): group[["seed", "status", "error"]] for key, group in own.groupby(columns)}
+
+
+def gap_beside(groups: Mapping[Key, pd.DataFrame], key: Key, trainings: Mapping[str, tuple]) -> Key | None:
+    """The line of `gap` that a line is compared with: the one in the same way whose start was trained alike, or the
+    only one, unless the trainings of both starts are known and differ."""
+    candidates = [other for other in groups if other.way == key.way and other.head == "gap"]
+    own = trainings.get(key.start_sha256)
+    for other in candidates:
+        if own is not None and trainings.get(other.start_sha256) == own:
+            return other
+    if len(candidates) == 1 and (own is None or candidates[0].start_sha256 not in trainings):
+        return candidates[0]
+    return None
+
+
+def _minus(groups: Mapping[Key, pd.DataFrame], key: Key, other: Key | None) -> list[float]:
+    """Differences of the errors of two lines, seed by seed."""
+    if other is None or other == key or other not in groups:
+        return []
+    errors, others = (groups[each].set_index("seed").error for each in (key, other))
+    return (errors - others).dropna().tolist()
+
+
+def table(lines: Sequence[Line], errors: str) -> str:
+    """Errors by way, head and start in Markdown.
+
+    Args:
+        lines: as of `measure`.
+        errors: "test error", or "held-out error".
+    """
+    columns = ("", "head", "from", f"{errors} of each seed (%)", "mean ± s.d.", "n", "minus `gap`")
+    rows = [table_row(*columns, "minus from scratch"), table_rule(len(columns))]
+    for line in lines:
+        learnt = line.runs.error.dropna()
+        each = [
+            status if pd.isna(error) else f"{error:.2f}"
+            for status, error in zip(line.runs.status, line.runs.error, strict=True)
+        ]
+        mean = mean_and_deviation(learnt) if len(learnt) else "none"
+        compared = [paired(minus, len(line.runs)) if minus else "" for minus in (line.minus_gap, line.minus_scratch)]
+        way, head, start = line.key.way, f"`{line.key.head}`", _start_in_words(line, lines)
+        rows.append(table_row(way, head, start, ", ".join(each), mean, str(len(learnt)), *compared))
+    return "\n".join(rows)
+
+
+def _start_in_words(line: Line, lines: Sequence[Line]) -> str:
+    """The name of the start, with its sha256 where several have this name, as after a net was published again."""
+    name, sha256 = line.key.start_name, line.key.start_sha256
+    same_name = {other.key.start_sha256 for other in lines if other.key.start_name == name}
+    return f"{name} ({sha256[:8] or 'unknown sha256'})" if len(same_name) > 1 else name
+
+
+def _caveat(lines: Sequence[Line]) -> str:
+    """What the intervals cover, and what a probe trains."""
+    ways = {line.key.way for line in lines}
+    text = (
+        "Intervals (95 %) are over the seeds of new layers and order. All seeds start from the same nets and have the "
+        "same test images. Not covered: other nets of these heads, other images."
+    )
+    if PROBED in ways:
+        text += (
+            " A probe trains what depends on the number of classes: the last 1×1 layer, and the linear layer of a "
+            "fully connected head."
+        )
+    if LINEAR in ways:
+        text += (
+            " The linear probe puts one 1×1 layer and average pooling on the frozen blocks of each net. `gap` was "
+            "trained to be read in this way, the others were not. The linear probes of `gap` are its probed runs "
+            "again, and all linear probes are compared with `gap` from scratch."
+        )
+    return text
+
+
+def draw(lines: Sequence[Line], errors: str) -> Figure:
+    """A dot for each seed and a line for the mean, by way and head."""
+    ways = [way for way in WAYS if way != LINEAR or any(line.key.way == LINEAR for line in lines)]
+    heads = [head for head in HEADS if any(line.key.head == head for line in lines)]
+    figure = Figure(figsize=(6.6, 3.8), layout="constrained")
+    axis = clean(figure.subplots(), "y")
+    for line in lines:
+        x = ways.index(line.key.way) + 0.18 * (heads.index(line.key.head) - (len(heads) - 1) / 2)
+        colour, learnt = COLOURS[line.key.head], line.runs.error.dropna()
+        axis.scatter([x] * len(learnt), learnt, s=16, color=colour, alpha=0.7, linewidths=0)
+        if len(learnt):
+            axis.hlines(learnt.mean(), x - 0.07, x + 0.07, color=colour, linewidth=2)
+    for head in heads:
+        axis.scatter([], [], s=16, color=COLOURS[head], label=head)
+    axis.set(ylabel=f"{errors} (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
+    axis.set_xticks(range(len(ways)), ways)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def judge_transfer(lines: Sequence[Line]) -> tuple[str, str]:
+    """Verdict and finding: whether fully connected heads have lower errors than GAP, in each way but from scratch."""
+    differences = []
+    for line in lines:
+        if line.key.way != SCRATCH and line.key.head in FULLY_CONNECTED and line.minus_gap:
+            differences.append((f"{line.key.way} `{line.key.head}`", line.minus_gap))
+    return judge(differences, "Error of a fully connected head minus that of `gap` (points)")

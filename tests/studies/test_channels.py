@@ -1,0 +1,55 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from claims import cells, drawn, subject, tiny
+
+from nin.errors import ClaimError
+from nin.studies import channels
+
+
+def test_under_gap_the_highest_mean_is_the_prediction():
+    answer = channels.answer([subject(tiny("gap"), "gap")])
+    accuracy, own, named = map(float, cells(answer.table, "`gap`"))
+    assert accuracy == own <= named
+    assert "equal by definition" in answer.table
+    assert answer.verdict == "not answered" and "requires a net with a fully connected head" in answer.finding
+    assert {"map with the highest mean", f"gap: {own:.1f} % own map"} < drawn(answer.figure)
+
+
+def test_below_a_fully_connected_head_maps_are_counted():
+    nets = [subject(tiny("gap"), "gap"), subject(tiny("fc"), "fc")]
+    answer = channels.answer(nets)
+    trained, images, labels = nets[1].trained, nets[1].images, nets[1].labels
+    with torch.no_grad():
+        highest = trained.forward_maps(images).mean((2, 3)).argmax(1)
+    assert float(cells(answer.table, "`fc`")[1]) == pytest.approx(100 * (highest == labels).double().mean().item())
+    measured = channels.measure(nets)
+    counts = np.zeros((10, 10), int)
+    np.add.at(counts, (labels.numpy(), highest.numpy()), 1)
+    assert (measured.counts[1] == counts).all()
+    assert "no. 10" in drawn(answer.figure) and answer.verdict in ("refuted", "supported", "supported in part")
+
+
+@pytest.mark.parametrize(("own", "verdict"), [(19.0, "refuted"), (50.0, "supported in part"), (82.0, "supported")])
+def test_the_verdict_is_of_fully_connected_heads(own, verdict):
+    nets = [subject(tiny("gap"), "gap", 2), subject(tiny("fc"), "fc", 2)]
+    counts = [np.eye(10, dtype=int)] * 2
+    measured = pd.DataFrame({"name": ["gap", "fc"], "accuracy": 90.0, "own": [90.0, own], "counts": counts})
+    assert channels.judge(nets, measured)[0] == verdict
+    assert f"`fc` {own:.2f} %" in channels.judge(nets, measured)[1]
+
+
+def test_seeds_are_averaged_and_the_first_is_drawn():
+    nets = [subject(tiny("gap", seed), "gap") for seed in (3, 4)]
+    answer = channels.answer(nets)
+    assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
+    assert any(text.startswith("gap (seed 3): ") for text in drawn(answer.figure))
+
+
+def test_nets_without_a_map_a_class_are_left_out():
+    wide = subject(tiny("gap"), "wide")
+    wide.trained.classes = wide.trained.classes[:7]
+    assert "wide" not in channels.answer([subject(tiny("gap"), "gap"), wide]).table
+    with pytest.raises(ClaimError, match="as many last maps as classes"):
+        channels.answer([wide])

@@ -1,0 +1,82 @@
+import pytest
+import torch
+from claims import cells, subject, tiny
+
+from nin import pretrained
+from nin.errors import CheckpointError
+from nin.studies import channels
+from nin.studies.nets import batches, counted, described, error_of, gather, progress
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Saves a net, and returns its file."""
+
+    def save(name, *arguments, **facts):
+        file = tmp_path / f"{name}.safetensors"
+        pretrained.save(file, tiny(*arguments, **facts))
+        return str(file)
+
+    return save
+
+
+def test_seeds_have_one_name_and_what_differs_is_named(saved):
+    gap, again, fc, longer = saved("a"), saved("b", seed=1), saved("c", "fc"), saved("d", epochs=20)
+    assert [net.name for net in gather([fc, gap, again])] == ["gap", "gap", "fc"]
+    assert [net.name for net in gather([longer, gap])] == ["gap 20 epochs", "gap 8 epochs"]
+    other = saved("e", "fc")
+    assert [net.name for net in gather([fc, other])] == [f"fc {fc}", f"fc {other}"]  # one seed: no seeds of one thing
+
+
+@pytest.mark.parametrize("start", [{"start": {"name": "net", "sha256": None, "head": "gap"}}, {"started_from": "net"}])
+def test_a_start_is_named(saved, start):
+    tuned = saved("tuned", frozen=True, **start)
+    assert [net.name for net in gather([saved("a"), tuned])] == ["gap from net, frozen", "gap from scratch"]
+
+
+def test_names_of_one_head_have_line_styles_of_their_own(saved):
+    files = [saved("a"), saved("b", seed=1), saved("c", epochs=20), saved("d", "fc")]
+    styles = {(net.name, net.style) for net in gather(files)}
+    assert styles == {("gap 8 epochs", "-"), ("gap 20 epochs", "--"), ("fc 8 epochs", "-")}
+
+
+def test_images_are_drawn_once_for_all_nets_of_a_set(saved):
+    gap, fc = gather([saved("a"), saved("b", "fc")], images=7)
+    assert len(gap.images) == len(gap.labels) == 7
+    assert torch.equal(gap.images, fc.images) and gap.blank.shape == (3, 1, 1)
+    (other,) = gather([saved("a")], images=7, seed=1)
+    assert not torch.equal(gap.images, other.images)
+    assert not gap.trained.training and (gap.head, fc.head, gap.pools, fc.pools) == ("gap", "fc", True, False)
+    (whole,) = gather([saved("a")])
+    assert len(whole.images) > 300
+
+
+def test_seeds_are_averaged_in_a_table(saved):
+    answer = channels.answer(gather([saved("a"), saved("b", seed=1)], images=50))
+    assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
+
+
+def test_a_checkpoint_that_does_not_exist_is_refused():
+    with pytest.raises(CheckpointError, match="checkpoint=net"):
+        gather(["net"])
+
+
+def test_nets_are_described_by_their_facts():
+    net = subject(tiny(seed=3, test_error=8.41, commit="0123456789abcdef"), "gap")
+    assert cells(described([net]), "`gap`") == ["digits", "quick", "8", "3", "8.41", "01234567"]
+
+
+def test_batches_have_the_memory_of_an_evaluation():
+    net = subject(tiny(), "gap", 2500)
+    with progress("test", [net], 2) as bar:
+        own = [len(images) for images in batches(net, bar)]
+        wide = [len(images) for images in batches(net, bar, 64)]
+        assert bar.n == bar.total == 5000
+    assert sum(own) == sum(wide) == 2500
+    assert max(wide) == max(own) // 4
+
+
+def test_an_error_is_a_share_of_the_images():
+    net = subject(tiny(), "gap", 20)
+    assert error_of(net.labels, net) == 0 and error_of(torch.zeros_like(net.labels), net) == 90
+    assert counted([net, net, subject(tiny(), "gap", 1200)]) == "20 test images, 1,200 test images"

@@ -1,0 +1,166 @@
+from functools import partial
+
+import pytest
+from claims import body, claim_row, drawn
+
+from nin import pretrained
+from nin.errors import ClaimError
+from nin.studies import transfer
+
+
+@pytest.fixture
+def run(row):
+    return partial(claim_row, row)
+
+
+@pytest.fixture
+def rows(run):
+    """Both heads from scratch, fine-tuned and probed; `fc` is 5 points worse."""
+    ways = [({}, 30.0), ({"start": "net"}, 20.0), ({"start": "net", "freeze": True}, 50.0)]
+    made = []
+    for way, error in ways:
+        made += [run("gap", seed, error + seed, **way) for seed in range(3)]
+        made += [run("fc", seed, error + seed + 5 + 0.1 * (seed == 1), **way) for seed in range(3)]
+    return made
+
+
+def from_scratch(row):
+    return row["start_name"] == ""
+
+
+def test_each_way_is_compared_with_gap_and_with_training_from_scratch(run, rows, frame):
+    dead = run("fc", 0, status="dead")
+    rows = [dead if from_scratch(row) and (row["head"], row["seed"]) == ("fc", 0) else row for row in rows]
+    varied = run("gap", 0, 1.0, start="net", model__dropout=0.4, variant="model.dropout=0.4")
+    another = run("fc", 0, 1.0, start="another")
+    (answer,) = transfer.answers(frame(*rows, varied, another))
+    lines = body(answer.table)
+    assert [line[:3] for line in lines] == [
+        ["from scratch", "`gap`", ""],
+        ["from scratch", "`fc`", ""],
+        ["fine-tuned", "`gap`", "net"],
+        ["fine-tuned", "`fc`", "another"],
+        ["fine-tuned", "`fc`", "net"],
+        ["probed", "`gap`", "net"],
+        ["probed", "`fc`", "net"],
+    ]
+    assert lines[1][3:6] == ["dead, 36.10, 37.00", "36.55 ± 0.64", "2"]
+    assert lines[2][3:] == ["20.00, 21.00, 22.00", "21.00 ± 1.00", "3", "", "-10.00 (3 times the same)"]
+    assert lines[6][6].startswith("+5.03 (") and lines[6][7].startswith("+20.00 (")
+    assert answer.verdict == "refuted in part"  # of another there is one seed
+    assert "probed `fc` +5.03 (" in answer.finding and "scratch" not in answer.finding
+
+
+def test_without_a_fully_connected_head_there_is_no_verdict(rows, frame):
+    (answer,) = transfer.answers(frame(*(row for row in rows if row["head"] == "gap" or from_scratch(row))))
+    assert answer.verdict == "not answered"
+
+
+def test_the_mean_decides_and_not_a_single_seed(run, frame):
+    mixed = dict(enumerate((19.9, 26.0, 27.0, 28.1, 29.2)))  # the first is below gap's
+    rows = [run("gap", seed, 20.0 + seed, start="net") for seed in mixed]
+    rows += [run("fc", seed, error, start="net") for seed, error in mixed.items()]
+    assert transfer.answers(frame(*rows))[0].verdict == "refuted"
+
+
+def test_heads_may_disagree_by_way(rows, run, frame):
+    better = [
+        run("fc", row["seed"], 10.0 + 0.9 * row["seed"], start="net", freeze=True)
+        if row["head"] == "fc" and row["settings"]["freeze"]
+        else row
+        for row in rows
+    ]
+    assert transfer.answers(frame(*better))[0].verdict == "mixed"
+
+
+def tuned(run, heads_of):
+    """Five seeds of each head and start, `fc` 6 points worse than `gap`."""
+    return [
+        run(head, seed, 20.0 + seed + (6 + 0.1 * seed) * (head == "fc"), start=start)
+        for head, start in heads_of
+        for seed in range(5)
+    ]
+
+
+def test_published_nets_are_compared_where_their_cards_say_that_they_were_trained_alike(run, frame, monkeypatch):
+    """By the sha256 of the weights: a net that was published again is another net."""
+    cards = {
+        "a-gap": {"recipe": "quick", "epochs": 8, "seed": 0},
+        "a-fc": {"recipe": "quick", "epochs": 8, "seed": 0},
+        "b-gap": {"recipe": "paper", "epochs": 260, "seed": 0},
+    }
+    sha256 = {name: f"{name}-".ljust(64, "0") for name in cards}  # as in the rows
+    monkeypatch.setattr(transfer, "available", lambda: list(cards))
+    monkeypatch.setattr(transfer, "read_card", lambda name: {"data": "cifar10", "sha256": sha256[name], **cards[name]})
+
+    def finding(*heads_of):
+        return transfer.answers(frame(*tuned(run, heads_of)))[0].finding
+
+    alike = finding(("gap", "a-gap"), ("fc", "a-fc"))
+    assert "fine-tuned `fc` +6.20 (" in alike
+    assert finding(("gap", "b-gap"), ("fc", "a-fc")).startswith("Judging the claim requires")  # trained otherwise
+    assert finding(("gap", "a-gap"), ("gap", "b-gap"), ("fc", "a-fc")) == alike  # the right one of two
+    assert finding(("gap", "a-gap"), ("fc", "run")) == alike  # of a run nothing is known, and there is one `gap`
+    assert finding(("gap", "run-1"), ("gap", "run-2"), ("fc", "run")).startswith("Judging the claim requires")
+    sha256["a-fc"] = "f" * 64
+    assert finding(("gap", "a-gap"), ("gap", "b-gap"), ("fc", "a-fc")).startswith("Judging the claim requires")
+
+
+def test_a_net_that_was_published_again_has_a_line_of_its_own(run, frame):
+    rows = tuned(run, [("gap", "net"), ("fc", "net")])
+    again = [{**row, "start_sha256": "e" * 64} for row in rows if row["head"] == "fc"]
+    lines = body(transfer.answers(frame(*rows, *again))[0].table)
+    assert [line[:3] for line in lines] == [
+        ["fine-tuned", "`gap`", "net (net-0000)"],
+        ["fine-tuned", "`fc`", "net (eeeeeeee)"],
+        ["fine-tuned", "`fc`", "net (net-0000)"],
+    ]
+
+
+def test_without_a_start_there_is_no_transfer(run, frame):
+    with pytest.raises(ClaimError, match="checkpoint="):
+        transfer.answers(frame(run("gap", 0), run("fc", 0)))
+
+
+@pytest.fixture
+def probes(run):
+    """The last layer of `gap` on the blocks of three nets, whose names do not tell their heads, and `fc` on its own."""
+    errors = {
+        ("gap", "one", "gap"): 40.0,
+        ("gap", "two", "fc_dropout"): 44.0,
+        ("gap", "three", "fc"): 47.0,
+        ("fc", "three", "fc"): 30.0,
+    }
+    return [
+        run(head, seed, error + seed + 0.1 * (seed == 1) * (name != "one"), start=(name, of), freeze=True)
+        for (head, name, of), error in errors.items()
+        for seed in range(3)
+    ]
+
+
+def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head(probes, frame):
+    (answer,) = transfer.answers(frame(*probes))
+    assert [line[:3] for line in body(answer.table)] == [
+        ["probed", "`gap`", "one"],
+        ["probed", "`fc`", "three"],
+        ["linear probe", "`gap`", "one"],
+        ["linear probe", "`fc_dropout`", "two"],
+        ["linear probe", "`fc`", "three"],
+    ]
+    assert "probed `fc` -9.97 (-10.11 to -9.82), supported" in answer.finding
+    assert "linear probe `fc_dropout` +4.03 (+3.89 to +4.18), refuted; linear probe `fc` +7.03" in answer.finding
+    assert "The linear probe puts" in answer.table
+    assert {"from scratch", "linear probe", "fc_dropout"} < drawn(answer.figure)
+
+
+def test_of_gap_alone_a_linear_probe_is_what_probed_is(probes, frame):
+    own = [row for row in probes if row["head"] == row["start_head"]]
+    (answer,) = transfer.answers(frame(*own))
+    assert "linear probe" not in answer.table and "linear probe" not in drawn(answer.figure)
+
+
+def test_trainings_of_published_nets_are_known_by_their_weights():
+    trainings = transfer.published_trainings()
+    for name in pretrained.available():
+        card = pretrained.read_card(name)
+        assert trainings[card["sha256"]] == (card["data"], card["recipe"], card["epochs"], card["seed"])

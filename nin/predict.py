@@ -218,13 +218,14 @@ def predict_files(
         raise PictureError("; ".join(failures))
 
 
-def make_folder(folder: Path) -> None:
-    """Creates a folder for pictures. Raises PictureError."""
+def make_folder(folder: str | Path) -> Path:
+    """A folder for pictures, which is created if need be. Raises PictureError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PictureError(f"{one_line(folder)}: this folder cannot be created ({reason})") from error
+    return Path(folder)
 
 
 def _free(folder: Path, stem: str, taken: set[Path]) -> Path:

@@ -20,12 +20,13 @@ from nin.errors import CheckpointError, NINError
 from nin.plan import LARGEST
 from nin.pretrained import Pretrained
 from nin.run import record as records
+from nin.run.record import Record
 
 TOLERANCE = 2e-3  # of a whitening's numbers: two whitenings that differ by less share one file
 
 
 def publish(
-    run: str | Path, name: str, *, command: str, schedule: str | None = None, folder: Path | None = None
+    run: str | Path, name: str, *, command: str, recipe_epochs: int | None = None, folder: Path | None = None
 ) -> Path:
     """Writes the net of a run and its card among the published nets; returns the card's path.
 
@@ -35,7 +36,7 @@ def publish(
         run: the folder of a finished run.
         name: the name that the net gets.
         command: the command that trained it.
-        schedule: how its schedule differs from the recipe's.
+        recipe_epochs: the length of a run of its recipe, which the card names if this run's length is another.
         folder: where it goes, by default among the published nets.
 
     Raises:
@@ -47,12 +48,10 @@ def publish(
 
     folder = folder or pretrained.CHECKPOINTS
     check_name(name, folder)
-    trained, record = pretrained.load(run), records.read(Path(run))
-    if record is None:
-        raise CheckpointError(f"run={one_line(run)}: this folder contains no finished run")
+    trained, record = pretrained.load(run), read_run(run)
     facts: dict[str, Any] = {"command": command}
-    if schedule:
-        facts["schedule"] = schedule
+    if recipe_epochs not in (None, record.epochs):
+        facts["schedule"] = f"the recipe's, scaled from {recipe_epochs} epochs to {record.epochs}"
     whitening = None
     if isinstance(trained.preprocess, Whiten):
         whitening, facts["whitening"] = share_whitening(trained, folder)
@@ -61,6 +60,14 @@ def publish(
     on_cpu.data.root = record.settings["data"]["root"]
     record = replace(record, test_error=round(evaluate_pretrained(trained, on_cpu).error, 4))
     return publish_net(trained, name, {**record.to_dict(), **facts}, folder, whitening)
+
+
+def read_run(run: str | Path) -> Record:
+    """The record of a finished run. Raises CheckpointError if the folder contains none."""
+    record = records.read(Path(run))
+    if record is None or record.status != "finished":
+        raise CheckpointError(f"run={one_line(run)}: this folder contains no finished run")
+    return record
 
 
 def check_name(name: str, folder: Path | None = None) -> None:

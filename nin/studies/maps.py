@@ -57,9 +57,7 @@ def draw_maps(images: Tensor, labels: Tensor, maps: Tensor, classes: Sequence[st
         of_row[0].imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         of_row[0].set_ylabel(classes[label], fontsize=8, rotation=0, ha="right", va="center")
         for k, axis in enumerate(of_row[1:]):
-            axis.imshow(
-                of_image[k], cmap="inferno", vmin=of_image.min(), vmax=of_image.max(), interpolation="bilinear"
-            )
+            axis.imshow(of_image[k], cmap="inferno", vmin=of_image.min(), vmax=of_image.max(), interpolation="bilinear")
             _frame(axis, k == label)
     for name, axis in zip(classes, axes[0, 1:], strict=True):
         axis.set_title(name, fontsize=8)

@@ -154,8 +154,11 @@ class MetricsFile(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         measured = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
         self.rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **measured})
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self.write()
+
+    def write(self) -> None:
+        """Writes the rows so far. Raises RunError where the file cannot be written."""
         text = io.StringIO()
         names = dict.fromkeys(name for row in self.rows for name in row)
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -250,11 +253,12 @@ class DeadNetWatch(Callback):
     def _recent(self, trainer: L.Trainer) -> Tensor:
         """The mean over processes of the last losses. Raises DeadNetError where one is not finite."""
         step, recipe = trainer.global_step, trainer.lightning_module.recipe
+        first = max(step - self.WINDOW, 0)
         recent = trainer.strategy.reduce(self.losses[: min(step, self.WINDOW)].clone())
         if not recent.isfinite().all():
             raise DeadNetError(
-                f"the loss is not finite any more (steps {max(step - self.WINDOW, 0)} to {step}): training has "
-                f"diverged; lower recipe.lr (now {recipe.lr:g}) or lengthen recipe.warmup (now {recipe.warmup:g} epochs)"
+                f"the loss is not finite any more (steps {first} to {step}): training has diverged; lower recipe.lr "
+                f"(now {recipe.lr:g}) or lengthen recipe.warmup (now {recipe.warmup:g} epochs)"
             )
         return recent
 

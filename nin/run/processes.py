@@ -86,14 +86,15 @@ def launch(processes: int, command: Sequence[str]) -> int:
 
 def _shared_environment(processes: int) -> dict[str, str]:
     shared = {**os.environ, "WORLD_SIZE": str(processes), STARTER: str(os.getpid())}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     shared.pop("SLURM_NTASKS", None)  # with it Lightning believes that srun launched them
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each would warn where this machine's name has no address
     return shared
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

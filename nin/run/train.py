@@ -53,6 +53,7 @@ class _Run:
     folder: Path
     trainer: L.Trainer
     stopwatch: Stopwatch
+    metrics: MetricsFile
 
     @property
     def checkpoint(self) -> Path:
@@ -106,9 +107,9 @@ def train(config: Config, folder: Path) -> Record:
 
 def _begin(config: Config, folder: Path) -> _Run:
     """The run with its Trainer; nothing is read or written."""
-    stopwatch = Stopwatch()
+    stopwatch, metrics = Stopwatch(), MetricsFile(folder / folders.METRICS)
     saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-    callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), MetricsFile(folder / folders.METRICS), saving]
+    callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), metrics, saving]
     trainer = build_trainer(
         config,
         precision(config),
@@ -122,7 +123,7 @@ def _begin(config: Config, folder: Path) -> _Run:
         logger=TensorBoardLogger(folder, name="", version="") if config.logger.name == "tensorboard" else False,
         plugins=[AtomicCheckpointIO()],
     )
-    return _Run(config, folder, trainer, stopwatch)
+    return _Run(config, folder, trainer, stopwatch, metrics)
 
 
 def _finished(run: _Run) -> Record | None:
@@ -288,10 +289,12 @@ def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Reco
 
 
 def _written(record: Record, run: _Run, net: NIN | Backbone, data: Images) -> Record:
-    """The record with the sha256 of the weights, after all files of the folder are written."""
+    """The record with the sha256 of the weights, after all files of the folder are written: a resumed run may lack any
+    of them."""
     trained = Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, record.to_dict())
     weights = run.folder / folders.WEIGHTS
     pretrained.save(weights, trained)
+    run.metrics.write()
     plot_curves(run.folder / folders.METRICS, run.folder / folders.CURVES)
     record = replace(record, weights_sha256=files.sha256(files.read(weights)))
     records.write(run.folder, record)  # last: it says that the run is finished

@@ -1,0 +1,49 @@
+import platform
+import re
+import subprocess
+
+import pytest
+import torch
+from runs import in_a_fork, pages_mapped
+
+from nin.run import machine
+
+
+def test_the_commit_says_whether_anything_was_changed_that_counts(tmp_path, monkeypatch):
+    monkeypatch.delenv("NIN_COMMIT", raising=False)
+    assert machine.commit(tmp_path) == ("unknown", False)
+    for given, found in (("abc", ("abc", True)), ("abc+changes", ("abc", False))):
+        monkeypatch.setenv("NIN_COMMIT", given)
+        assert machine.commit(tmp_path) == found
+    for name in ("net.py", "runs.csv"):
+        (tmp_path / name).write_text("before")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit, clean = machine.commit(tmp_path)
+    assert re.fullmatch("[0-9a-f]{40}", commit) and clean
+    (tmp_path / "runs.csv").write_text("a row more")  # of this very study
+    assert machine.commit(tmp_path) == (commit, True)
+    (tmp_path / "net.py").write_text("after")
+    assert machine.commit(tmp_path) == (commit, False)
+    (tmp_path / "net.py").write_text("before")
+    (tmp_path / "notes.txt").write_text("on nothing that counts")
+    assert machine.commit(tmp_path) == (commit, True)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text("new")
+    assert machine.commit(tmp_path) == (commit, False)
+    (tmp_path / ".git" / "HEAD").write_text("damaged")
+    assert machine.commit(tmp_path) == ("unknown", False)
+
+
+def test_what_is_recorded_of_a_machine():
+    assert set(machine.versions()) == {"python", "torch", "torchvision", "lightning"}
+    assert machine.versions()["torch"] == torch.__version__
+    assert machine.device_name(torch.device("cpu")).startswith("cpu: ")
+    assert 0 < machine.peak_memory_gb() < 2 * machine.memory_gb()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another library than glibc provides the memory")
+@pytest.mark.parametrize("kept", [True, False])
+def test_freed_memory_is_kept(kept):
+    assert (in_a_fork(pages_mapped, kept) < 100) == kept

@@ -1,0 +1,187 @@
+import csv
+import math
+import re
+from dataclasses import replace
+
+import lightning
+import pytest
+import torch
+from builders import ROOT
+from runs import SHORT, in_a_fork, peak_of_a_run
+from safetensors.torch import load_file
+
+from nin import files, pretrained
+from nin.cli import compose
+from nin.data.sets import SETS
+from nin.errors import CheckpointError, DeadNetError, SettingError
+from nin.optim import computes_bfloat16
+from nin.run import record
+from nin.run.build import build_net
+from nin.run.evaluate import evaluate_pretrained
+from nin.run.record import Start
+from nin.run.train import closing_lines, train
+
+
+def test_the_folder_of_a_run(ended):
+    folder, kept = ended
+    for name in ("config.yaml", "metrics.csv", "last.ckpt", "curves.png", "summary.json"):
+        assert (folder / name).stat().st_size > 0
+    assert len(list(folder.glob("*.safetensors"))) == 1
+    assert list(folder.glob("events.out.tfevents*"))
+    assert record.read(folder) == kept
+    assert (kept.status, kept.data, kept.epochs, kept.held_out, kept.start) == ("finished", "digits", 2, 100, None)
+    assert 0 < kept.test_error < 100 and kept.test_images == 360
+    assert kept.weights_sha256 == files.sha256((folder / "model.safetensors").read_bytes())
+    facts = pretrained.load(folder).facts
+    assert facts == {name: value for name, value in kept.to_dict().items() if name != "weights_sha256"}
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/error", "train/loss", "val/error", "test_curve/error", "lr"):
+        assert sum(bool(row[name]) for row in rows) == 2, name
+
+
+def test_the_closing_lines(ended):
+    folder, kept = ended
+    said = closing_lines(kept, folder)
+    assert said.count("%") == 3 + kept.at_chance and f"python scripts/evaluate.py checkpoint={folder}" in said
+    good, bad = (replace(kept, val_error=None, test_error=error) for error in (2.5, 89.5))
+    assert closing_lines(good, folder).count("%") == 2
+    assert re.search(r"The test error is no better than chance, which is \d\d\.\d\d %: ", closing_lines(bad, folder))
+
+
+def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):
+    folder, kept = ended
+    net, digits = pretrained.load(folder), SETS["digits"].load()
+    with torch.no_grad():
+        wrong = (net(digits.test_images).argmax(1) != digits.test_labels).double().mean().item()
+        wrong_train = (net(digits.train_images[:-100]).argmax(1) != digits.train_labels[:-100]).double().mean().item()
+        wrong_val = (net(digits.train_images[-100:]).argmax(1) != digits.train_labels[-100:]).double().mean().item()
+    assert kept.test_error == pytest.approx(100 * wrong, abs=1e-3)
+    assert kept.val_error == pytest.approx(100 * wrong_val, abs=1e-3)
+    within = 0.1 if kept.precision == "32-true" else 2  # measured in the run's precision
+    assert kept.train_error == pytest.approx(100 * wrong_train, abs=within)
+
+
+def test_a_seed_decides_the_weights_to_the_last_bit_and_a_test_curve_changes_nothing(tmp_path):
+    found = []
+    for seed, curve in ((5, "true"), (5, "false"), (6, "false")):
+        folder = tmp_path / f"{seed}{curve}"
+        train(compose([*SHORT, "model.dropout=0.5", f"seed={seed}", f"eval_curve={curve}"]), folder)
+        found.append(load_file(folder / "model.safetensors"))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert any(not torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+# where a run starts --------------------------------------------------------------------------------------------------
+
+
+def test_training_starts_from_a_checkpoint(ended, tmp_path):
+    folder, before = ended
+    start = [*SHORT, "data.val=100", f"checkpoint={folder}", "recipe.lr=1e-9"]
+    again = train(compose(start), tmp_path)
+    weights = [load_file(f / "model.safetensors")["net.blocks.block1.conv1.weight"] for f in (folder, tmp_path)]
+    torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
+    assert again.start == Start(str(folder), before.weights_sha256, "gap")
+    assert again.test_error == pytest.approx(before.test_error, abs=1)
+
+
+def test_a_frozen_net_needs_something_to_train(ended, tmp_path):
+    frozen = [*SHORT, f"checkpoint={ended[0]}", "freeze=true"]
+    with pytest.raises(SettingError, match="freeze=true: nothing is left to train"):
+        train(compose(frozen), tmp_path / "same")
+    kept = train(compose([*frozen, "head=fc", "data.val=100"]), tmp_path / "fc")
+    assert kept.frozen and kept.start.head == "gap" and kept.head == "fc"
+    net, first = (load_file(folder / "model.safetensors") for folder in (tmp_path / "fc", ended[0]))
+    name = "net.blocks.block1.conv1.weight"
+    assert torch.equal(net[name], first[name])
+
+
+def test_settings_that_contradict_a_checkpoint_are_refused(ended, tmp_path):
+    folder, _ = ended
+    with pytest.raises(SettingError, match=r"data\.preprocessing=whiten: the checkpoint was trained with normalise"):
+        train(compose([*SHORT, f"checkpoint={folder}", "data.preprocessing=whiten"]), tmp_path)
+    with pytest.raises(CheckpointError, match="norm is batch there, none here"):
+        train(compose([*SHORT, f"checkpoint={folder}", "model.norm=none"]), tmp_path)
+    for limit in ("limit_train_batches=0.01", "limit_test_batches=0.3"):
+        with pytest.raises(SettingError, match=rf"trainer\.{limit}: is less than one of the"):
+            train(compose([*SHORT, f"trainer.{limit}"]), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+# nets that die, and nets that do not learn ---------------------------------------------------------------------------
+
+DIES = [*SHORT, "recipe.lr=1e30", "recipe.optimiser=sgd"]
+
+
+def test_a_net_that_dies_ends_with_exit_code_three_and_a_dead_record(tmp_path, script):
+    code, _, errors = script("train.py", *DIES, "hydra.run.dir=run")
+    assert code == 3
+    assert errors.startswith("error: the loss is not finite any more") and errors.count("\n") == 1
+    kept = record.read(tmp_path / "run")
+    assert (kept.status, kept.test_error) == ("dead", None)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    with pytest.raises(DeadNetError):
+        train(compose([*DIES, "resume=auto"]), tmp_path / "run")
+
+
+COLLAPSES = ["data.batch_size=16", "trainer.max_epochs=2", "trainer.limit_train_batches=75", "recipe=paper_literal"]
+COLLAPSES += ["recipe.lr=0.5", "model.init=kaiming", "data.preprocessing=normalise"]
+
+
+def test_a_short_run_that_collapses_is_dead(tmp_path):
+    with pytest.raises(DeadNetError, match=r"collapsed by step 1[05]0"):
+        train(compose([*SHORT, *COLLAPSES]), tmp_path)
+    assert record.read(tmp_path).status == "dead"
+
+
+def test_a_run_that_learns_nothing_says_so(tmp_path, script):
+    code, said, _ = script("train.py", *SHORT, "recipe.lr=1e-9", "trainer.max_epochs=1", "hydra.run.dir=run")
+    assert code == 0 and "The test error is no better than chance" in said
+    assert record.read(tmp_path / "run").at_chance
+
+
+# steps ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_that_is_set(tmp_path):
+    """A step of plain SGD at rate 1 is as long as its gradient."""
+    one_step = [*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=1", "recipe.optimiser=sgd", "recipe.lr=1"]
+    one_step += ["recipe.nesterov=false", "recipe.momentum=0", "recipe.weight_decay=0", "recipe.warmup=0"]
+    one_step += ["recipe.bias_lr=1", "recipe.last_lr=1", "recipe.last_bias_lr=1", "recipe.schedule=step"]
+    lengths = {}
+    for clip in ("null", "0.01"):
+        config = compose([*one_step, f"trainer.gradient_clip_val={clip}"])
+        train(config, tmp_path / clip)
+        lightning.seed_everything(config.seed, verbose=False)
+        start = build_net(config, classes=10, channels=3).parameters()
+        last = pretrained.load(tmp_path / clip).net.parameters()
+        lengths[clip] = math.dist(*(torch.cat([p.detach().flatten() for p in net]).tolist() for net in (start, last)))
+    assert lengths["0.01"] == pytest.approx(0.01, rel=1e-3)
+    assert lengths["null"] > 0.02
+
+
+def test_memory_of_a_whitened_run_on_cifar10(cifar10_root, tmp_path):
+    overrides = ["recipe=paper", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    overrides += ["trainer.limit_test_batches=1", f"data.root={cifar10_root}", "trainer.progress_bar=false"]
+    assert in_a_fork(peak_of_a_run, overrides, tmp_path) < 3
+
+
+def test_the_readmes_plain_python(tmp_path, monkeypatch, capsys):
+    loading, code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(loading, {})
+    assert "cifar10-gap" in capsys.readouterr().out.splitlines()[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    assert "max_epochs=2" in code  # a minute on a slow core; one is enough here
+    torch.manual_seed(0)
+    exec(code.replace("max_epochs=2", "max_epochs=1"), {})
+    assert float(re.search(r"'test/error': ([\d.]+)", capsys.readouterr().out)[1]) < 15
+
+
+@pytest.mark.gpu
+def test_a_run_on_the_gpu(tmp_path):
+    on_gpu = [*SHORT, "trainer.accelerator=gpu"]
+    kept = train(compose(on_gpu), tmp_path)
+    assert kept.precision == ("bf16-mixed" if computes_bfloat16("cuda") else "32-true")
+    again = evaluate_pretrained(pretrained.load(tmp_path), compose(on_gpu))
+    assert again.error == pytest.approx(kept.test_error, abs=1e-3)

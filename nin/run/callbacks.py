@@ -48,7 +48,7 @@ class RunProgress(TQDMProgressBar):
         evaluates: the images that a test evaluates.
     """
 
-    def __init__(self, evaluates: str = "") -> None:
+    def __init__(self, evaluates: str = "test set") -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 20)  # fewer lines in a log file
         self.evaluates = evaluates
 
@@ -56,18 +56,19 @@ class RunProgress(TQDMProgressBar):
         super().on_train_start(trainer, *rest)
         self.started, self.started_at = time.monotonic(), trainer.global_step
 
-    def on_validation_batch_start(self, trainer: L.Trainer, task: L.LightningModule, *rest: Any) -> None:
-        super().on_validation_batch_start(trainer, task, *rest)
-        loader = rest[2] if len(rest) > 2 else 0
-        stages = getattr(trainer.datamodule, "val_stages", ())
-        names = {"val/": "held-out images", "test_curve/": "test set"}
-        if loader < len(stages):
-            self.val_progress_bar.set_description(f"Evaluating the {names[stages[loader]]}")
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.has_dataloader_changed(dataloader_idx):
+            stage = getattr(trainer.datamodule, "val_stages", ("val/",))[dataloader_idx]
+            part = {"val/": "held-out images", "test_curve/": "test set"}[stage]
+            _name(self.val_progress_bar, part, self.total_val_batches_current_dataloader)
 
-    def on_test_batch_start(self, trainer: L.Trainer, task: L.LightningModule, *rest: Any) -> None:
-        super().on_test_batch_start(trainer, task, *rest)
-        if self.evaluates:
-            self.test_progress_bar.set_description(f"Evaluating the {self.evaluates}")
+    def on_test_batch_start(
+        self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.has_dataloader_changed(dataloader_idx):
+            _name(self.test_progress_bar, self.evaluates, self.total_test_batches_current_dataloader)
 
     def get_metrics(self, trainer: L.Trainer, *rest: Any) -> dict[str, Any]:
         measured = super().get_metrics(trainer, *rest)
@@ -76,6 +77,12 @@ class RunProgress(TQDMProgressBar):
             seconds = (time.monotonic() - self.started) / done
             texts["left"] = in_words(seconds * (trainer.estimated_stepping_batches - trainer.global_step))
         return texts
+
+
+def _name(bar: Any, part: str, batches: int | float) -> None:
+    """Begins a bar for the evaluation of a part of the set."""
+    bar.reset(batches)
+    bar.set_description(f"Evaluating the {part}")
 
 
 class Estimate(Callback):

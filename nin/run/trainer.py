@@ -19,7 +19,7 @@ from nin.run.callbacks import RunProgress
 
 
 def build_trainer(
-    config: Config, precision: str, callbacks: Sequence[Callback] = (), *, evaluates: str = "", **arguments: Any
+    config: Config, precision: str, callbacks: Sequence[Callback] = (), *, evaluates: str = "test set", **arguments: Any
 ) -> L.Trainer:
     """Lightning's Trainer of these settings.
 

@@ -168,10 +168,13 @@ def test_a_checkpoint_is_written_beside_the_one_before(tmp_path, monkeypatch):
 
 
 def test_the_bar_names_what_it_evaluates_and_counts_down(capsys):
-    trainer = fit(Classifier(small_net()), loader(6), RunProgress("test set"), enable_progress_bar=True)
-    trainer.test(Classifier(small_net()), loader(6), verbose=False)
+    task, data = Classifier(small_net()), loader(6)
+    trainer = fit(task, data, RunProgress("training images"), enable_progress_bar=True)
+    trainer.validate(task, data, verbose=False)
+    trainer.test(task, data, verbose=False)
     said = capsys.readouterr().out
-    assert "Evaluating the test set" in said and "DataLoader" not in said
+    assert "Evaluating the held-out images" in said and "Evaluating the training images" in said
+    assert "DataLoader" not in said
     assert re.search(r"left=\d+ s", said)
 
 

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv
 from nin.command import compose
 from nin.config import Config, ConfigError
-from nin.data import Images, Normalise, Whiten
 from nin.data.module import CLASSES
 from nin.optim import Muon
 from nin.task import Classifier
@@ -355,27 +354,6 @@ def test_depth_pool(kind):
         assert pool(torch.zeros(2, 5, 3, 4)).shape == (2, 1, 3, 4)
 
 
-IMAGES = {
-    name: GOOD[f"data.{name}"] for name in ("root", "download", "urls", "preprocessing", "pad", "pad_mode", "flip")
-}
-IMAGES |= {"name": st.just("digits"), "val": GOOD["data.val"], "batch_size": GOOD["data.batch_size"]}
-IMAGES |= {"eval_curve": st.booleans(), "seed": GOOD["seed"]}
-
-
-@settings(max_examples=120)
-@given(one_with_anything(IMAGES))
-def test_images(arguments):
-    data = build(Images, {**arguments})
-    if data is None or data.name != "digits" or data.preprocessing != "normalise":
-        return  # CIFAR-10 is large, whitening takes a second each
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # few images need not show every class
-        data.setup()
-    images, labels = next(iter(data.train_dataloader()))
-    assert images.shape == (min(data.batch_size, 1437 - data.val), 3, 32, 32) and images.isfinite().all()
-    assert len(labels) == len(images)
-
-
 class Two(torch.nn.Module):
     num_classes = 2
 
@@ -399,39 +377,6 @@ def test_classifier(arguments, total, per_epoch):
         factors = [task.lr_factor(step, total, per_epoch) for step in (0, total // 2, total - 1)]
         assert all(0 <= factor <= 1 for factor in factors), factors
         assert sum(len(group["params"]) for group in task.parameter_groups()) == 4
-
-
-tensors = st.builds(
-    lambda values, shape: torch.tensor(values).reshape(shape),
-    st.lists(st.floats(width=32) | st.floats(-300, 300, width=32), min_size=3, max_size=3),
-    st.sampled_from([(3,), (1, 3, 1, 1), (3, 1)]),
-) | st.sampled_from([torch.zeros(0), torch.ones(2), torch.full((3,), math.nan), torch.ones(3, dtype=torch.cfloat)])
-
-
-@settings(max_examples=120)
-@given(tensors | anything, tensors | st.just(torch.ones(3)) | anything)
-def test_normalise(mean, std):
-    made = build(Normalise, {"mean": mean, "std": std})
-    if made is not None:
-        images = torch.zeros(2, mean.numel(), 4, 4, dtype=torch.uint8)
-        assert made(images).shape == images.shape
-
-
-@settings(max_examples=80)
-@given(
-    st.sampled_from([torch.zeros(12), torch.zeros(3), torch.full((12,), math.nan)]) | anything,
-    st.sampled_from([torch.eye(12), torch.eye(3), torch.zeros(12), torch.eye(12) * math.inf]) | anything,
-    st.sampled_from([(3, 2, 2), [3, 2, 2], (12, 1, 1), (3, 1, 1), (3, 2)]) | anything,
-)
-def test_whiten(mean, matrix, shape):
-    made = build(Whiten, {"mean": mean, "matrix": matrix, "shape": shape})
-    if made is not None:
-        images = torch.zeros(2, *shape, dtype=torch.uint8)
-        assert made(images).shape == images.shape and made(images).isfinite().all()
-
-
-def test_whitening_that_fits_is_built():
-    assert Whiten(torch.zeros(12), torch.eye(12), (3, 2, 2)).shape == (3, 2, 2)
 
 
 @settings(max_examples=120)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from flowers import make_flowers
 
 from nin.data import archive
 from nin.data.archive import Archive, md5
@@ -81,11 +81,4 @@ def server(made, monkeypatch):
 
 @pytest.fixture(scope="session")
 def flowers_root(tmp_path_factory):
-    """1,360 tiny photographs that show their own number: class in red, place in its class in green."""
-    root = tmp_path_factory.mktemp("flowers")
-    folder = root / "flowers17" / "jpg"
-    folder.mkdir(parents=True)
-    for n in range(1360):
-        pixels = np.full((12, 20, 3), (10 * (n // 80), 3 * (n % 80), 128), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"image_{n + 1:04d}.jpg", quality=95)
-    return root
+    return make_flowers(tmp_path_factory.mktemp("flowers"))

@@ -83,7 +83,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
     _draw_legend(axis)
     names = measured.groupby("place")["name"].first()
     axis.set_yticks(range(len(subjects)), names)
-    axis.set(xlim=(0, None), ylim=(len(subjects) - 0.5, -0.5))
+    axis.set(xlim=(min(0, axis.get_xlim()[0]), None), ylim=(len(subjects) - 0.5, -0.5))
     axis.set_xlabel("loss of the true class's score by blanking a quarter")
     axis.tick_params(axis="y", length=0)
     return figure

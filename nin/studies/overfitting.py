@@ -111,7 +111,7 @@ def draw(runs: pd.DataFrame, errors: str) -> Figure:
     figure = Figure(figsize=(9.4 if compared else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
     epochs = runs.groupby("share").epochs.first()
-    ticks = [f"{100 * share:g} %\n{number} epochs" for share, number in epochs.items()]
+    ticks = [f"{100 * share:g} %\n{number} epoch{'s' * (number > 1)}" for share, number in epochs.items()]
     for axis in axes:
         clean(axis).set(xscale="log", xlabel="share of the training images, and epochs")
         axis.set_xticks(100 * epochs.index, ticks)

@@ -162,7 +162,9 @@ def _trained_alike(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
 
 
 def _at_one_shift(reflected: pd.DataFrame) -> str:
-    shift = 4 if 4 in set(reflected.pixels) else reflected.pixels.iloc[-1]
+    shift = 4 if 4 in set(reflected.pixels) else int(reflected.pixels.iloc[-1])
     same = reflected[reflected.pixels == shift].groupby("name", sort=False).same.agg(mean_and_deviation)
     cells = ", ".join(f"`{name}` {share} %" for name, share in same.items())
-    return f"Shifted by {shift} pixels with reflected borders: {cells} of the predictions stay the same."
+    return (
+        f"Shifted by {shift} pixel{'s' * (shift > 1)} with reflected borders: {cells} of the predictions stay the same."
+    )

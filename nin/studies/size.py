@@ -102,28 +102,33 @@ def table(measured: pd.DataFrame) -> str:
 def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
     """Error over image size: a thin line a seed, a thick one the mean. A net that accepts one size is a point and a
     note."""
-    own = subjects[0].images.shape[-1]
+    own, sizes = subjects[0].images.shape[-1], measured.pixels.unique()
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = clean(figure.subplots())
     axis.axvline(own, color="#bbbbbb", linewidth=1, zorder=0)
     ends, notes = [], [(f"trained at {own}", "#777777")]
     for name, of_name in measured.groupby("name", sort=False):
-        subject = subjects[of_name.place.iloc[0]]
-        errors = accepted(of_name)
+        subject, errors = subjects[of_name.place.iloc[0]], accepted(of_name)
         means = _draw_lines(axis, subject, errors)
-        if len(errors) > 1:
+        if len(errors) == len(sizes) or len(errors) > 1:
             ends.append((max(errors), means[-1], name, subject.colour))
         else:
             only = f"{name}: {means[0]:.2f} % at {min(errors)} px only" if errors else f"{name}: no size"
             notes.append((only, subject.colour))
-    axis.margins(y=0.15)
-    sizes = measured.pixels.unique()
-    axis.set(xlabel="side of the image (pixels)", ylabel="test error (%)", xticks=sizes, ylim=(0, None))
+    free = 0.08 + 0.055 * len(notes)  # share of the height that the notes need above all lines
+    highest = measured.error.max() / (1 - free)
+    axis.set(xlabel="side of the image (pixels)", ylabel="test error (%)", xticks=sizes)
+    axis.set_ylim(0, highest if highest > 0 else 1)
     label(axis, ends)
+    _write_notes(axis, own, notes)
+    return figure
+
+
+def _write_notes(axis: Axes, x: float, notes: Sequence[tuple[str, str]]) -> None:
+    """Writes notes (text, colour) under each other, from the top, right of `x`."""
     style = {"fontsize": 9, "va": "top", "textcoords": "offset points", "xycoords": ("data", "axes fraction")}
     for line, (note, colour) in enumerate(notes):
-        axis.annotate(note, (own, 1), (5, -3 - 13 * line), color=colour, **style)
-    return figure
+        axis.annotate(note, (x, 1), (5, -3 - 13 * line), color=colour, **style)
 
 
 def _draw_lines(axis: Axes, subject: Subject, errors: dict[int, list[float]]) -> list[float]:
@@ -158,11 +163,10 @@ def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str
 def _described(name: str, of_name: pd.DataFrame) -> str:
     errors = accepted(of_name)
     cells = {pixels: f"{mean_and_deviation(each)} % at {pixels} px" for pixels, each in errors.items()}
+    accepts = f"`{name}` accepts {len(cells)} of {of_name.pixels.nunique()} sizes"
     if not cells:
-        return f"`{name}` accepts none of {of_name.pixels.nunique()} sizes"
-    if len(cells) == 1:
-        return f"`{name}` accepts one size: {next(iter(cells.values()))}"
+        return accepts
     best = min(errors, key=lambda pixels: sum(errors[pixels]))
-    ends = ", ".join(cells[pixels] for pixels in (min(errors), max(errors)))
-    total = of_name.pixels.nunique()
-    return f"`{name}` accepts {len(cells)} of {total} sizes: {cells[best]} (its lowest error), {ends}"
+    told = [cells[pixels] for pixels in dict.fromkeys((best, min(errors), max(errors)))]
+    told[0] += " (its lowest error)" * (len(cells) > 1)
+    return f"{accepts}: {', '.join(told)}"

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ def test_pooling_accepts_any_size_and_a_fully_connected_head_says_why_not():
     assert [cells(answer.table, "`fc`")[i] for i in (0, 2)] == ["refused", "refused"]
     assert "`fc` at 24 pixels: map_size=(12, 12): expected (16, 16)" in answer.table
     assert answer.verdict == "supported" and answer.finding.startswith("`gap` accepts 3 of 3 sizes: ")
-    assert "`fc` accepts one size: " in answer.finding and "32 px" in answer.finding
+    assert re.search(r"`fc` accepts 1 of 3 sizes: [\d.]+ % at 32 px\.", answer.finding)
     assert "Accepting a size does not mean recognising it" in answer.finding
     assert {"trained at 32", "gap"} < drawn(answer.figure)
     assert any("fc: " in text and "at 32 px only" in text for text in drawn(answer.figure))
@@ -31,9 +32,8 @@ def test_pooling_accepts_any_size_and_a_fully_connected_head_says_why_not():
 def test_without_a_net_that_pools_nothing_is_judged():
     answer = size.answer([subject(tiny("fc"), "fc", 4)], (24, 32))
     assert answer.verdict == "not answered" and "requires a net that pools" in answer.finding
-    assert "fc accepts none" not in answer.finding
     answer = size.answer([subject(tiny("fc"), "fc", 4)], (24, 28))
-    assert answer.finding.startswith("`fc` accepts none of 2 sizes") and "fc: no size" in drawn(answer.figure)
+    assert answer.finding.startswith("`fc` accepts 0 of 2 sizes.") and "fc: no size" in drawn(answer.figure)
 
 
 def test_blocks_that_leave_nothing_of_a_small_image_refute_the_claim():
@@ -76,3 +76,9 @@ def test_seeds_of_one_name_are_averaged_and_refused_together():
     assert len(answer.figure.axes[0].lines) == 4  # the images' own size, two seeds and their mean
     mixed = size.answer([subject(tiny("gap"), "a"), subject(tiny("fc"), "a")], (24, 32))
     assert cells(mixed.table, "`a`")[0] == "refused"
+
+
+def test_one_size_alone_is_drawn_at_its_place():
+    answer = size.answer([subject(tiny(), "gap", 6)], (32,))
+    assert re.match(r"`gap` accepts 1 of 1 sizes: [\d.]+ % at 32 px\. ", answer.finding)
+    assert drawn(answer.figure) >= {"gap", "trained at 32"}

@@ -34,7 +34,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nin import config, files
@@ -218,7 +218,7 @@ class _Script:
                 raise SettingError(
                     name,
                     _value_of(override),
-                    f"comes with the checkpoint; settings of this command are {', '.join(self.settings)}",
+                    f"has no effect on this command, whose settings are {', '.join(self.settings)}",
                 )
 
 
@@ -298,9 +298,10 @@ def compose(overrides: Sequence[str] = ()) -> Config:
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of the values that the overrides have in Hydra's sweep syntax: `seed=0,1`, `seed=range(5)` or
     `head=glob(fc*,exclude=*_article)`. Raises SettingError or UsageError."""
-    with _hydra() as loader:
-        axes = []
-        for override in _parse(overrides, loader):
+    axes = []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for override in map(_parsed, overrides):
+            override.config_loader = GlobalHydra.instance().config_loader()  # glob asks it for names
             axis = [override.input_line]
             if override.is_sweep_override():
                 try:
@@ -308,7 +309,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
                 except HYDRA_ERRORS as error:
                     raise UsageError(f"{override.input_line}: {_first_line(error)}") from error
             if not axis:
-                known = ", ".join(loader.get_group_options(override.key_or_group))
+                known = ", ".join(_names(CONF, override.key_or_group))
                 raise UsageError(f"{override.input_line}: nothing has such a name; there are {known}")
             axes.append(axis)
     return [list(point) for point in itertools.product(*axes)]
@@ -336,29 +337,30 @@ class _Composed:
     """
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        with _hydra() as loader:
-            self.parsed = _parse(overrides, loader)
-            for override in self.parsed:
-                _check_override(override, loader)
-            is_choice = [override.is_hydra_override() or _is_choice(override) for override in self.parsed]
-        choices, values = (
-            [o for o, c in zip(self.parsed, is_choice, strict=True) if c is kind] for kind in (True, False)
-        )
-        of_hydra = tuple(o.input_line for o in choices if o.is_hydra_override())
-        self.node = copy.deepcopy(_of_files(tuple(o.input_line for o in choices)))
-        _check_files(self.node.hydra, of_hydra)
-        for override in values:
+        self.parsed = [_parsed(override) for override in overrides]
+        for override in self.parsed:
+            _check_override(override)
+        hydras = [override for override in self.parsed if override.is_hydra_override()]
+        choices = [override for override in self.parsed if override not in hydras and _is_choice(override)]
+        self.values = [override for override in self.parsed if override not in hydras and override not in choices]
+        self.files = CONF, *(tuple(override.input_line for override in part) for part in (choices, hydras))
+        self.node = copy.deepcopy(_settings_of_files(*self.files))
+        for override in self.values:
             _apply(override, self.node)
 
     @property
     def run_dir(self) -> str | None:
         """hydra.run.dir, if it was given."""
-        if not any(override.key_or_group == "hydra.run.dir" for override in self.parsed):
+        given = [override for override in self.parsed if override.key_or_group == "hydra.run.dir"]
+        if not given:
             return None
+        whole = copy.deepcopy(_of_files(*self.files))
+        for override in self.values:
+            _apply(override, whole)
         try:
-            return self.node.hydra.run.dir
+            return whole.hydra.run.dir
         except OmegaConfBaseException as error:
-            raise _explained(error) from error
+            raise SettingError("hydra.run.dir", given[-1].value(), _first_line(error)) from error
 
     def config(self) -> Config:
         """The checked configuration. Raises SettingError or UsageError."""
@@ -384,21 +386,37 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _hydra() -> Iterator[Any]:
-    """Hydra at conf/, and its loader of files."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        yield GlobalHydra.instance().config_loader()
+@cache
+def _of_files(conf: Path, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()) -> DictConfig:
+    """The settings that Hydra composes of the files in `conf` for these choices, and Hydra's own settings.
+
+    The result is shared: callers copy it."""
+    try:
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            composed = hydra.compose("config", [*choices, *of_hydra], return_hydra_config=True)
+    except HYDRA_ERRORS as error:
+        raise _explained(error) from error
+    if choices:
+        _check_files(composed.hydra, of_hydra)
+    return composed
 
 
 @cache
-def _of_files(choices: tuple[str, ...]) -> DictConfig:
-    """The composed settings of these choices of files, with Hydra's own. Not to be changed: it is shared."""
-    try:
-        with _hydra():
-            return hydra.compose("config", list(choices), return_hydra_config=True)
-    except HYDRA_ERRORS as error:
-        raise _explained(error) from error
+def _settings_of_files(conf: Path, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()) -> DictConfig:
+    """The same without Hydra's own settings."""
+    composed = copy.deepcopy(_of_files(conf, choices, of_hydra))
+    with open_dict(composed):
+        del composed["hydra"]
+    return composed
+
+
+@cache
+def _names(conf: Path, group: str) -> tuple[str, ...]:
+    """The names of the files in a group."""
+    if group.startswith("hydra/"):
+        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+            return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
+    return tuple(sorted(file.stem for file in (conf / group).glob("*.yaml")))
 
 
 def _apply(override: Override, node: DictConfig) -> None:
@@ -417,24 +435,22 @@ def _apply(override: Override, node: DictConfig) -> None:
 # refusing -------------------------------------------------------------------------------------------------------------
 
 
-def _parse(overrides: Sequence[str], loader: Any) -> list[Override]:
-    parser = OverridesParser.create(config_loader=loader)
-    parsed = []
-    for override in overrides:
-        if override.startswith("-"):
-            raise UsageError(f"{override}: no such option; a setting is written NAME=VALUE, --help lists them")
-        try:
-            parsed += parser.parse_overrides([override])
-        except OverrideParseException as error:
-            raise UsageError(
-                f"{one_line(override)}: expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
-            ) from error
-        except HYDRA_ERRORS as error:  # a number of thousands of digits
-            raise UsageError(f"{one_line(override)}: {_first_line(error)}") from error
-    return parsed
+@cache
+def _parsed(override: str) -> Override:
+    """An override, read. Raises UsageError."""
+    if override.startswith("-"):
+        raise UsageError(f"{override}: no such option; a setting is written NAME=VALUE, --help lists them")
+    try:
+        return OverridesParser.create().parse_overrides([override])[0]
+    except OverrideParseException as error:
+        raise UsageError(
+            f"{one_line(override)}: expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
+        ) from error
+    except HYDRA_ERRORS as error:  # a number of thousands of digits
+        raise UsageError(f"{one_line(override)}: {_first_line(error)}") from error
 
 
-def _check_override(override: Override, loader: Any) -> None:
+def _check_override(override: Override) -> None:
     """Raises SettingError or UsageError for a setting that does not exist, or a choice that has no file."""
     name, line = override.key_or_group, override.input_line
     if "_target_" in line:
@@ -457,7 +473,7 @@ def _check_override(override: Override, loader: Any) -> None:
     if _is_choice(override) and not override.is_delete():
         chosen = override.value()
         several = isinstance(chosen, list) and name == "experiment"
-        names = loader.get_group_options(name)
+        names = _names(CONF, name)
         if chosen is None and name == "experiment":
             return
         for each in chosen if several else [chosen]:
@@ -488,7 +504,7 @@ def _check_files(node: DictConfig, of_hydra: tuple[str, ...] | None = None) -> N
     """
     given = tuple(node.overrides.hydra) if of_hydra is None else of_hydra
     given = tuple(override for override in given if not override.startswith("hydra.mode="))
-    expected, found = (_of_hydra(each) for each in (_of_files(given).hydra, node))
+    expected, found = (_of_hydra(each) for each in (_of_files(CONF, (), given).hydra, node))
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             raise UsageError(f"a file in conf/ sets hydra.{name}; files set fields of the configuration only")
@@ -590,25 +606,27 @@ def _choices(wanted: dict[str, Any]) -> list[str]:
     choices = [f"{group}={wanted[f'{group}.name']}" for group in ("data", "head") if _is_file(group, wanted)]
     recipes = [f"{group}={wanted['recipe.name']}" for group in ("recipe", "experiment") if _is_file(group, wanted)]
     choices += recipes[:1]
-    nets = [[], *([f"model={file.stem}"] for file in sorted((CONF / "model").glob("*.yaml")))]
+    if not any(override.startswith("model.") for override in _differing(wanted, choices)):
+        return choices
+    nets = [[], *([f"model={name}"] for name in _names(CONF, "model"))]
     return [*choices, *min(nets, key=lambda net: len(_differing(wanted, [*choices, *net])))]
 
 
 def _is_file(group: str, wanted: dict[str, Any]) -> bool:
     """Whether the settings' set, head or recipe has a file in this group."""
     name = wanted["recipe.name" if group == "experiment" else f"{group}.name"]
-    return name in {file.stem for file in (CONF / group).glob("*.yaml")}
+    return name in _names(CONF, group)
 
 
 def _differing(wanted: dict[str, Any], stated: Sequence[str]) -> list[str]:
     """The overrides that these settings need besides those that are stated."""
-    brought = _brought(tuple(stated))
+    brought = _brought(CONF, tuple(stated))
     names = [name for name in wanted if name not in ("seed", "trainer.accelerator") and wanted[name] != brought[name]]
     return [f"{name}={_spelled(wanted[name])}" for name in names]
 
 
 @cache
-def _brought(stated: tuple[str, ...]) -> dict[str, Any]:
+def _brought(conf: Path, stated: tuple[str, ...]) -> dict[str, Any]:
     """The settings that choices of files bring, by dotted name; unchecked, as the run may be another machine's."""
     return config.flat(config.settings_of(config.from_settings(_plain(_Composed(stated).node))))
 
@@ -647,8 +665,7 @@ def help_text(about: str, settings: Sequence[str] | None = None) -> str:
     lines = [about.strip(), "", "Files in conf/ to choose from:", ""]
     for group in [*groups, "experiment"]:
         if settings is None or group in settings:
-            names = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-            lines.append(f"  {group:<12}{names}")
+            lines.append(f"  {group:<12}{', '.join(_names(CONF, group))}")
     lines += ["", "Settings, with the values that they have by default:", ""]
     for name, value in config.flat(config.settings_of(compose())).items():
         if settings is None or _is_among(name, settings):

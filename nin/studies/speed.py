@@ -1,7 +1,7 @@
-"""How fast training is: the Lightning run, the bare step, and the loop that the usual port has, side by side.
+"""How fast training is: this project's run, the bare step, and the loop of a usual port, side by side.
 
-Three ways to train the same net on images of the same size, timed in turn, round after round, so that a drift of the
-machine's speed falls on all of them:
+Three ways to train the same net on images of the same size are timed in turn, round after round, so that a drift of the
+machine's speed affects all of them:
 
 - *lightning*: what `scripts/train.py` runs: batches cut, flipped and normalised in memory, Lightning, metrics.
 - *bare step*: forward, backward and the recipe's optimiser step on one batch again and again: the most that this net,
@@ -14,93 +14,102 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 from tqdm import tqdm
 
-from nin.config import Config, ConfigError
-from nin.data import Images, ImageSet
-from nin.provenance import device_name
-from nin.run import build_trainer, keep_freed_memory, precision, quiet
+from nin.config import Config
+from nin.data.module import Images
+from nin.data.sets import ImageSet
+from nin.errors import SettingError
+from nin.run.build import build_data, build_net, build_task
+from nin.run.machine import device_name
+from nin.run.trainer import build_trainer, keep_freed_memory, precision, quiet
 
 WARMUP = 3  # steps before the clock starts
 SIDE = 32  # pixels, as CIFAR-10 has them
+CLASSES = 10
 
 
-class PILImages(Dataset):
-    """Images as torchvision's CIFAR-10 gives them: arrays made into PIL pictures, then transformed, one by one."""
+@dataclass(frozen=True)
+class Speeds:
+    """Training images per second of the three ways, one value a round, and the device."""
 
-    def __init__(self, images: Tensor, labels: Tensor, transform: Callable) -> None:
-        self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = labels.tolist()
-        self.transform = transform
+    rounds: dict[str, list[float]]
+    device: str
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def images_per_second(self, way: str) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rounds[way])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+    def ratio(self, other: str) -> float:
+        """Speed of lightning : speed of another way, the median of the rounds' ratios."""
+        pairs = zip(self.rounds["lightning"], self.rounds[other], strict=True)
+        return statistics.median(own / others for own, others in pairs)
+
+
+def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> Speeds:
+    """Times each of the three ways in `rounds` rounds of `steps` steps.
+
+    The images are random and of CIFAR-10's size: what they show does not matter here.
+
+    Raises:
+        SettingError: a net for images of another size.
+    """
+    quiet()
+    keep_freed_memory()
+    if config.data.size != SIDE:
+        raise SettingError("data.size", config.data.size, f"the steps are timed on images of {SIDE} pixels a side")
+    config = replace(
+        config,
+        data=replace(config.data, val=0, share=1.0),
+        trainer=replace(config.trainer, progress_bar=False),
+        eval_curve=False,
+    )
+    L.seed_everything(config.seed, verbose=False)
+    data = random_images(config, count=max(2000, (steps + WARMUP) * config.data.batch_size))
+    ways = {"lightning": _lightning, "bare step": _bare_step, "usual port": _usual_port}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in tqdm(range(rounds), desc="rounds"):
+        for name, seconds_of in ways.items():
+            speeds[name].append(steps * config.data.batch_size / seconds_of(config, data, steps))
+    return Speeds(speeds, device_name(data.trainer.strategy.root_device))
+
+
+def table(speeds: Speeds) -> str:
+    """The medians and the ratios in a few lines."""
+    lines = [f"  {way:<12}{speeds.images_per_second(way):>10,.1f} images/s" for way in speeds.rounds]
+    lines += ["", f"  lightning is {speeds.ratio('bare step'):.3f} of the bare step"]
+    return "\n".join([*lines, f"  lightning is {speeds.ratio('usual port'):.2f} times the usual port"])
+
+
+def random_images(config: Config, count: int) -> Images:
+    """The data module of these settings with `count` random training images, set up."""
+    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (count,))
+    data = build_data(config)
+    data.set = ImageSet(images, labels, images[:500], labels[:500], tuple("0123456789"), flip=True)
+    data.setup()
+    return data
+
+
+# the three ways: seconds of so many steps ---------------------------------------------------------------------------
 
 
 class Clock(L.Callback):
     """Seconds from the end of the warm-up to the end of the last step."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: object) -> None:
         if trainer.global_step == WARMUP:
             self.start = _now()
 
-    def on_train_end(self, trainer: L.Trainer, *rest: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, *rest: object) -> None:
         self.seconds = _now() - self.start
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> dict[str, Any]:
-    """Training images per second of the three ways: the median of `rounds` rounds of `steps` steps each.
-
-    Images are random, of CIFAR-10's size: what they show does not matter here. Gives also the ratios lightning : bare
-    step and lightning : usual port (medians of the rounds' ratios). Raises ConfigError for a net of images of another
-    size.
-    """
-    quiet()
-    keep_freed_memory()
-    if config.data.size != SIDE:
-        raise ConfigError(f"data.size={config.data.size}: what is timed are steps on images of {SIDE} pixels")
-    config.data.val, config.data.share, config.eval_curve = 0, 1, False
-    L.seed_everything(config.seed, verbose=False)
-    count = max(2000, (steps + WARMUP) * config.data.batch_size)
-    images = torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (count,))
-    data = config.build_data()
-    data.set = ImageSet(images, labels, images[:500], labels[:500], tuple("0123456789"), flip=True)
-    data.setup()
-
-    ways = {"lightning": _lightning, "bare step": _bare_step, "usual port": _usual_port}
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name, way in ways.items():
-            speeds[name].append(steps * config.data.batch_size / way(config, data, steps))
-    ratios = {
-        other: statistics.median(a / b for a, b in zip(speeds["lightning"], speeds[other], strict=True))
-        for other in ("bare step", "usual port")
-    }
-    return {
-        "images_per_second": {name: round(statistics.median(found), 1) for name, found in speeds.items()},
-        "lightning : bare step": round(ratios["bare step"], 3),
-        "lightning : usual port": round(ratios["usual port"], 2),
-        "device": device_name(data.trainer.strategy.root_device),
-    }
 
 
 def _lightning(config: Config, data: Images, steps: int) -> float:
@@ -116,8 +125,7 @@ def _lightning(config: Config, data: Images, steps: int) -> float:
         logger=False,
         enable_checkpointing=False,
     )
-    net = config.build_net().to(memory_format=torch.channels_last)
-    trainer.fit(config.build_task(net), datamodule=data)
+    trainer.fit(build_task(config, _net(config).to(memory_format=torch.channels_last)), datamodule=data)
     return clock.seconds
 
 
@@ -125,9 +133,9 @@ def _bare_step(config: Config, data: Images, steps: int) -> float:
     trainer = build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
     device = trainer.strategy.root_device
     images = torch.randn(data.batch_size, 3, SIDE, SIDE).to(device, memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (data.batch_size,), device=device)
-    net = config.build_net().to(device, memory_format=torch.channels_last)
-    optimizer = config.build_task(net).build_optimizer()
+    labels = torch.randint(0, CLASSES, (data.batch_size,), device=device)
+    net = _net(config).to(device, memory_format=torch.channels_last)
+    optimizer = build_task(config, net).build_optimizer()
 
     def step() -> None:
         with trainer.precision_plugin.forward_context():
@@ -136,15 +144,17 @@ def _bare_step(config: Config, data: Images, steps: int) -> float:
         loss.backward()
         optimizer.step()
 
-    return _time(step, steps)
+    return _seconds(step, steps)
 
 
 def _usual_port(config: Config, data: Images, steps: int) -> float:
+    from torchvision import transforms
+
     augment = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
     scale = [transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]
     pictures = PILImages(data.train_images, data.train_labels, transforms.Compose([*augment, *scale]))
     device = data.trainer.strategy.root_device
-    net = config.build_net().to(device)
+    net = _net(config).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
     loader = iter(DataLoader(pictures, data.batch_size, shuffle=True, num_workers=2, drop_last=True))
 
@@ -155,13 +165,40 @@ def _usual_port(config: Config, data: Images, steps: int) -> float:
         loss.backward()
         optimizer.step()
 
-    return _time(step, steps)
+    return _seconds(step, steps)
 
 
-def _time(step: Callable[[], None], steps: int) -> float:
+class PILImages(Dataset):
+    """Images as torchvision's CIFAR-10 returns them: arrays made into PIL pictures, then transformed, one by one."""
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: Callable) -> None:
+        self.images = images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = labels.tolist()
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def _net(config: Config) -> nn.Module:
+    return build_net(config, classes=CLASSES, channels=3)
+
+
+def _seconds(step: Callable[[], None], steps: int) -> float:
     for _ in range(WARMUP):
         step()
     start = _now()
     for _ in range(steps):
         step()
     return _now() - start
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {"Batches": "module", "ImageSet": "sets", "Images": "module", "Normalise": "preprocess", "SETS": "sets"}
-_HOMES |= {"Whiten": "preprocess"}
+_HOMES |= {"Set": "sets", "Whiten": "preprocess"}
 __all__ = list(_HOMES)
 
 

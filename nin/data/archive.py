@@ -72,8 +72,8 @@ class Archive:
             return self._unpack(archive, root)
         except (OSError, RunError, tarfile.TarError, EOFError, zlib.error) as error:
             raise DataError(
-                f"{self.folder} cannot be read from or written to {root.absolute()} ({one_line(error)}); free space "
-                "there, or set data.root=FOLDER"
+                f"{self.folder} cannot be read from or written to {root.absolute()} ({one_line(error)}); make "
+                "room or change the permissions, or set data.root=FOLDER"
             ) from error
 
     def _read_parts(self, folder: Path) -> tuple[dict[str, bytes], str]:

@@ -16,7 +16,7 @@ from nin.checks import integer, one_of
 from nin.config import DataConfig
 from nin.data.augment import random_crop, random_flip
 from nin.data.preprocess import PREPROCESSINGS, Whiten
-from nin.data.sets import SETS, ImageSet
+from nin.data.sets import SETS, ImageSet, data_folder
 from nin.errors import SettingError
 
 EVALUATION_BATCH = 250  # images of 32×32; more are no faster on a CPU and need more memory
@@ -135,7 +135,7 @@ class Images(L.LightningDataModule):
         for name, value in (("seed", seed), ("eval_curve", eval_curve)):
             config.field_named(name).metadata["check"](**{name: value})
         self.entry = SETS[self.settings.name]
-        self.root = os.path.expanduser(self.settings.root or os.environ.get("NIN_DATA") or "data")
+        self.root = data_folder(self.settings.root)
         self.batch_size = self.settings.batch_size
         self.seed = seed
         self.eval_curve = eval_curve

@@ -6,6 +6,7 @@ A new set is a function that reads its files, an entry in SETS and a file in con
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,14 +105,24 @@ class Set:
         return replace(self.read(files, self.size or size), flip=self.flip)
 
     def load(
-        self, root: str | Path = "data", *, size: int = 32, download: bool = True, urls: Sequence[str] | None = None
+        self,
+        root: str | Path | None = None,
+        *,
+        size: int = 32,
+        download: bool = True,
+        urls: Sequence[str] | None = None,
     ) -> ImageSet:
-        """Fetches the set and reads it.
+        """Returns the set, fetched and read. The arguments are those of `nin.data.Images`.
 
         Raises:
             DataError: the set is missing or damaged and cannot be downloaded.
         """
-        return self.parse(self.fetch(root, download=download, urls=urls), size)
+        return self.parse(self.fetch(data_folder(root), download=download, urls=urls), size)
+
+
+def data_folder(root: str | Path | None = None) -> str:
+    """Returns the folder of all sets: `root`, else the environment variable NIN_DATA, else "data"."""
+    return os.path.expanduser(root or os.environ.get("NIN_DATA") or "data")
 
 
 # how each set is read -------------------------------------------------------------------------------------------------

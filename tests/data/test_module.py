@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from nin import NIN, Block, files
 from nin.config import DataConfig
-from nin.data import SETS, Batches, Images, ImageSet, Normalise, archive
+from nin.data import SETS, Batches, Images, ImageSet, Normalise, Set, archive
 from nin.data.archive import md5
 from nin.data.module import EVALUATION_BATCH
-from nin.data.sets import Set
 from nin.errors import DataError, SettingError
 from nin.task import Classifier
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,14 +63,7 @@ class Point:
     def start_sha256(self) -> str:
         """Of the weights that it starts from; empty if it starts from none, or if they cannot be loaded, which its run
         will say."""
-        if not self.config.checkpoint:
-            return ""
-        from nin import pretrained
-
-        try:
-            return pretrained.load(self.config.checkpoint).sha256 or ""
-        except CheckpointError:
-            return ""
+        return _sha256_of(self.config.checkpoint) if self.config.checkpoint else ""
 
     @cached_property
     def identity(self) -> str:
@@ -114,10 +107,12 @@ def study(
         RowsError: the file is not a study's, or cannot be written.
         StudyStoppedError: runs failed, or the study was interrupted.
     """
+    _sha256_of.cache_clear()  # checkpoints may have changed since an earlier study of this process
     asked = _distinct(points)
     rows.append(file, [])
     recorded = rows.read(file)
-    todo = [point for identity, point in asked.items() if not _is_recorded(point, recorded)]
+    known = _known(recorded)
+    todo = [point for point in asked.values() if not _is_recorded(point, known)]
     print(f"{len(asked)} runs, {len(asked) - len(todo)} of them already recorded in {file}", flush=True)
     _print_other_precisions(todo, recorded)
     working = _Study(file, Path(runs), jobs, tuple(command), todo)
@@ -141,12 +136,29 @@ def _distinct(points: Sequence[Point]) -> dict[str, Point]:
     return asked
 
 
-def _is_recorded(point: Point, recorded: pd.DataFrame) -> bool:
+@cache
+def _sha256_of(checkpoint: str) -> str:
+    """The sha256 of a checkpoint's weights; empty if it cannot be loaded, which the run that starts from it will
+    say."""
+    from nin import pretrained
+
+    try:
+        return pretrained.load(checkpoint).sha256 or ""
+    except CheckpointError:
+        return ""
+
+
+def _known(recorded: pd.DataFrame) -> dict[str, bool]:
+    """The identities of recorded runs that ended, and whether there is no more to know of them: the net died, or the
+    test curve is there."""
+    ended = recorded[recorded.status != "stopped"]
+    is_all = ended.test_curve.map(bool) | (ended.status == "dead")
+    return is_all.groupby(ended.identity).any().to_dict()
+
+
+def _is_recorded(point: Point, known: dict[str, bool]) -> bool:
     """Whether a study's rows have all that this point asks for."""
-    found = recorded[(recorded.identity == point.identity) & (recorded.status != "stopped")]
-    return bool(len(found)) and (
-        not point.config.eval_curve or (found.status == "dead").any() or found.test_curve.map(bool).any()
-    )
+    return point.identity in known and (known[point.identity] or not point.config.eval_curve)
 
 
 def _print_other_precisions(todo: Sequence[Point], recorded: pd.DataFrame) -> None:
@@ -222,7 +234,7 @@ class _Study:
             if (claim := _claim(folder)) is None:
                 continue
             self.todo.remove(point)
-            if _is_recorded(point, rows.read(self.file)):  # meanwhile, by another study
+            if _is_recorded(point, _known(rows.read(self.file))):  # meanwhile, by another study
                 claim.close()
             else:
                 self.running.append(_Run(point, folder, self.start(point, folder), claim))

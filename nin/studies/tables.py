@@ -85,9 +85,10 @@ def epochs_to(curve: Sequence[float], accuracy: float) -> float | None:
 
 def made_with(rows: pd.DataFrame) -> str:
     """The commits and versions of torch that rows were made with; where they differ, runs are compared across them."""
-    commits = {
-        commit[:8] + "+changes" * (not clean) for commit, clean in zip(rows.commit, rows.clean, strict=True) if commit
-    }
+    commits = set()
+    for commit, is_clean in zip(rows.commit, rows.clean, strict=True):
+        known = commit not in ("", "unknown")
+        commits |= {commit[:8] + "+changes" * (known and not is_clean)} if commit else set()
     versions = {version.split("+")[0] for version in rows.torch if version}
     return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(versions))}."
 

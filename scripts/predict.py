@@ -13,6 +13,7 @@ draws others. figure=blanking takes 1,000 of them, or test=N.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ DEFAULTS |= {"data.root": ""}
 
 def main(arguments: list[str]) -> None:
     names = [each for each in arguments if each.partition("=")[0] in DEFAULTS and "=" in each]
-    given = [each for each in names if not Path(each).exists()]  # a file may be called size=big.png
+    given = [each for each in names if not os.path.exists(each)]  # a file may be called size=big.png
     paths = [each for each in arguments if each not in given]
     settings = plain_settings(given, DEFAULTS)
     check(settings, paths)

@@ -184,8 +184,9 @@ def test_no_pickle_runs(script, tmp_path, kind):
         hostile(kind, marker, tmp_path / name)
         with pytest.raises(CheckpointError, match=f"{name} is not a safetensors file"):
             nin.load(tmp_path / name)
-        for command in (("predict.py", f"checkpoint={name}", "picture.png"), ("evaluate.py", f"checkpoint={name}")):
-            code, _, errors = script(*command)
+        commands = (("predict.py", "picture.png"), ("evaluate.py",), ("train.py", "data=digits", "hydra.run.dir=run"))
+        for command in commands:
+            code, _, errors = script(*command, f"checkpoint={name}")
             assert code == 1 and errors.startswith(f"error: checkpoint={name}: {name} is not a safetensors file")
             assert len(errors.splitlines()) == 1
         assert not marker.exists()

@@ -1,49 +1,175 @@
+"""Published nets: names, cards, shared whitening."""
+
+import hashlib
 import json
-import runpy
+import resource
 import shlex
+from contextlib import contextmanager
 
 import pytest
-from conftest import CONF, NARROW, ROOT
+import torch
+from claims import tiny
+from runs import NARROW
 
-from nin import pretrained, run
-from nin.command import compose
+import nin
+from nin import cli, config, pretrained, publish
+from nin.data.preprocess import Whiten
+from nin.errors import CheckpointError, RunError
+from nin.pretrained import Pretrained, golden_images
+from nin.run import record
+from nin.run.evaluate import evaluate_pretrained
+from nin.run.record import Record
+from nin.run.train import train
 
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.progress_bar=false"]
 
 
-def publish(*arguments):
-    return runpy.run_path(str(ROOT / "scripts" / "publish.py"))["main"]([str(a) for a in arguments])
-
-
-def test_a_card_states_the_command_that_trained_its_net(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """An empty folder of published nets."""
     monkeypatch.setattr(pretrained, "CHECKPOINTS", tmp_path / "shelf")
-    settings = compose(CONF, [*SHORT, "head=fc", "seed=7"])
-    run.train(settings, tmp_path / "run")
-    assert publish(tmp_path / "run", "digits-fc") == 0, capsys.readouterr()
-    card = json.loads((tmp_path / "shelf" / "digits-fc.json").read_text())
-    python, script, *overrides = shlex.split(card["command"])
-    assert (python, script) == ("python", "scripts/train.py")
-    again = compose(CONF, [*overrides, "trainer.progress_bar=false"])
-    assert again == settings
+    return tmp_path / "shelf"
+
+
+def test_a_card_describes_its_weights_file(shelf):
+    file = publish.publish_net(tiny(), "small", {"data": "digits", "test_error": 12.34})
+    card = json.loads(file.read_text())
+    content = (shelf / card["file"]).read_bytes()
+    assert file == shelf / "small.json" and card["test_error"] == 12.34
+    assert hashlib.sha256(content).hexdigest() == card["sha256"]
+    assert (card["file"], card["bytes"]) == (f"small-{card['sha256'][:8]}.safetensors", len(content))
+    torch.testing.assert_close(
+        nin.load("small")(golden_images()), torch.tensor(card["golden_logits"]), atol=1e-4, rtol=0
+    )
+    assert card["multiply_accumulates"] == nin.multiply_accumulates(tiny().net, 3, 32, 32)
+    assert card["classes"] == list(tiny().classes) and card["preprocessing"] == "normalise"
+    assert card["licence"] == "weights: Apache-2.0; trained on digits, whose images are not part of this"
+    assert sorted(each.name for each in shelf.iterdir()) == sorted([card["file"], "small.json"])
+
+
+def test_a_name_is_given_once_and_stays_on_the_shelf(shelf):
+    publish.publish_net(tiny(), "small", {"data": "digits"})
+    for name, words in (("small", "already contains this name"), ("../esc", "small letters"), ("a/b", "small letters")):
+        with pytest.raises(CheckpointError, match=words):
+            publish.publish_net(tiny(), name, {"data": "digits"})
+    publish.publish_net(nin.load("small"), "again", {"data": "digits"})
+    assert json.loads((shelf / "again.json").read_text())["file"].startswith("again-")
+    torch.testing.assert_close(nin.load("again")(golden_images()), nin.load("small")(golden_images()))
+
+
+def test_a_card_that_cannot_be_written_leaves_no_weights(shelf, monkeypatch):
+    describe = publish.describe
+
+    def taken(file):
+        (shelf / "small.json").mkdir()  # meanwhile
+        return describe(file)
+
+    monkeypatch.setattr(publish, "describe", taken)
+    with pytest.raises(RunError, match=r"small\.json cannot be written"):
+        publish.publish_net(tiny(), "small", {"data": "digits"})
+    assert [each.name for each in shelf.iterdir()] == ["small.json"]
+
+
+@contextmanager
+def room_for(size: int):
+    """No file grows beyond `size` bytes: the system refuses, whatever library writes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_what_was_there(shelf):
+    publish.publish_net(tiny(), "small", {"data": "digits"})
+    pretrained.save(shelf / "model.safetensors", tiny())
+    before = {file.name: file.read_bytes() for file in shelf.iterdir()}
+    writers = (
+        lambda: publish.publish_net(tiny(), "other", {"data": "digits"}),
+        lambda: publish.publish_whitening(Whiten(torch.zeros(192), torch.eye(192), (3, 8, 8))),
+        lambda: pretrained.save(shelf / "model.safetensors", tiny(seed=1)),
+    )
+    for write in writers:
+        with room_for(4000), pytest.raises(RunError, match=r"cannot be written \(.*\); the file before is as it was"):
+            write()
+        assert {file.name: file.read_bytes() for file in shelf.iterdir()} == before
+        write()
+        assert {file.name: file.read_bytes() for file in shelf.iterdir()} != before
+        before = {file.name: file.read_bytes() for file in shelf.iterdir()}
+
+
+def test_whitened_nets_share_one_file(shelf):
+    images = torch.randint(0, 256, (4000, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whiten = Whiten.fit(images)
+    nets = [Pretrained(tiny(head).net, whiten, tiny().classes, {"data": "digits"}) for head in ("gap", "gmp")]
+    whitening, published = publish.publish_whitening(whiten)
+    nearly = Whiten(whiten.mean, whiten.matrix + 1e-4, whiten.shape)
+    assert publish.publish_whitening(nearly)[0] == whitening  # fitted again, on another machine for example
+    lighter = Whiten(whiten.mean + 1, whiten.matrix, whiten.shape)
+    assert publish.publish_whitening(lighter)[0] != whitening
+    assert publish.publish_whitening(Whiten.fit(images[:2000]))[0] != whitening
+    small = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    small[0, 0, 2:5] = 200
+    for trained, name in zip(nets, ("one", "two"), strict=True):
+        pretrained.save(shelf / f"{name}.safetensors", trained, whitening)
+        back = pretrained.load(shelf / f"{name}.safetensors")
+        torch.testing.assert_close(back(small), trained(small), atol=0.05, rtol=0.01)
+        assert torch.equal(back.preprocess(small), published(small))
+        assert (shelf / f"{name}.safetensors").stat().st_size < 30_000
+    whitening.write_bytes(whitening.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"whitening-.* has sha256 .* its card says"):
+        pretrained.load(shelf / "one.safetensors")
+
+
+# runs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_states_the_command_that_trained_its_net(shelf, script, tmp_path):
+    settings = cli.compose([*SHORT, "head=fc", "seed=7"])
+    kept = train(settings, tmp_path / "run")
+    code, said, errors = script("publish.py", "run", "digits-fc")
+    assert code == 0 and said.endswith(f"digits-fc: {shelf / 'digits-fc.json'}\n"), errors
+    card = json.loads((shelf / "digits-fc.json").read_text())
+    python, name, *overrides = shlex.split(card["command"])
+    assert (python, name) == ("python", "scripts/train.py")
+    assert cli.compose([*overrides, "trainer.progress_bar=false"]) == settings
     assert card["schedule"] == "the recipe's, scaled from 4 epochs to 1"
+    assert Record.from_dict(card, "digits-fc.json") == kept
+    assert nin.load("digits-fc").facts == card
 
 
-def test_the_cards_error_is_that_of_the_net_with_its_whitening_as_published(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrained, "CHECKPOINTS", tmp_path / "shelf")
-    settings = compose(CONF, [*SHORT, "recipe=paper", "head=fc_dropout", "trainer.precision=auto"])
-    summary = run.train(settings, tmp_path / "run")
-    again = run.evaluate_checkpoint(compose(CONF, [f"checkpoint={tmp_path / 'run'}"]))[0]
-    assert again == pytest.approx(summary["test_error"], abs=1e-3)
-    assert publish(tmp_path / "run", "digits-paper") == 0, capsys.readouterr()
-    card = json.loads((tmp_path / "shelf" / "digits-paper.json").read_text())
-    error = run.evaluate_checkpoint(compose(CONF, ["checkpoint=digits-paper", "trainer=cpu"]))[0]
-    assert card["test_error"] == pytest.approx(error, abs=1e-4)
-    assert card["test_error"] == pytest.approx(summary["test_error"], abs=2)
-    (whitening,) = (tmp_path / "shelf").glob("whitening-*.safetensors")
-    assert whitening.stat().st_size < 20e6
+def test_the_cards_error_is_that_of_the_net_with_its_whitening_as_published(shelf, script, tmp_path):
+    """Of a folder as a run on whitened images leaves it; the whitening is not exact in fp16."""
+    folder, settings = tmp_path / "run", config.settings_of(cli.compose(["data=digits", "recipe=paper", "head=fc"]))
+    folder.mkdir()
+    matrix = torch.eye(3072) / 10 + torch.randn(3072, generator=torch.Generator().manual_seed(0)).diag() / 100
+    whiten = Whiten(torch.zeros(3072), matrix, (3, 32, 32))
+    pretrained.save(
+        folder / "model.safetensors", Pretrained(tiny("fc").net, whiten, tiny().classes, {"data": "digits"})
+    )
+    facts = {"parameters": 1, "precision": "32-true", "device": "cpu", "versions": {}, "commit": "unknown"}
+    record.write(folder, Record("finished", settings, None, clean=False, test_error=99.0, **facts))
+    code, _, errors = script("publish.py", "run", "digits-paper")
+    assert code == 0, errors
+    card = pretrained.read_card("digits-paper")
+    on_cpu = config.Config()
+    on_cpu.trainer.accelerator = "cpu"
+    assert card["test_error"] == pytest.approx(evaluate_pretrained(nin.load("digits-paper"), on_cpu).error, abs=1e-4)
+    assert card["test_error"] < 99
+    assert "schedule" not in card and "epochs" in card
+    file = shelf / card["whitening"]["file"]
+    assert 0 < card["whitening"]["changes_a_pixel_by"] < 0.1 and card["whitening"]["matrix"] == "fp16"
+    assert file.stat().st_size < 20e6
 
 
-@pytest.mark.parametrize(("arguments", "code"), [([], 2), (["nosuch", "name"], 1)])
-def test_what_cannot_be_published_is_refused(arguments, code, capsys):
-    assert publish(*arguments) == code
-    assert capsys.readouterr().err.startswith("error: ")
+def test_what_cannot_be_published_is_refused(shelf, script, tmp_path):
+    (tmp_path / "run").mkdir()
+    pretrained.save(tmp_path / "run" / "model.safetensors", tiny())  # a net without the record of a run
+    refused = {(): 2, ("run",): 2, ("nosuch", "name"): 1, ("run", "Name"): 1, ("run", "name"): 1}
+    for arguments, expected in refused.items():
+        code, said, errors = script("publish.py", *arguments)
+        assert (code, said) == (expected, "")
+        assert errors.startswith("error: ") and len(errors.splitlines()) == 1
+    assert record.read(tmp_path / "run") is None
+    assert not shelf.exists()

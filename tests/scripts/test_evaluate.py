@@ -1,0 +1,70 @@
+"""scripts/evaluate.py"""
+
+import os
+import re
+import signal
+
+import pytest
+import torch
+from claims import tiny
+
+from nin import pretrained
+from nin.data.sets import SETS
+from nin.task import Classifier
+
+QUIET = ("trainer.progress_bar=false", "trainer=cpu")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with a net of the digits, as a run leaves it."""
+    (tmp_path / "run").mkdir()
+    pretrained.save(tmp_path / "run" / "model.safetensors", tiny())
+    return tmp_path / "run"
+
+
+def test_a_run_is_evaluated_in_its_own_folder(run, script, tmp_path):
+    code, said, errors = script("evaluate.py", "checkpoint=run", *QUIET)
+    assert code == 0, errors
+    digits = SETS["digits"].load()
+    with torch.no_grad():
+        answers = tiny()(digits.test_images).argmax(1)
+    assert f"\ntest error {100 * (answers != digits.test_labels).double().mean():.2f} %\n" in said
+    true, taken_for, count = map(int, re.search(r"of 360 images\n *(\d) taken for (\d) +(\d+) \(", said).groups())
+    assert ((digits.test_labels == true) & (answers == taken_for)).sum() == count
+    assert said.endswith("\nall confusions: run/confusion_run.png\n")
+    assert (run / "confusion_run.png").stat().st_size > 10_000
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
+    (tmp_path / "weights.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    assert script("evaluate.py", "checkpoint=weights.safetensors", *QUIET)[0] == 0
+    assert (tmp_path / "confusion_weights.safetensors.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["checkpoint=run", "head=fc"], 2, "head=fc: "),
+        (["checkpoint=run", "recipe.lr=1"], 2, "recipe.lr=1: "),
+        ([], 2, "checkpoint= is required"),
+        (["checkpoint=nope"], 1, "checkpoint=nope: no such file or folder"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence_and_leaves_nothing(script, tmp_path, arguments, code, words):
+    ended, said, errors = script("evaluate.py", *arguments)
+    assert (ended, said) == (code, "")
+    assert errors.startswith(f"error: {words}") and len(errors.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_evaluation_says_so(run, script, monkeypatch, number, code):
+    step = Classifier.test_step
+
+    def stopped(*arguments):
+        os.kill(os.getpid(), number)
+        return step(*arguments)
+
+    monkeypatch.setattr(Classifier, "test_step", stopped)
+    ended, said, errors = script("evaluate.py", "checkpoint=run", *QUIET)
+    assert (ended, said) == (code, "")
+    assert "run the same command again" in errors and len(errors.splitlines()) == 1

@@ -1,0 +1,104 @@
+"""scripts/predict.py"""
+
+import random
+import re
+
+import pytest
+from claims import tiny
+from damaged import FORMATS, damaged_pictures, gradient
+
+from nin import NIN, Block, pretrained
+from nin.pretrained import Pretrained
+
+
+@pytest.fixture
+def net(tmp_path):
+    """The name of a weights file in the script's folder."""
+    pretrained.save(tmp_path / "net.safetensors", tiny())
+    return "net.safetensors"
+
+
+def test_pictures_are_predicted_and_drawn(net, script, tmp_path):
+    gradient().save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("text")
+    code, said, errors = script("predict.py", f"checkpoint={net}", "good.png", "bad.png", "size=native")
+    assert code == 1 and errors.startswith("error: bad.png: not a picture in a supported format")
+    assert len(errors.splitlines()) == 1
+    assert re.fullmatch(r"good\.png: \d \d+\.\d %, \d .*  \(maps/good_net\.png\)\n", said)
+    assert (tmp_path / "maps" / "good_net.png").stat().st_size > 10_000
+    code, said, errors = script("predict.py", f"checkpoint={net}", "test=2", "seed=5", "out=drawn")
+    lines = said.splitlines()
+    assert code == 0 and len(lines) == 2
+    for line in lines:  # each picture is named
+        name, file = re.fullmatch(r"(test_\d+_\d): .*  \((.*)\)", line).groups()
+        assert file == f"drawn/{name}_net.png" and (tmp_path / file).exists()
+
+
+def test_figures_of_the_test_set(net, script, tmp_path):
+    code, said, errors = script("predict.py", f"checkpoint={net}", "figure=blanking", "test=50")
+    assert code == 0 and "(50 test images)" in said and said.endswith("\nmaps/blanking_net.png\n"), errors
+    assert script("predict.py", f"checkpoint={net}", "figure=paper")[1].splitlines() == ["maps/paper_net.png"]
+    for name in ("blanking_net.png", "paper_net.png"):
+        assert (tmp_path / "maps" / name).stat().st_size > 10_000
+    coarse = NIN([Block(8, stride=8), Block((8, 8, None), stride=2)], norm="batch")
+    trained = tiny()
+    pretrained.save(
+        tmp_path / "coarse.safetensors", Pretrained(coarse, trained.preprocess, trained.classes, trained.facts)
+    )
+    code, _, errors = script("predict.py", "checkpoint=coarse.safetensors", "figure=blanking", "test=5")
+    assert code == 1 and errors.endswith("class maps of 1×1 show no place in the image\n")
+
+
+def test_a_folder_of_damaged_pictures(net, script, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name, content in damaged_pictures(random.Random(0), 2):
+        (tmp_path / "pictures" / name).write_bytes(content)
+    code, said, errors = script("predict.py", f"checkpoint={net}", "pictures")
+    assert code == 1 and "Traceback" not in errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    refused = re.findall(r"pictures/(\d+\.[\w.]+?): ", line)
+    assert len(refused) + len(said.splitlines()) == 2 * len(FORMATS)
+    assert len(list((tmp_path / "maps").iterdir())) == len(said.splitlines())
+
+
+def test_no_picture_is_overwritten_and_what_cannot_be_predicted_is_named(net, script, tmp_path):
+    names = ("good.png", "good_net.png", "size=big.png")  # the second is where the first's drawing would go
+    for name, size in zip(names, (40, 30, 20), strict=True):
+        gradient(size, size).save(tmp_path / name)
+    before = [(tmp_path / name).read_bytes() for name in names]
+    (tmp_path / "folder.png").mkdir()
+    gradient(1, 1).save(tmp_path / "one.png")
+    code, said, errors = script("predict.py", f"checkpoint={net}", ".", "size=big.png", "size=native", "out=.")
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    assert code == 1 and len(said.splitlines()) == 4
+    assert errors.endswith("error: one.png: 1×1 pixels are too few for this net\n")
+    assert (tmp_path / "good_net_2.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["good.png"], "checkpoint= is required"),
+        (["checkpoint=net"], "expected pictures or folders of pictures"),
+        (["checkpoint=net", "size=big", "good.png"], "size=big: must be training, native"),
+        (["checkpoint=net", "test=some"], "test=some: expected an integer from 0 to 999999999"),
+        (["checkpoint=net", "test=" + "9" * 5000], "expected an integer from 0 to 999999999"),
+        (["checkpoint=net", "figure=maps"], "figure=maps: must be one of paper, blanking"),
+        (["checkpoint=net", "figure=paper", "seed=3"], "seed=3: figure=paper takes the first test images"),
+        (["checkpoint=net", "figure=blanking", "size=64"], "size=64: figure=blanking takes test images as they are"),
+        (["checkpoint=net", "figure=blanking", "test=1"], "test=1: figure=blanking requires at least 2"),
+        (["checkpoint=net", "figure=paper", "a.png"], "figure=paper: takes test images, got a.png"),
+    ],
+)
+def test_a_wrong_command_is_one_sentence(script, tmp_path, arguments, words):
+    code, said, errors = script("predict.py", *arguments)
+    assert (code, said) == (2, "")
+    assert errors.startswith("error: ") and words in errors and len(errors.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_the_docstring(script, tmp_path):
+    code, said, _ = script("predict.py", "--help")
+    assert code == 0 and "figure=blanking" in said
+    assert script("predict.py", "checkpoint=nope", "a.png")[0] == 1
+    assert list(tmp_path.iterdir()) == []

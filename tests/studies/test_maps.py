@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+from claims import Lit, tiny
+
+from nin.data.preprocess import Normalise
+from nin.errors import ClaimError
+from nin.pretrained import Pretrained
+from nin.studies import maps
+
+BLACK = torch.zeros(3, 1, 1, dtype=torch.uint8)
+
+
+def lit() -> Pretrained:
+    """A net that scores brightness and whose maps show it."""
+    return Pretrained(Lit(), Normalise(torch.zeros(3), torch.ones(3)), list("0123456789"), {})
+
+
+def test_a_net_that_scores_bright_pixels_loses_by_their_blanking():
+    images = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
+    places = torch.randint(0, 24, (200, 2), generator=torch.Generator().manual_seed(0))
+    for image, (top, left) in zip(images, places, strict=True):
+        image[:, top : top + 8, left : left + 8] = 255
+    labels = torch.zeros(200).long()
+    falls = maps.blanking(lit(), images, labels, BLACK)
+    assert [len(each) for each in falls] == [200] * 3
+    assert falls.under_map == pytest.approx([255 * 64 / 1024] * 200)  # all of the light
+    assert 0 < sum(falls.at_random) < 0.7 * sum(falls.under_map)
+    assert 0 < sum(falls.elsewhere) < 0.7 * sum(falls.under_map)
+    one_place = maps.blanking(lit(), images[:1].expand(200, -1, -1, -1), labels, BLACK)
+    assert one_place.under_map == one_place.elsewhere  # if all objects are in one place, another's map shows it too
+    seeded = maps.blanking(lit(), images, labels, BLACK, seed=1)
+    assert seeded[:2] == falls[:2] and seeded.at_random != falls.at_random
+    grey = torch.full_like(images, 90)
+    assert np.ptp(maps.blanking(lit(), grey, labels, BLACK), axis=0).round(4).tolist() == [0.0] * 200
+
+
+@pytest.mark.parametrize("cells", [7, 2])
+def test_a_quarter_of_the_image_is_blanked_wherever_the_map_points(cells):
+    images = torch.full((20, 3, 28, 28), 255, dtype=torch.uint8)  # its side is no multiple of half of 7
+    corner = torch.zeros(20, cells, cells)
+    corner[:, -1, -1] = 1  # the last place
+    sums = maps.quarter_sums(corner)
+    blanked = maps.blank_quarters(images, sums.flatten(1).argmax(1), tuple(sums.shape[1:]), BLACK).float()
+    assert (blanked[:, :, 14:, 14:] == 0).all() and blanked.mean() == pytest.approx(255 * 3 / 4)
+    anywhere = torch.randint(sums[0].numel(), (20,))
+    blanked = maps.blank_quarters(images, anywhere, tuple(sums.shape[1:]), BLACK).float()
+    assert blanked.mean((1, 2, 3)).tolist() == pytest.approx([255 * 3 / 4] * 20)
+    assert (images == 255).all()
+
+
+def test_maps_of_one_value_show_no_place():
+    with pytest.raises(ClaimError, match="class maps of 1×1 show no place"):
+        maps.quarter_sums(torch.zeros(4, 1, 1))
+
+
+def test_the_papers_figure():
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
+    trained = tiny()
+    figure = maps.draw_paper_figure(trained, images, torch.arange(40) % 10, rows=4)
+    assert len(figure.axes) == 4 * 11
+    assert [axis.get_title() for axis in figure.axes[1:11]] == list(trained.classes)
+    rows = [figure.axes[11 * row : 11 * row + 11] for row in range(4)]
+    assert [row[0].get_ylabel() for row in rows] == list(trained.classes[:4])
+    framed = [[axis.spines["top"].get_visible() for axis in row[1:]].index(True) for row in rows]
+    assert framed == [0, 1, 2, 3]
+    assert maps.one_of_each(torch.arange(40) % 10, 10, 12)[-2:] == [10, 11]  # the second of their classes

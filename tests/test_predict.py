@@ -1,0 +1,216 @@
+"""Predictions: probabilities, scores and class maps of pictures, and their drawings."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from claims import tiny
+from damaged import FORMATS, damaged_pictures, gradient
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from nin import GAP, NIN, Block, predict, pretrained
+from nin.data.preprocess import Normalise, Whiten
+from nin.data.sets import SETS
+from nin.errors import CheckpointError, PictureError, SettingError
+from nin.pretrained import Pretrained
+
+
+def fully_connected(head="fc") -> Pretrained:
+    trained = tiny(head)
+    nn.init.normal_(trained.net.head.linear.bias)
+    return trained
+
+
+def test_the_mean_of_a_map_is_the_score():
+    (prediction,) = predict.predict(tiny(), [gradient()], "native")
+    assert prediction.picture.size == (40, 30)
+    torch.testing.assert_close(prediction.maps.mean((1, 2)), prediction.logits)
+    torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(0))
+    assert prediction.best() == prediction.logits.topk(3).indices.tolist()
+    best = prediction.best(1)[0]
+    assert str(prediction).startswith(f"{best} {100 * prediction.probabilities[best]:.1f} %, ")
+    (largest,) = predict.predict(tiny("gmp"), [gradient()], 64)
+    assert largest.picture.size == (64, 64)
+    torch.testing.assert_close(largest.maps.amax((1, 2)), largest.logits)
+
+
+def test_many_pictures_have_the_scores_that_each_has_alone():
+    pictures = [gradient(20 + n, 40) for n in range(5)]
+    for trained in (tiny(), fully_connected()):
+        together = predict.predict(trained, pictures, "training")
+        for picture, prediction in zip(pictures, together, strict=True):
+            (alone,) = predict.predict(trained, [picture])
+            torch.testing.assert_close(prediction.logits, alone.logits, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(prediction.maps, alone.maps, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(prediction.logits, trained(picture)[0].detach(), rtol=1e-4, atol=1e-4)
+    assert [each.picture.size for each in predict.predict(tiny(), pictures, "native")] == [p.size for p in pictures]
+    assert len(predict.predict(tiny(), pictures[:2], 600)) == 2  # one at a time
+    assert predict.predict(tiny(), []) == []
+
+
+def test_under_a_linear_layer_a_class_map_is_maps_times_weights():
+    trained = fully_connected()
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    logits, maps = predict.class_maps(trained, images)
+    layer = trained.net.head.linear
+    with torch.no_grad():
+        read = trained.forward_maps(images)
+        torch.testing.assert_close(logits, trained(images))
+    weight = layer.weight.detach().view(10, *read.shape[1:])
+    torch.testing.assert_close(maps, torch.einsum("nmhw,kmhw->nkhw", read, weight), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(maps.sum((2, 3)) + layer.bias.detach(), logits, rtol=1e-3, atol=1e-3)
+    assert all(parameter.grad is None for parameter in trained.parameters())
+    assert not logits.requires_grad and not maps.requires_grad
+
+
+def test_below_the_articles_pooling_the_maps_are_features():
+    trained = tiny()
+    trained.net.arguments["head"] = "gap_article"
+    trained.net.head = nn.Sequential(GAP(), nn.Linear(10, 10))
+    assert not predict.has_class_maps(trained) and predict.has_class_maps(tiny())
+    (prediction,) = predict.predict(trained, [gradient(64, 64)], "native")
+    bias = trained.net.head[1].bias.detach()
+    torch.testing.assert_close(prediction.maps.sum((1, 2)) + bias, prediction.logits, rtol=1e-3, atol=1e-4)
+
+
+def test_a_net_of_grey_images_predicts_pictures():
+    net = NIN([Block(8), Block((8, 8, None))], in_channels=1, norm="batch")
+    trained = Pretrained(net, Normalise(torch.zeros(1), torch.full((1,), 255.0)), list("0123456789"), {})
+    assert predict.predict(trained, [gradient()])[0].maps.shape == (10, 16, 16)
+
+
+def test_a_size_that_a_net_does_not_accept_is_refused(monkeypatch):
+    with pytest.raises(PictureError, match=r"^40×30 pixels: map_size="):
+        predict.predict(fully_connected(), [gradient()], "native")
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
+    whitened = Pretrained(tiny().net, Whiten.fit(images[:, :, :8, :8]), list("0123456789"), {})
+    with pytest.raises(PictureError, match="40×30 pixels: "):
+        predict.predict(whitened, [gradient()], "native")
+    with pytest.raises(PictureError, match="1×1 pixels are too few for this net"):
+        predict.predict(tiny(), [gradient(1, 1)], "native")
+    monkeypatch.setattr(predict, "memory_gb", lambda: 1e-4)
+    with pytest.raises(PictureError, match="400×300 pixels are too many for this machine"):
+        predict.predict(tiny(), [gradient(400, 300)], "native")
+    predict.predict(tiny(), [gradient(30, 30)], "native")
+
+
+def test_sizes_are_words_or_pixels():
+    assert [predict.read_size(size) for size in ("training", "native", "64", 64)] == ["training", "native", 64, 64]
+    for size in ("big", "", "0", "-3", "4097", "9" * 5000, "1.5", 0, None):
+        with pytest.raises(SettingError, match=r"^size=.*: must be training, native or a number of pixels"):
+            predict.read_size(size)
+
+
+def test_a_bad_picture_costs_itself_alone(tmp_path):
+    (tmp_path / "bad.png").write_text("text")
+    gradient().save(tmp_path / "good.png")
+    sources = [("bad", tmp_path / "bad.png"), ("good", tmp_path / "good.png"), ("made", gradient(1, 1))]
+    for size, expected in (("training", (False, True, True)), ("native", (False, True, False))):
+        found = dict(predict.predict_each(tiny(), sources, size))
+        assert tuple(isinstance(found[name], predict.Prediction) for name, _ in sources) == expected
+    of_fc = [each for _, each in predict.predict_each(fully_connected(), sources, 64)]
+    assert all(isinstance(each, PictureError) for each in of_fc)  # each is told why
+    with pytest.raises(PictureError, match=r"^\S+bad\.png: not a picture in a supported format.*; made: 1×1 pixels"):
+        list(predict.predict_files(tiny(), sources, tmp_path / "out", "net", "native"))
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["good_net.png"]
+
+
+def test_damaged_pictures_are_predicted_or_named(tmp_path):
+    sources = []
+    for name, content in damaged_pictures(random.Random(0), 2):
+        (tmp_path / name).write_bytes(content)
+        sources.append((name, tmp_path / name))
+    found = dict(predict.predict_each(tiny(), sources))
+    assert list(found) == [name for name, _ in sources] and len(found) == 2 * len(FORMATS)
+    for name, prediction in found.items():
+        if isinstance(prediction, PictureError):
+            assert name in str(prediction)
+        else:
+            assert prediction.probabilities.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_drawing_overwrites_nothing(tmp_path):
+    """The second picture stands where the first one's drawing would go."""
+    sources = []
+    for name, size in (("good.png", 40), ("good_net.png", 30)):
+        gradient(size, size).save(tmp_path / name)
+        sources.append((name, tmp_path / name))
+    sources.append(("good.png", gradient(20, 20)))
+    before = [(tmp_path / name).read_bytes() for name, _ in sources[:2]]
+    drawn = [file.name for *_, file in predict.predict_files(tiny(), sources, tmp_path, "net")]
+    assert drawn == ["good_net_2.png", "good_net_net.png", "good_net_3.png"]
+    assert [(tmp_path / name).read_bytes() for name, _ in sources[:2]] == before
+    (tmp_path / "file").touch()
+    with pytest.raises(PictureError, match="this folder cannot be created"):
+        list(predict.predict_files(tiny(), sources, tmp_path / "file", "net"))
+
+
+def test_drawings_are_named_after_their_net():
+    labels = {"cifar10-gap": "cifar10-gap", "runs/A": "A", "runs/A/": "A", "runs/A/model.safetensors": "A"}
+    labels["weights/mine.safetensors"] = "mine"
+    assert {checkpoint: predict.label_of(checkpoint) for checkpoint in labels} == labels
+
+
+# drawing --------------------------------------------------------------------------------------------------------------
+
+
+def test_positive_evidence_is_overlaid_and_the_rest_is_clear():
+    trained = tiny()
+    (prediction,) = predict.predict(trained, [gradient(32, 32)])
+    figure = predict.draw(trained, prediction, rows=2)
+    for axis, k in zip(figure.axes[1:4], prediction.best(), strict=True):
+        opacity = np.asarray(axis.images[1].get_array())[..., 3]
+        fine = F.interpolate(prediction.maps[None, None, k], size=(256, 256), mode="bilinear")[0, 0].numpy()
+        assert np.array_equal(opacity > 0, fine > 0)
+        assert axis.get_title() == f"{k}  {100 * prediction.probabilities[k]:.1f} %"
+    assert [axis.get_subplotspec().get_gridspec().nrows for axis in figure.axes[:4]] == [2] * 4
+
+
+@pytest.mark.parametrize(
+    ("head", "value"), [("gap", lambda m: f"map mean {m.mean():.2f}"), ("gmp", lambda m: f"map max {m.max():.2f}"),
+                        ("fc", lambda m: f"map sum {m.sum():.2f}")]
+)  # fmt: skip
+def test_a_drawing_says_where_a_score_comes_from(head, value):
+    trained = tiny(head)
+    (prediction,) = predict.predict(trained, [gradient()])
+    axis, k = predict.draw(trained, prediction, top=1).axes[1], prediction.best(1)[0]
+    assert axis.get_xlabel() == f"score {prediction.logits[k]:.2f}, {value(prediction.maps[k])}"
+
+
+# test images ----------------------------------------------------------------------------------------------------------
+
+
+def test_test_images_are_drawn_from_the_nets_set(tmp_path):
+    digits = SETS["digits"].load()
+    drawn = predict.draw_test_images(tiny(), 4, seed=5)
+    assert drawn[0][0] != predict.draw_test_images(tiny(), 4, seed=6)[0][0]
+    for name, picture in drawn:
+        _, number, label = name.split("_")
+        assert digits.test_labels[int(number)] == int(label)
+        assert np.array_equal(np.asarray(picture), digits.test_images[int(number)].permute(1, 2, 0).expand(-1, -1, 3))
+    files, reason = predict.save_examples(tiny(), tmp_path)
+    assert reason == "" and [file.name for file in files] == [f"{k}.png" for k in range(10)]
+    assert all(Image.open(file).size == (32, 32) for file in files)
+
+
+def test_without_a_test_set_there_are_no_examples(tmp_path):
+    unknown = tiny(data="unheard")
+    files, reason = predict.save_examples(unknown, tmp_path)
+    assert files == [] and "data=unheard" in reason
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match="data=unheard"):
+        predict.draw_test_images(unknown, 1)
+    files, reason = predict.save_examples(tiny(data="cifar10"), tmp_path, str(tmp_path / "nothing"))
+    assert files == [] and "nothing" in reason
+
+
+def test_a_saved_net_predicts_the_same(tmp_path):
+    pretrained.save(tmp_path / "net.safetensors", tiny())
+    (before,), (after,) = (
+        predict.predict(net, [gradient()]) for net in (tiny(), pretrained.load(Path(tmp_path / "net.safetensors")))
+    )
+    assert torch.equal(before.maps, after.maps)

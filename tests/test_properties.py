@@ -1,52 +1,26 @@
-"""Any values at all: each is built into something that computes, or refused in a sentence with its name."""
+"""Any values at all, from the command line to a net that computes: built, or refused in a sentence with its name."""
 
-import math
+import json
 import re
 import warnings
-from dataclasses import fields, is_dataclass
-from typing import get_type_hints
 
 import pytest
 import torch
-from conftest import CONF
-from hypothesis import HealthCheck, given, settings
+from builders import Ended, anything, one_with_anything
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv
-from nin.command import compose
-from nin.config import Config, ConfigError
-from nin.data.module import CLASSES
+from nin.cli import compose
+from nin.config import Config, flat, settings_of
+from nin.data import SETS
+from nin.errors import NINError, SettingError
 from nin.optim import Muon
+from nin.run import build
 from nin.task import Classifier
 
-SMALL = 2_000_000  # parameters up to which a net is built and run; larger ones stay without memory
-# the same examples everywhere, so that a failure is the change's and not the draw's
-settings.register_profile(
-    "fixed", derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-)
-settings.load_profile("fixed")
+SMALL = 2_000_000  # parameters up to which a net is built and run; larger ones stay on the meta device
 
-huge = st.sampled_from([2**31, 2**63, 10**25, 10**400, -(10**400)])
-odd = st.sampled_from([math.nan, math.inf, -math.inf, 1e308, 5e-324, -0.0, 1e-320])
-text = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF, exclude_characters="\\"), max_size=8)
-scalar = st.none() | st.booleans() | st.integers(-3, 70_000) | huge | st.floats() | odd | text
-anything = st.recursive(
-    scalar,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcw_", min_size=1, max_size=4), inner),
-    max_leaves=5,
-)
-
-
-# the configuration ---------------------------------------------------------------------------------------------------
-
-
-def schema(node=Config, prefix=""):
-    for each in fields(node):
-        kind = get_type_hints(node)[each.name]
-        yield from schema(kind, f"{prefix}{each.name}.") if is_dataclass(kind) else [prefix + each.name]
-
-
-FIELDS = sorted(schema())
+FIELDS = sorted(flat(settings_of(Config())))
 
 width = st.integers(1, 12)
 widths = width | st.lists(width, min_size=3, max_size=3) | st.lists(width, min_size=1, max_size=1)
@@ -82,12 +56,12 @@ GOOD = {
     "data.size": st.sampled_from([32, 32, 64, 96]),
     "data.root": st.none() | st.just("/data"),
     "data.download": st.booleans(),
-    "data.urls": st.lists(st.just("http://localhost/x.tar.gz"), max_size=2),
+    "data.urls": st.none() | st.lists(st.just("http://localhost/x.tar.gz"), max_size=2),
     "data.val": st.integers(0, 1436),
     "data.share": st.floats(0.01, 1),
     "data.batch_size": st.integers(1, 256),
     "data.preprocessing": st.sampled_from(["normalise", "whiten"]),
-    "data.pad": st.integers(0, 31),
+    "data.pad": st.integers(0, 7),
     "data.pad_mode": st.sampled_from(["zero", "reflect"]),
     "data.flip": st.booleans(),
     "recipe.name": st.just("mine"),
@@ -121,10 +95,6 @@ GOOD = {
 }
 
 
-def test_no_field_of_the_schema_is_forgotten():
-    assert sorted(GOOD) == FIELDS
-
-
 @st.composite
 def overrides(draw):
     """Some fields with values that are meant well, and up to two with values that are not."""
@@ -136,49 +106,32 @@ def overrides(draw):
 
 
 def written(value) -> str:
-    """A value as Hydra's command line has it."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{k}:{written(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(written, value)) + "]"
+    """A value as Hydra's command line spells it: JSON without quotes around keys."""
     if isinstance(value, str):
         return "'" + value.replace("'", "\\'") + "'"
-    return (
-        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
-    )
-
-
-def as_floats(value):
-    """A value with its whole numbers as a setting of floats holds them."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{written(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list):
-        return [as_floats(each) for each in value]
-    return float(value) if isinstance(value, int) and abs(value) <= 1e308 else value
+        return "[" + ",".join(map(written, value)) + "]"
+    return str(value) if isinstance(value, float | int) and not isinstance(value, bool) else json.dumps(value)
 
 
-def forms(value) -> set[str]:
-    """How a message may show a value: as it was written, as Python has it, or the beginning of these."""
-    found = {written(value), str(value), str(as_floats(value))}
-    if isinstance(value, int) and value in (0, 1):  # of a setting that is true or false
-        found.add(str(bool(value)).lower())
-    return {" ".join(form.split())[:250] for form in found}
-
-
-def assert_named(message: str, chosen: dict) -> None:
-    """One line that begins with a field of the schema, and shows its value, or what of it, and a reason."""
+def assert_named(error: NINError, chosen: dict) -> None:
+    """One line that begins with a setting of the schema and gives a reason; a SettingError carries both as data."""
+    message = str(error)
     assert len(message) < 1500 and "\n" not in message, message
-    named = re.match(r"\+?([\w.]+)(=|: | must be given)", message)
+    named = re.match(r"\+?([\w.]+)(=|: )", message)
     assert named and any(named[1] == name or named[1].startswith(f"{name}.") for name in FIELDS), message
-    if named[2] == "=":
-        if named[1] in chosen:
-            shown = " ".join(message.split())
-            assert any(form in shown for form in forms(chosen[named[1]])), (message, chosen)
-        assert re.search(r"(: |needs|scores each) ?\S", message[named.end() :]), message
-    else:
-        assert len(message) > named.end() + 10, message
+    if isinstance(error, SettingError):
+        assert error.setting == named[1] and len(error.reason) > 10, message
+
+
+def test_no_field_of_the_schema_is_forgotten():
+    assert sorted(GOOD) == FIELDS
 
 
 def test_a_configuration_is_built_or_refused_by_name():
-    ended = {"built": 0, "refused": 0}
+    ended = Ended()
 
     @settings(max_examples=220)
     @given(overrides())
@@ -186,172 +139,53 @@ def test_a_configuration_is_built_or_refused_by_name():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                config = compose(CONF, [f"{name}={written(value)}" for name, value in chosen.items()])
-            except ConfigError as refused:
+                config = compose([f"{name}={written(value)}" for name, value in chosen.items()])
+                build.check(config)
+            except NINError as refused:
                 ended["refused"] += 1
-                assert_named(str(refused), chosen)
+                assert refused.exit_code == 2
+                assert_named(refused, chosen)
                 return
             ended["built"] += 1
+            classes = SETS[config.data.name].classes
             with torch.device("meta"):
-                count = sum(p.numel() for p in config.build_net().parameters())
-            config.build_data()
-            if count <= SMALL and config.model.backbone is None:
+                net = build.build_net(config, classes=classes, channels=3)
+            if sum(p.numel() for p in net.parameters()) <= SMALL and config.model.backbone is None:
                 torch.manual_seed(0)
-                net = config.build_net()
-                config.build_task(net)
+                net = build.build_net(config, classes=classes, channels=3)
                 logits = net.eval()(torch.randn(2, 3, config.data.size, config.data.size))
-                assert logits.shape == (2, CLASSES[config.data.name]) and logits.isfinite().all()
+                assert logits.shape == (2, classes) and logits.isfinite().all()
 
     one()
-    assert min(ended.values()) > 40, ended
+    ended.assert_both(40)
 
 
 @pytest.mark.parametrize(
     ("given_", "words"),
     [
-        (["model.blocks=[{widths: 60000, kernel_size: 1000}, {widths: [1, 1, null]}]"], "GB at the least"),
-        (["model.blocks=[{widths: [8, 8, null], padding: 10000}]", "data.batch_size=1000"], "GB at the least"),
-        (["model.blocks=[" + ",".join(["{widths: [1, 1, null], padding: 3}"] * 1001) + "]"], "1001 of them, where"),
-        (["data.batch_size=1", "model.blocks=[{widths: [8, 8, null], stride: 40}]"], "batch of 1 leaves it one"),
-        (["data=digits", "data.val=1436", "model.blocks=[{widths: [8, 8, null], stride: 40}]"], "batch of 1 leaves"),
+        (["model.blocks=[{widths: 60000, kernel_size: 1000}, {widths: [1, 1, null]}]"], "needs at least"),
+        (["model.blocks=[{widths: [8, 8, null], padding: 10000}]", "data.batch_size=1000"], "needs at least"),
+        (["model.blocks=[" + ",".join(["{widths: [1, 1, null], padding: 3}"] * 1001) + "]"], "blocks, got 1001"),
+        (["data.batch_size=1", "model.blocks=[{widths: [8, 8, null], stride: 40}]"], "a batch of 1"),
+        (["data=digits", "data.val=1436", "model.blocks=[{widths: [8, 8, null], stride: 40}]"], "a batch of 1"),
         (["seed=" + "9" * 5000], "seed=999"),
         (["recipe.lr=" + "9" * 400], "recipe.lr=999"),
         (["trainer.max_epochs=" + "9" * 400], "trainer.max_epochs=999"),
-        (["model.blocks={a: 1}"], "model.blocks={'a': 1}: choose one of cifar10"),
-        (["recipe.drops={a: 1}"], "recipe.drops={a: 1}: "),
-        (["model=[1]"], "model=[1]: give the name of a file in conf/model"),
-        (["data=null"], "data=null: give the name of a file in conf/data"),
-        (["model.blocks=${model.blocks}"], "Recursive interpolation"),
-        (["model.norm=???"], "model.norm must be given"),
+        (["model.blocks={a: 1}"], "model.blocks={'a': 1}: must be one of cifar10"),
+        (["recipe.drops={a: 1}"], "recipe.drops={'a': 1}: expected a list"),
+        (["model=[1]"], "model=[1]: must be one of"),
+        (["data=null"], "data=null: must be one of"),
+        (["model.blocks=${model.blocks}"], "model.blocks"),
+        (["model.norm=???"], "model.norm"),
     ],
 )
 def test_what_was_once_let_through_is_refused(given_, words):
-    with pytest.raises(ConfigError) as refused:
-        compose(CONF, given_)
+    with pytest.raises(NINError) as refused:
+        build.check(compose(given_))
     assert words in str(refused.value) and len(str(refused.value)) < 1500
 
 
-# the constructors ----------------------------------------------------------------------------------------------------
-
-
-def one_with_anything(good: dict):
-    """Arguments that are meant well, of which up to two are replaced by anything."""
-
-    @st.composite
-    def arguments(draw):
-        chosen = {name: draw(value) for name, value in good.items()}
-        for name in draw(st.lists(st.sampled_from(sorted(good)), max_size=2, unique=True)):
-            chosen[name] = draw(anything)
-        return chosen
-
-    return arguments()
-
-
-def build(constructor, arguments: dict):
-    """What is built, or None where it is refused by the name of one of its arguments."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            return constructor(**arguments)
-        except ValueError as refused:
-            message = str(refused)
-            assert len(message) < 1500 and "\n" not in message, message
-            named = re.match(r"(\w+)(=|: | )", message)
-            assert named and named[1] in arguments, (message, arguments)
-            return None
-
-
-blocks = st.builds(lambda body, last: [Block(**b) for b in (*body, last)], st.lists(block, max_size=2), last_block)
-NETS = {
-    "blocks": blocks,
-    "num_classes": st.integers(1, 12),
-    "head": GOOD["head.name"],
-    "in_channels": st.integers(1, 4),
-    "image_size": st.integers(1, 40) | st.lists(st.integers(1, 40), min_size=1, max_size=2),
-    **{name: GOOD[f"model.{name}"] for name in ("last_pool", "dropout", "norm", "last_relu", "init")},
-}
-
-
-@settings(max_examples=250)
-@given(one_with_anything(NETS))
-def test_nin(arguments):
-    with torch.device("meta"):
-        net = build(NIN, arguments)
-    if net is None or sum(p.numel() for p in net.parameters()) > SMALL:
-        return
-    size = arguments["image_size"]
-    sides = size if isinstance(size, list) else [size]
-    if max(sides) > 100:
-        return
-    net = NIN(**arguments).eval()
-    height, width = sides * 2 if len(sides) == 1 else sides
-    logits = net(torch.randn(2, arguments["in_channels"], height, width))
-    assert logits.shape == (2, arguments["num_classes"]) and logits.isfinite().all()
-
-
-@settings(max_examples=250)
-@given(
-    one_with_anything(
-        {
-            "widths": widths,
-            "kernel_size": st.integers(1, 7),
-            "stride": st.integers(1, 3),
-            "padding": st.none() | st.integers(0, 3),
-            "dropout": st.booleans(),
-        }
-    )
-)
-def test_block_and_mlpconv(arguments):
-    made = build(Block, arguments)
-    layer = {name: value for name, value in arguments.items() if name != "dropout"}
-    layer |= {"in_channels": 3, "norm": "batch"}
-    with torch.device("meta"):
-        convolution = build(MLPConv, layer)
-        if made is not None:  # None as the last width is the net's to replace
-            assert (convolution is None) == (made.widths[-1] is None)
-        if made is not None and convolution is not None:
-            side = max(made.kernel_size, 8)
-            padding = made.kernel_size // 2 if made.padding is None else made.padding
-            out = (side + 2 * padding - made.kernel_size) // made.stride + 1
-            assert convolution(torch.zeros(2, 3, side, side)).shape == (2, made.widths[-1], out, out)
-
-
-@settings(max_examples=80)
-@given(one_with_anything({"in_channels": width, "norm": GOOD["model.norm"], "last_relu": st.booleans()}))
-def test_what_surrounds_an_mlpconv(arguments):
-    with torch.device("meta"):
-        convolution = build(MLPConv, {**arguments, "widths": 4, "kernel_size": 3})
-        if convolution is not None:
-            assert convolution(torch.zeros(2, arguments["in_channels"], 8, 8)).shape == (2, 4, 8, 8)
-
-
-SIDE = st.integers(1, 6)
-
-
-@settings(max_examples=150)
-@given(
-    one_with_anything(
-        {"num_maps": width, "num_classes": width, "map_size": st.tuples(SIDE, SIDE), "dropout": fraction}
-    ),
-    SIDE,
-    SIDE,
-)
-def test_heads(arguments, height, width):
-    maps = torch.randn(2, 5, height, width)
-    for head in (GAP(), GMP()):
-        assert head(maps).shape == (2, 5) and head(maps).isfinite().all()
-    with torch.device("meta"):
-        head = build(FC, arguments)
-        if head is not None:
-            given_ = torch.zeros(2, arguments["num_maps"], *head.map_size)
-            assert head(given_).shape == (2, arguments["num_classes"])
-
-
-@settings(max_examples=30)
-@given(st.sampled_from(["average", "max"]) | anything)
-def test_depth_pool(kind):
-    if (pool := build(DepthPool, {"kind": kind})) is not None:
-        assert pool(torch.zeros(2, 5, 3, 4)).shape == (2, 1, 3, 4)
+# the task and its optimiser -------------------------------------------------------------------------------------------
 
 
 class Two(torch.nn.Module):
@@ -369,27 +203,36 @@ CLASSIFIER = {name.removeprefix("recipe."): GOOD[name] for name in FIELDS if nam
 del CLASSIFIER["name"]
 
 
-@settings(max_examples=200)
-@given(one_with_anything(CLASSIFIER), st.integers(1, 2000), st.floats(1, 500))
-def test_classifier(arguments, total, per_epoch):
-    task = build(lambda **a: Classifier(Two(), **a), arguments)
-    if task is not None:
-        factors = [task.lr_factor(step, total, per_epoch) for step in (0, total // 2, total - 1)]
-        assert all(0 <= factor <= 1 for factor in factors), factors
-        assert sum(len(group["params"]) for group in task.parameter_groups()) == 4
+def test_any_recipe_is_a_task_or_is_refused_by_name():
+    ended = Ended()
+
+    @settings(max_examples=200)
+    @given(one_with_anything(CLASSIFIER), st.integers(1, 2000), st.floats(1, 500))
+    def one(arguments, total, per_epoch):
+        task = ended.build(lambda **a: Classifier(Two(), **a), arguments)
+        if task is not None:
+            factors = [task.lr_factor(step, total, per_epoch) for step in (0, total // 2, total - 1)]
+            assert all(0 <= factor <= 1 for factor in factors), factors
+            assert sum(len(group["params"]) for group in task.parameter_groups()) == 4
+
+    one()
+    ended.assert_both(40)
 
 
-@settings(max_examples=120)
-@given(one_with_anything({"momentum": fraction, "nesterov": st.booleans()}), st.lists(SIDE, max_size=4), st.booleans())
-def test_muon(arguments, shape, orthogonal):
-    weight = torch.nn.Parameter(torch.ones(shape))
-    group = {"params": [weight], "lr": 0.1, "orthogonal": orthogonal}
+def test_any_muon_steps_or_is_refused_by_name():
+    ended = Ended()
+    good = {"momentum": fraction, "nesterov": st.booleans()}
 
-    def make(params, **rest):
-        return Muon(params, **rest)
+    @settings(max_examples=120)
+    @given(one_with_anything(good), st.lists(st.integers(1, 6), max_size=4), st.booleans())
+    def one(arguments, shape, orthogonal):
+        weight = torch.nn.Parameter(torch.ones(shape))
+        group = {"params": [weight], "lr": 0.1, "orthogonal": orthogonal}
+        optimiser = ended.build(lambda params, **rest: Muon(params, **rest), {"params": [group], **arguments})
+        if optimiser is not None:
+            weight.grad = torch.ones(shape)
+            optimiser.step()
+            assert weight.isfinite().all() and not torch.equal(weight, torch.ones(shape))
 
-    optimiser = build(make, {"params": [group], **arguments})
-    if optimiser is not None:
-        weight.grad = torch.ones(shape)
-        optimiser.step()
-        assert weight.isfinite().all() and not torch.equal(weight, torch.ones(shape))
+    one()
+    ended.assert_both(20)

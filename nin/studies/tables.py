@@ -40,10 +40,12 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval for the mean of paired differences. Requires two at least."""
+    """Student's t interval for the mean of paired differences; without width if all are equal. Requires two at least."""
     from scipy import stats
 
     n, mean = len(differences), statistics.mean(differences)
+    if len(set(differences)) == 1:  # scipy returns NaN for a scale of 0
+        return mean, mean
     low, high = stats.t.interval(level, n - 1, loc=mean, scale=statistics.stdev(differences) / math.sqrt(n))
     return float(low), float(high)
 

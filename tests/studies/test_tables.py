@@ -5,6 +5,10 @@ from nin.plan import HEADS
 from nin.studies import tables
 
 
+def test_equal_differences_have_an_interval_without_width():
+    assert tables.interval([0.1, 0.1, 0.1]) == pytest.approx((0.1, 0.1))
+
+
 def test_the_interval_is_the_t_interval():
     low, high = tables.interval([1.0, 2.0, 3.0, 6.0])  # mean 3, s.d. 2.160, t(0.975, 3) = 3.182
     assert (low, high) == pytest.approx((3 - 3.18245 * 2.16025 / 2, 3 + 3.18245 * 2.16025 / 2), abs=1e-3)

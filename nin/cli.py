@@ -70,7 +70,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
     def run() -> int | None:
         if not {"--help", "-h"} & set(sys.argv[1:]):
             return main(sys.argv[1:])
-        print(main.__globals__["__doc__"].strip())
+        print((main.__globals__["__doc__"] or "").strip())
         return 0
 
     if code := _exit_code(run):
@@ -103,7 +103,7 @@ def command(
     def run() -> int | None:
         arguments = sys.argv[1:]
         if {"--help", "-h"} & set(arguments):
-            print(help_text(main.__globals__["__doc__"], settings))
+            print(help_text(main.__globals__["__doc__"] or "", settings))
             return 0
         overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
         script = _Script(main, check, folder, settings)
@@ -299,7 +299,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of the values that the overrides have in Hydra's sweep syntax: `seed=0,1`, `seed=range(5)` or
     `head=glob(fc*,exclude=*_article)`. Raises SettingError or UsageError."""
     axes = []
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with _hydra():
         for override in map(_parsed, overrides):
             override.config_loader = GlobalHydra.instance().config_loader()  # glob asks it for names
             axis = [override.input_line]
@@ -309,7 +309,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
                 except HYDRA_ERRORS as error:
                     raise UsageError(f"{override.input_line}: {_first_line(error)}") from error
             if not axis:
-                known = ", ".join(_names(CONF, override.key_or_group))
+                known = ", ".join(_names(override.key_or_group))
                 raise UsageError(f"{override.input_line}: nothing has such a name; there are {known}")
             axes.append(axis)
     return [list(point) for point in itertools.product(*axes)]
@@ -343,7 +343,7 @@ class _Composed:
         hydras = [override for override in self.parsed if override.is_hydra_override()]
         choices = [override for override in self.parsed if override not in hydras and _is_choice(override)]
         self.values = [override for override in self.parsed if override not in hydras and override not in choices]
-        self.files = CONF, *(tuple(override.input_line for override in part) for part in (choices, hydras))
+        self.files = _state(), *(tuple(override.input_line for override in part) for part in (choices, hydras))
         self.node = copy.deepcopy(_settings_of_files(*self.files))
         for override in self.values:
             _apply(override, self.node)
@@ -386,13 +386,35 @@ def _plain(composed: DictConfig) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra at conf/; also within a job of --multirun, whose own Hydra is put back afterwards."""
+    running = GlobalHydra.instance()
+    before = running.hydra
+    running.clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        if before is not None:
+            GlobalHydra.instance().clear()
+            GlobalHydra.instance().initialize(before)
+
+
+State = tuple[tuple[str, int], ...]  # of the files in conf/: their paths and times, by which an edit is noticed
+
+
+def _state() -> State:
+    return tuple(sorted((str(file), file.stat().st_mtime_ns) for file in CONF.rglob("*.yaml")))
+
+
 @cache
-def _of_files(conf: Path, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()) -> DictConfig:
-    """The settings that Hydra composes of the files in `conf` for these choices, and Hydra's own settings.
+def _of_files(state: State, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()) -> DictConfig:
+    """The settings that Hydra composes of the files in conf/ for these choices, and Hydra's own settings.
 
     The result is shared: callers copy it."""
     try:
-        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        with _hydra():
             composed = hydra.compose("config", [*choices, *of_hydra], return_hydra_config=True)
     except HYDRA_ERRORS as error:
         raise _explained(error) from error
@@ -402,21 +424,20 @@ def _of_files(conf: Path, choices: tuple[str, ...], of_hydra: tuple[str, ...] = 
 
 
 @cache
-def _settings_of_files(conf: Path, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()) -> DictConfig:
+def _settings_of_files(state: State, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()) -> DictConfig:
     """The same without Hydra's own settings."""
-    composed = copy.deepcopy(_of_files(conf, choices, of_hydra))
+    composed = copy.deepcopy(_of_files(state, choices, of_hydra))
     with open_dict(composed):
         del composed["hydra"]
     return composed
 
 
-@cache
-def _names(conf: Path, group: str) -> tuple[str, ...]:
+def _names(group: str) -> list[str]:
     """The names of the files in a group."""
     if group.startswith("hydra/"):
-        with hydra.initialize_config_dir(str(conf), version_base="1.3"):
-            return tuple(GlobalHydra.instance().config_loader().get_group_options(group))
-    return tuple(sorted(file.stem for file in (conf / group).glob("*.yaml")))
+        with _hydra():
+            return GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
 def _apply(override: Override, node: DictConfig) -> None:
@@ -473,7 +494,7 @@ def _check_override(override: Override) -> None:
     if _is_choice(override) and not override.is_delete():
         chosen = override.value()
         several = isinstance(chosen, list) and name == "experiment"
-        names = _names(CONF, name)
+        names = _names(name)
         if chosen is None and name == "experiment":
             return
         for each in chosen if several else [chosen]:
@@ -504,16 +525,17 @@ def _check_files(node: DictConfig, of_hydra: tuple[str, ...] | None = None) -> N
     """
     given = tuple(node.overrides.hydra) if of_hydra is None else of_hydra
     given = tuple(override for override in given if not override.startswith("hydra.mode="))
-    expected, found = (_of_hydra(each) for each in (_of_files(CONF, (), given).hydra, node))
+    expected, found = (_of_hydra(each) for each in (_of_files(_state(), (), given).hydra, node))
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             raise UsageError(f"a file in conf/ sets hydra.{name}; files set fields of the configuration only")
 
 
 def _of_hydra(node: DictConfig) -> dict[str, Any]:
-    """Hydra's settings, without what it notes about the run itself, and without a sweeper's parameters."""
+    """Hydra's settings, without its folders, which conf/config.yaml sets last, without what it notes about the run
+    itself, and without a sweeper's parameters."""
     settings = OmegaConf.to_container(node)
-    for name in ("overrides", "runtime", "mode"):
+    for name in ("overrides", "runtime", "mode", "run", "sweep"):
         settings.pop(name)
     for name in ("name", "override_dirname", "id", "num", "config_name"):
         settings["job"].pop(name)
@@ -531,12 +553,15 @@ def _explained(error: Exception) -> NINError:
         return UsageError(f"{where}: not YAML ({error.problem})")
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
-    if cause is not None and cause.full_key:
-        known = "" if _field(cause.full_key) else f"; {_siblings(cause.full_key)}"
-        file = _first_line(error).partition(":")[0] if error is not cause else ""  # "In 'recipe/mine'"
-        return UsageError(f"{file}{': ' * bool(file)}{cause.full_key}: {_first_line(cause)}{known}")
-    return UsageError(_first_line(error))
+        cause = cause.__cause__ or cause.__context__
+    where = re.match(r"In '([^']+)'", str(error))  # for people: Hydra keeps the file's name in its message alone
+    file = f"conf/{where[1]}.yaml: " if where else ""
+    if cause is None:
+        return UsageError(file + _first_line(error).partition("': ")[2] if where else _first_line(error))
+    name = cause.full_key
+    if name and not name.startswith("hydra") and _field(name) is None:
+        return UsageError(f"{file}{name}: unknown setting; {_siblings(name)}{_suggestion(name)}")
+    return UsageError(f"{file}{name}{': ' * bool(name)}{_first_line(cause)}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -593,7 +618,7 @@ def variant_of(settings: dict[str, Any]) -> str:
     Set, head, recipe, seed, epochs, precision, test curve and held-out images are not named."""
     named = ("data", "head", "recipe", "experiment", "seed", "data.name", "head.name", "recipe.name", "data.val")
     named += ("eval_curve", "trainer.max_epochs", "trainer.precision")
-    return " ".join(o for o in overrides_of(settings) if o.partition("=")[0] not in named)
+    return " ".join(sorted(override for override in overrides_of(settings) if override.partition("=")[0] not in named))
 
 
 def command_of(settings: dict[str, Any]) -> str:
@@ -608,33 +633,39 @@ def _choices(wanted: dict[str, Any]) -> list[str]:
     choices += recipes[:1]
     if not any(override.startswith("model.") for override in _differing(wanted, choices)):
         return choices
-    nets = [[], *([f"model={name}"] for name in _names(CONF, "model"))]
+    nets = [[], *([f"model={name}"] for name in _names("model"))]
     return [*choices, *min(nets, key=lambda net: len(_differing(wanted, [*choices, *net])))]
 
 
 def _is_file(group: str, wanted: dict[str, Any]) -> bool:
     """Whether the settings' set, head or recipe has a file in this group."""
     name = wanted["recipe.name" if group == "experiment" else f"{group}.name"]
-    return name in _names(CONF, group)
+    return name in _names(group)
 
 
 def _differing(wanted: dict[str, Any], stated: Sequence[str]) -> list[str]:
     """The overrides that these settings need besides those that are stated."""
-    brought = _brought(CONF, tuple(stated))
+    brought = _brought(_state(), tuple(stated))
     names = [name for name in wanted if name not in ("seed", "trainer.accelerator") and wanted[name] != brought[name]]
-    return [f"{name}={_spelled(wanted[name])}" for name in names]
+    return [f"{name}={_spelled_as(name, wanted[name])}" for name in names]
+
+
+def _spelled_as(name: str, value: Any) -> str:
+    """The value of a setting in Hydra's grammar. What is always a float is written 1, not 1.0."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return str(int(value)) if is_whole and _kind(name) in ("float", "float | null") else _spelled(value)
 
 
 @cache
-def _brought(conf: Path, stated: tuple[str, ...]) -> dict[str, Any]:
+def _brought(state: State, stated: tuple[str, ...]) -> dict[str, Any]:
     """The settings that choices of files bring, by dotted name; unchecked, as the run may be another machine's."""
     return config.flat(config.settings_of(config.from_settings(_plain(_Composed(stated).node))))
 
 
 def quoted(text: object) -> str:
     """A text as Hydra reads it, whatever it contains."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(text))
-    return f"'{escaped.replace('${', chr(92) + '${')}'"
+    escaped = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", str(text))  # else an interpolation
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + "\\'" * bool(m[2]), escaped) + "'"
 
 
 def _spelled(value: Any) -> str:
@@ -665,13 +696,13 @@ def help_text(about: str, settings: Sequence[str] | None = None) -> str:
     lines = [about.strip(), "", "Files in conf/ to choose from:", ""]
     for group in [*groups, "experiment"]:
         if settings is None or group in settings:
-            lines.append(f"  {group:<12}{', '.join(_names(CONF, group))}")
+            lines.append(f"  {group:<12}{', '.join(_names(group))}")
     lines += ["", "Settings, with the values that they have by default:", ""]
     for name, value in config.flat(config.settings_of(compose())).items():
         if settings is None or _is_among(name, settings):
             about_it = _field(name).metadata
             allowed = ", ".join(about_it["choices"]) or _kind(name)
-            lines.append(f"  {f'{name}={_short(value)}':<38} {about_it['says']} ({allowed})")
+            lines.append(f"  {f'{name}={_short(name, value)}':<38} {about_it['says']} ({allowed})")
     lines += ["", "hydra.run.dir=FOLDER is the folder for results; --multirun seed=0,1 runs one job for each value."]
     return "\n".join(lines)
 
@@ -684,8 +715,8 @@ def _kind(name: str) -> str:
     return kind.__name__ if type(kind) is type else str(kind).replace("None", "null").replace("typing.", "").lower()
 
 
-def _short(value: Any) -> str:
-    text = _spelled(value)
+def _short(name: str, value: Any) -> str:
+    text = _spelled_as(name, value)
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 

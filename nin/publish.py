@@ -58,7 +58,9 @@ def publish(
     on_cpu = Config()
     on_cpu.trainer.accelerator = "cpu"
     on_cpu.data.root = record.settings["data"]["root"]
-    record = replace(record, test_error=round(evaluate_pretrained(trained, on_cpu).error, 4))
+    error = round(evaluate_pretrained(trained, on_cpu).error, 4)
+    anywhere = {**record.settings, "data": {**record.settings["data"], "root": None}}
+    record = replace(record, test_error=error, settings=anywhere)
     return publish_net(trained, name, {**record.to_dict(), **facts}, folder, whitening)
 
 

@@ -116,8 +116,14 @@ def command(
 
 def _exit_code(run: Callable[[], int | None]) -> int:
     """The exit code of a command. Says what went wrong: the only place where an error becomes a sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal may have no × and no …
     try:
-        return run() or 0
+        code = run() or 0
+        if sys.stdout is not None:  # it is None where the terminal has closed it
+            sys.stdout.flush()
+        return code
     except NINError as error:
         if processes.rank() == 0 or isinstance(error, CheckpointError | DataError):  # process 0 raises the others too
             _say(error)
@@ -139,7 +145,8 @@ def _exit_code(run: Callable[[], int | None]) -> int:
 
 
 def _say(error: object) -> None:
-    print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+    if sys.stderr is not None:
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
 
 
 @dataclass

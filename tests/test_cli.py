@@ -1,6 +1,7 @@
 """The command line: composing, refusing, spelling, folders and exit codes."""
 
 import errno
+import io
 import os
 import shlex
 import shutil
@@ -428,6 +429,26 @@ def test_plain_settings():
         cli.plain_settings(["c=1"], {"a": "", "b": ""})
     with pytest.raises(UsageError, match="a: expected NAME=VALUE"):
         cli.plain_settings(["a"], {"a": ""})
+
+
+def test_a_terminal_of_ascii_and_a_closed_one_are_written_to(run, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert run(cli.command, "--help", main=test_plain_settings)[0] == 0
+    assert b"recipe.lr=0.04" in written.getvalue()
+    for name in ("sys.stdout", "sys.stderr"):
+        monkeypatch.setattr(name, None)
+    assert run(cli.command, "--help", main=test_plain_settings)[0] == 0
+    assert run(cli.command, "head=gpa", main=test_plain_settings)[0] == 2
+
+
+def test_a_reader_that_leaves_is_no_bug(run, monkeypatch):
+    class Left(io.StringIO):
+        def flush(self):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("sys.stdout", Left())
+    assert run(cli.run_script, "--help", main=test_plain_settings)[0] == 1
 
 
 # folders --------------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval for the mean of paired differences; without width if all are equal. Requires two at least."""
+    """Student's t interval for the mean of paired differences, of which there must be two. Equal ones: no width."""
     from scipy import stats
 
     n, mean = len(differences), statistics.mean(differences)

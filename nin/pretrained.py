@@ -208,7 +208,7 @@ def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | 
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
-    """The net of a header with these weights. Raises many an exception where the two do not match."""
+    """The net of a header with these weights. Raises what `_load` catches if the two do not match."""
     net = build_net(header["net"])
     preprocess = _preprocessing(header["preprocess"], tensors)
     names = header["classes"]

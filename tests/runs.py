@@ -206,7 +206,10 @@ def launched(code: str, told: int | None = None, grace: float = 20) -> int:
                 signal.raise_signal(told)
 
         subprocess.Popen = Told
-    return processes.launch(2, [sys.executable, "-S", "-c", code])
+    try:
+        return processes.launch(2, [sys.executable, "-S", "-c", code])
+    finally:  # a process of a pool is ended by SIGTERM
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def abandon(folder: Path) -> None:

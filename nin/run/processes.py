@@ -104,7 +104,7 @@ def _wait_for(running: Sequence[subprocess.Popen]) -> int:
     """Waits until all have ended and returns the first exit code that is not 0, or 0. GRACE seconds after the first
     failure the others are killed."""
     code, deadline, told = 0, float("inf"), False
-    while any(process.poll() is None for process in running):
+    while None in [process.poll() for process in running]:  # all are polled, which updates their exit codes
         if is_orphaned() and not told:
             told = True
             for process in running:

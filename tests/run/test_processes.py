@@ -25,7 +25,7 @@ from nin.run.processes import STARTER, ending_together, free_port, is_orphaned, 
 from nin.run.train import train
 
 TRAIN = str(ROOT / "scripts" / "train.py")
-SHORT = ["data=digits", NARROW, "trainer.max_epochs=60", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
+SHORT = ["data=digits", NARROW, "trainer.max_epochs=30", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["trainer.accelerator=cpu", "data.batch_size=16", "data.val=101", "model.dropout=0.5"]
 TWO = [*SHORT, "trainer=ddp", "trainer.devices=2"]
 
@@ -120,7 +120,7 @@ def test_two_processes_leave_one_folder_and_speak_once(ended):
     assert first[1].count("test error") == 1
     names = ("config.yaml", "curves.png", "last.ckpt", "metrics.csv", "model.safetensors", "summary.json")
     assert sorted(file.name for file in folder.iterdir()) == [".lock", *names]
-    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 60
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 30
     kept = record.read(folder)
     assert kept.device.startswith("2 × cpu") and kept.test_images == 360
     alone = evaluate_pretrained(load(folder), compose(["trainer.progress_bar=false", "trainer.accelerator=cpu"]))

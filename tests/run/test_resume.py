@@ -19,7 +19,7 @@ from nin.run import record
 from nin.run.train import train
 from nin.task import Classifier
 
-SHORT = ["data=digits", NARROW, "trainer.max_epochs=60", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
+SHORT = ["data=digits", NARROW, "trainer.max_epochs=30", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["model.dropout=0.5", "data.batch_size=16", "eval_curve=true", "resume=auto", "trainer.accelerator=cpu"]
 TWO_EPOCHS = [*SHORT, "trainer.max_epochs=2"]
 TRAIN = ["train.py", *SHORT, "hydra.run.dir=run"]

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
@@ -485,6 +486,16 @@ def test_a_command_gets_the_folder_that_it_asks_for(run):
     assert [name for name, _ in seen] == [".", "runs/gap", "runs/fc", "runs/gap_2", "mine/digits", "."]
     assert all(there for _, there in seen)
     assert not Path("runs/x").exists()
+
+
+def test_a_folder_that_cannot_be_resolved_or_is_not_shared_is_refused(run, monkeypatch):
+    code, _, said = run(cli.command, "hydra.run.dir=${nothing}", "seed=3", main=lambda *_: 1 / 0)
+    assert (code, said) == (2, "error: hydra.run.dir=${nothing}: Interpolation key 'nothing' not found\n")
+    monkeypatch.setattr(cli.processes, "ending_at_once", nullcontext)  # it would end this process
+    monkeypatch.setattr(cli.processes, "world_size", lambda: 2)
+    code, _, said = run(cli.command, "seed=3", main=lambda *_: 1 / 0)
+    assert code == 2 and "error: hydra.run.dir=FOLDER is required" in said
+    assert tree() == []
 
 
 @pytest.mark.parametrize("given", [[], ["hydra.run.dir=new/er"]])

@@ -32,7 +32,7 @@ TWO = [*SHORT, "trainer=ddp", "trainer.devices=2"]
 
 def wait_for(happened: Callable[[], bool], is_running: Callable[[], bool]) -> None:
     while not happened():
-        assert is_running()
+        assert is_running(), "it ended before"
         time.sleep(0.05)
 
 

@@ -3,23 +3,36 @@
     net = nin.load("cifar10-gap")     a published net; nin.available() lists their names
     net = nin.NIN(head="gap")         the authors' CIFAR-10 net, untrained
 
-`import nin` needs torch alone. Sets of images are in `nin.data`, training in `nin.task` and `nin.run`.
+Sets of images are in `nin.data`, training in `nin.task` and `nin.run`. A name is imported on its first use, so that
+`import nin` costs nothing and a net needs no more than torch.
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from nin.cost import multiply_accumulates
-from nin.errors import NINError
-from nin.model import FC, GAP, GMP, NIN, DepthPool, MLPConv
-from nin.plan import HEADS, PLANS, Block, Plan
+if TYPE_CHECKING:
+    from nin.cost import multiply_accumulates
+    from nin.errors import NINError
+    from nin.model import FC, GAP, GMP, NIN, DepthPool, MLPConv
+    from nin.plan import BLOCKS, HEADS, Block, Plan
+    from nin.pretrained import available, load
 
-__all__ = ["FC", "GAP", "GMP", "HEADS", "NIN", "PLANS", "Block", "DepthPool", "MLPConv", "NINError", "Plan"]
+_HOMES = {
+    **dict.fromkeys(("FC", "GAP", "GMP", "NIN", "DepthPool", "MLPConv"), "nin.model"),
+    **dict.fromkeys(("BLOCKS", "HEADS", "Block", "Plan"), "nin.plan"),
+    **dict.fromkeys(("available", "load"), "nin.pretrained"),
+    "NINError": "nin.errors",
+    "multiply_accumulates": "nin.cost",
+}
+__all__ = ["BLOCKS", "FC", "GAP", "GMP", "HEADS", "NIN", "Block", "DepthPool", "MLPConv", "NINError", "Plan"]
 __all__ += ["available", "load", "multiply_accumulates"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("available", "load"):  # on first use: they need more than torch
-        from nin import pretrained
-
-        return getattr(pretrained, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module nin has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

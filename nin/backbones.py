@@ -27,7 +27,7 @@ from nin.plan import HEADS, LARGEST, WIDEST
 
 
 @dataclass(frozen=True)
-class Source:
+class Spec:
     """A net of torchvision.
 
     Attributes:
@@ -42,9 +42,9 @@ class Source:
 
 
 BACKBONES = {
-    "vgg19": Source("features", 32),
+    "vgg19": Spec("features", 32),
     # its ImageNet weights were trained on images scaled to −1 … 1; with this option it takes ImageNet's normalisation
-    "inception_v3": Source("Mixed_7c", 75, {"transform_input": True}),
+    "inception_v3": Spec("Mixed_7c", 75, {"transform_input": True}),
 }
 
 
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         backbone: "vgg19" or "inception_v3".
         num_classes: K.
         head: a name of `nin.plan.HEADS`: on K class maps that a 1×1 convolution makes of the features, or, for the
-            heads of the article "can pooling replace FC?", on the features themselves.
+            article's heads, on the features themselves.
         image_size: height and width of the images in pixels, or one number for both. Only FC heads depend on it.
         weights: "imagenet", torchvision's own, downloaded if need be; a file of them; or "none".
 
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         if min(size) < smallest:
             raise SettingError("image_size", image_size, f"{backbone} requires at least {smallest} pixels a side")
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, 3
         self.arguments = {  # plain values from which the same net is built again, stored beside its weights
             "backbone": backbone,
             "num_classes": num_classes,

@@ -12,8 +12,8 @@ from typing import Any
 
 from nin.errors import SettingError, one_line
 
-__all__ = ["boolean", "fraction", "integer", "is_integer", "is_number", "non_negative", "one_line", "one_of"]
-__all__ += ["positive", "share", "sides"]
+__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_sha256", "non_negative"]
+__all__ += ["one_line", "one_of", "positive", "share", "sides"]
 
 
 def is_integer(value: Any) -> bool:
@@ -24,6 +24,16 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether it is a finite real number. Booleans are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_sha256(value: Any) -> bool:
+    """Whether it is a sha256: 64 lower-case hexadecimal digits."""
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 epoch", "1,200 images". The plural of `noun` ends in s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def one_of(choices: Iterable[str], **settings: Any) -> None:

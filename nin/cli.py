@@ -39,7 +39,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nin import config, files
 from nin.checks import one_line
-from nin.config import Config
+from nin.config import Config, quoted
 from nin.errors import CheckpointError, DataError, NINError, RunError, SettingError, UsageError
 from nin.run import processes
 
@@ -667,12 +667,6 @@ def _spelled_as(name: str, value: Any) -> str:
 def _brought(state: State, stated: tuple[str, ...]) -> dict[str, Any]:
     """The settings that choices of files bring, by dotted name; unchecked, as the run may be another machine's."""
     return config.flat(config.settings_of(config.from_settings(_plain(_Composed(stated).node))))
-
-
-def quoted(text: object) -> str:
-    """A text as Hydra reads it, whatever it contains."""
-    escaped = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", str(text))  # else an interpolation
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + "\\'" * bool(m[2]), escaped) + "'"
 
 
 def _spelled(value: Any) -> str:

@@ -1,11 +1,12 @@
 """The settings: name, type, default, bounds and one sentence each.
 
-This is the one place where a default stands: constructors, conf/ and help read it here. Creating a `Config` checks
-nothing and builds nothing; `check` does the first, `nin.run.build` the second.
+A setting's default stands here alone: constructors, conf/ and help read it. Creating a `Config` checks nothing and
+builds nothing; `check` does the first, `nin.run.build` the second.
 """
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
@@ -35,11 +36,6 @@ def setting(default: Any, says: str, check: Callable[..., None] | None = None, c
     return field(default=default, metadata=about)
 
 
-def default_of(settings: type, name: str) -> Any:
-    """The default of a field of one of the classes below."""
-    return getattr(settings(), name)
-
-
 def _shares(**settings: Any) -> None:
     for name, value in settings.items():
         if not isinstance(value, list | tuple) or not all(is_number(s) and 0 < s < 1 for s in value):
@@ -67,7 +63,7 @@ def _limit(**settings: Any) -> None:
             )
 
 
-def _norm(**settings: Any) -> None:
+def _above_0(**settings: Any) -> None:
     for name, value in settings.items():
         if value is not None:
             positive(**{name: value})
@@ -77,7 +73,7 @@ def _norm(**settings: Any) -> None:
 class ModelConfig:
     """The net without its head."""
 
-    blocks: Any = setting("cifar10", "the plan: the name of one of the authors' nets, or a list of blocks")
+    blocks: Any = setting("cifar10", "the name of one of the authors' nets, or a list of blocks")
     last_pool: str = setting(
         "max", "pooling before the last block; the authors' two releases differ in it", choices=POOLS
     )
@@ -109,7 +105,7 @@ class DataConfig:
     )
     val: int = setting(0, "images held out for tuning, from the end of the training set", partial(integer, 0, 10**9))
     share: float = setting(1.0, "share of each class's training images that is trained on", share)
-    batch_size: int = setting(128, "images a step, of all processes together", partial(integer, 1, 10**9))
+    batch_size: int = setting(128, "images per step, of all processes together", partial(integer, 1, 10**9))
     preprocessing: str = setting(
         "normalise",
         "normalise each channel, whiten (the authors' GCN + ZCA), or ImageNet's means",
@@ -122,7 +118,7 @@ class DataConfig:
 
 @dataclass
 class RecipeConfig:
-    """How a net is trained. The defaults are the authors' settings."""
+    """How a net is trained. These defaults are the authors' settings; conf/config.yaml chooses recipe=modern."""
 
     name: str = setting("unnamed", "name of the recipe, for the record")
     optimiser: str = setting("sgd", "the optimiser", choices=OPTIMISERS)
@@ -150,7 +146,7 @@ class TrainerConfig:
     """Lightning's Trainer."""
 
     max_epochs: int = setting(1, "length of the run; every recipe sets it", partial(integer, 1, 10**6))
-    gradient_clip_val: float | None = setting(None, "norm that a step's gradient is scaled down to, or null", _norm)
+    gradient_clip_val: float | None = setting(None, "norm that a step's gradient is scaled down to, or null", _above_0)
     accelerator: str = setting(
         "auto", "auto takes CUDA, then Apple's MPS, then the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps")
     )
@@ -219,6 +215,12 @@ def check(settings: Any) -> None:
             each.metadata["check"](**{each.name: value})
     if hasattr(settings, "check_together"):
         settings.check_together()
+
+
+def quoted(text: object) -> str:
+    """A text as a command line's override has it, in quotes: Hydra reads it back whatever it contains."""
+    escaped = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", str(text))  # else an interpolation
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), escaped) + "'"
 
 
 # as plain values ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a net costs, known before it is trained: operations and activations."""
+"""Operations and activations of a net."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
 def activations(net: nn.Module, *shape: int) -> list[int]:
     """Output values of each convolution of `net` for a batch of this shape, (128, 3, 32, 32) say.
 
-    They are computed on torch's meta device, which allocates no memory. A net in training mode does a training step.
+    They are computed on torch's meta device, which allocates no memory. In training mode batch norm
+    uses the statistics of the batch.
 
     Raises:
         ValueError: batch normalisation in training mode that gets one value a channel.

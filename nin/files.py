@@ -14,17 +14,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from nin.errors import LockedError, RunError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEMPORARY = ".part-"  # how the name of a file that is being written begins
 
 
 @contextmanager
 def writing(file: str | Path) -> Iterator[Path]:
-    """Gives the path of a new, empty file in the same folder and with the same suffix; at the end it becomes `file`.
+    """Yields the path of a new, empty file in the same folder and with the same suffix; at the end it becomes `file`.
 
     The temporary file is created exclusively, so no link is followed. An exception leaves `file` as it was.
 
@@ -56,10 +60,19 @@ def write(file: str | Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def append(file: str | Path, content: bytes) -> None:
-    """Adds bytes at the end of a file, or none of them: the file is written anew. Raises RunError as `writing` does."""
-    before = Path(file).read_bytes() if Path(file).exists() else b""
-    write(file, before + content)
+def save_figure(figure: Figure, file: str | Path, dpi: int = 150) -> None:
+    """Writes a figure as a PNG that depends on nothing but the figure, and creates its folder if need be.
+
+    Raises:
+        RunError: the folder cannot be created, or the file cannot be written.
+    """
+    file = Path(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{file.parent} cannot be created ({error.strerror})") from error
+    with writing(file) as part:
+        figure.savefig(part, dpi=dpi, metadata={"Software": None})  # Matplotlib's version
 
 
 def read(file: str | Path) -> bytes:

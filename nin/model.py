@@ -5,7 +5,6 @@ images (N, 3, 32, 32) ─► mlpconv blocks ─► class maps (N, K, 8, 8) ─�
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -33,13 +32,13 @@ class MLPConv(nn.Sequential):
         block = checked_mlpconv(in_channels, Block(widths, kernel_size, stride, padding), norm, last_relu)
         super().__init__()
         for n, (before, width) in enumerate(pairwise((in_channels, *block.widths)), 1):
-            window = (kernel_size, stride, block.margin) if n == 1 else (1, 1, 0)
-            scores = n == len(block.widths) and not last_relu  # plain scores: neither normalised nor cut at 0
-            normed = norm == "batch" and not scores
+            window = (kernel_size, stride, block.effective_padding) if n == 1 else (1, 1, 0)
+            bare = n == len(block.widths) and not last_relu  # scores: neither normalised nor cut at 0
+            normed = norm == "batch" and not bare
             self.add_module(f"conv{n}", nn.Conv2d(before, width, *window, bias=not normed))
             if normed:
                 self.add_module(f"norm{n}", nn.BatchNorm2d(width))  # has the bias
-            if not scores:
+            if not bare:
                 self.add_module(f"relu{n}", nn.ReLU(inplace=True))
 
 
@@ -75,7 +74,7 @@ class FC(nn.Module):
 
 
 class DepthPool(nn.Module):
-    """Pools over the channels instead of the positions: "average" or "max". (N, C, h, w) ─► (N, 1, h, w)."""
+    """Pools over channels, not positions; for comparison, no net here has it. (N, C, h, w) ─► (N, 1, h, w)."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -124,12 +123,14 @@ class NIN(nn.Module):
     ) -> None:
         super().__init__()
         plan = Plan(blocks, num_classes, head, in_channels, image_size, last_pool, dropout, norm, last_relu, init)
-        self.plan, self.arguments, self.num_classes = plan, asdict(plan), num_classes
+        self.plan, self.arguments = plan, asdict(plan)
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.blocks = nn.Sequential()
-        build, channels, last = partial(MLPConv, norm=norm), in_channels, len(plan.blocks)
+        channels, last = in_channels, len(plan.blocks)
         for number, block in enumerate(plan.blocks, 1):
-            widths, geometry = block.channels(num_classes), {"stride": block.stride, "padding": block.padding}
-            mlpconv = build(channels, widths, block.kernel_size, **geometry, last_relu=last_relu or number < last)
+            widths = block.channels(num_classes)
+            shape, relu = (channels, widths, block.kernel_size), last_relu or number < last
+            mlpconv = MLPConv(*shape, stride=block.stride, padding=block.padding, norm=norm, last_relu=relu)
             self.blocks.add_module(f"block{number}", mlpconv)
             if number < last:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
                 pool = nn.AvgPool2d if number == last - 1 and last_pool == "average" else nn.MaxPool2d

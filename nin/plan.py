@@ -1,5 +1,4 @@
-"""What a net is, as plain values: blocks, the authors' nets by name, and the heads. A configuration, a card and a
-constructor share them; they are checked here. torch is not needed."""
+"""Blocks, nets and heads as plain, checked values, which a configuration, a card and a constructor share. No torch."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ from nin.errors import SettingError
 WIDEST = 65_536  # channels or classes: twenty times the widest net; more is a typing error
 LARGEST = 10_000  # pixels of a side, a window, a stride or a padding
 DEEPEST = 1_000  # blocks
+LARGEST_MAP = 100_000  # side of a map that a fully connected head reads
 ONE_SIZE = "a fully connected head accepts the image size that it was trained with; resize, or take a head that pools"
 
 
@@ -25,8 +25,7 @@ class Head:
     Attributes:
         layer: "average" and "max" pool each map, "linear" is a fully connected layer on all of them.
         dropout: probability of dropout before a linear layer.
-        of_features: whether it reads a backbone's features, as in the article "can pooling replace FC?", rather than
-            class maps.
+        of_features: whether it reads a backbone's features rather than class maps.
         says: one sentence about it.
     """
 
@@ -37,11 +36,12 @@ class Head:
 
     @property
     def pools(self) -> bool:
-        """Whether it pools: it has no parameters and accepts any map size, and a class's map is its own."""
+        """Whether it pools each map, so that it accepts maps of any size."""
         return self.layer != "linear"
 
 
-# in the order of tables; the first three are the paper's Table 5
+# In the order of tables; the first three are the paper's Table 5. The last three are those of the article "can pooling
+# replace FC?" (https://www.cnblogs.com/hutao722/p/10008581.html), on a backbone's features.
 HEADS = {
     "gap": Head("average", says="global average pooling: the mean of a class's map is its score"),
     "fc_dropout": Head("linear", 0.5, says="dropout 0.5, then a linear layer on the flattened maps"),
@@ -88,8 +88,8 @@ class Block:
         object.__setattr__(self, "widths", tuple(widths))
 
     @property
-    def margin(self) -> int:
-        """The padding of the first convolution in pixels."""
+    def effective_padding(self) -> int:
+        """The padding of the first convolution in pixels, also where it is None."""
         return self.kernel_size // 2 if self.padding is None else self.padding
 
     def channels(self, num_classes: int) -> tuple[int, ...]:
@@ -109,7 +109,7 @@ def checked_fc(num_maps: int, num_classes: int, map_size: Sequence[int], dropout
     """Height and width of a map, where these arguments make a fully connected head. Raises SettingError."""
     integer(1, WIDEST, num_maps=num_maps, num_classes=num_classes)
     fraction(dropout=dropout)
-    return sides(100_000, map_size=map_size)
+    return sides(LARGEST_MAP, map_size=map_size)
 
 
 def checked_pool(kind: str) -> str:
@@ -118,19 +118,19 @@ def checked_pool(kind: str) -> str:
     return kind
 
 
-PLANS = {
+BLOCKS = {
     # The authors' CIFAR-10 net: 966,986 parameters, 222,486,528 multiply-accumulates for a 32×32 image.
     "cifar10": (
         Block((192, 160, 96), kernel_size=5, dropout=True),  # 32×32, then pooled to 16×16
         Block((192, 192, 192), kernel_size=5, dropout=True),  # 16×16, then pooled to 8×8
-        Block((192, 192, None), kernel_size=3),  # 8×8, one map a class
+        Block((192, 192, None), kernel_size=3),  # 8×8, one map per class
     ),
     # The authors' ImageNet net: 7,595,176 parameters with 1,000 classes, for images of 224×224.
     "imagenet": (
         Block(96, kernel_size=11, stride=4, padding=0),  # 54×54, then 27×27
         Block(256, kernel_size=5),  # 27×27, then 13×13
         Block(384, kernel_size=3, dropout=True),  # 13×13, then 6×6
-        Block((1024, 1024, None), kernel_size=3),  # 6×6, one map a class
+        Block((1024, 1024, None), kernel_size=3),  # 6×6, one map per class
     ),
 }
 
@@ -140,7 +140,7 @@ class Plan:
     """A whole net as plain values, checked. `dataclasses.asdict` of it stands beside the net's weights.
 
     Attributes:
-        blocks: blocks, mappings with a block's fields, or a name of `PLANS`; kept as a tuple of blocks.
+        blocks: blocks, mappings with a block's fields, or a name of `BLOCKS`; kept as a tuple of blocks.
         num_classes: K.
         head: a name of `HEADS`.
         in_channels: channels of an image.
@@ -176,36 +176,36 @@ class Plan:
         maps = self.blocks[-1].channels(self.num_classes)[-1]
         if HEADS[self.head].pools and maps != self.num_classes:
             reason = (
-                f"requires one map a class, got {maps} maps for {self.num_classes} classes; end the last block with"
+                f"requires one map per class, got {maps} maps for {self.num_classes} classes; end the last block with"
             )
             raise SettingError("head", self.head, f"{reason} {self.num_classes} channels, or choose head=fc")
-        _ = self.map_size
+        _ = self.map_size  # raises where the blocks leave nothing of an image
 
     @property
     def map_size(self) -> tuple[int, int]:
         """Height and width of the class maps. Raises SettingError where a block leaves nothing of the image."""
         size = sides(LARGEST, image_size=self.image_size)
         for number, block in enumerate(self.blocks, 1):
-            size = tuple((side + 2 * block.margin - block.kernel_size) // block.stride + 1 for side in size)
+            size = tuple((side + 2 * block.effective_padding - block.kernel_size) // block.stride + 1 for side in size)
             if number < len(self.blocks):  # 3×3 pooling with stride 2 in ceil mode
                 size = tuple(math.ceil((side - 3) / 2) + 1 for side in size)
             if min(size) < 1:
                 reason = f"block {number} leaves nothing of it, with kernel_size={block.kernel_size}"
-                reason += f", stride={block.stride}, padding={block.margin}"
+                reason += f", stride={block.stride}, padding={block.effective_padding}"
                 raise SettingError("image_size", self.image_size, reason)
         return size
 
 
 def read_blocks(blocks: Any) -> tuple[Block, ...]:
-    """The blocks of a name of `PLANS`, or of a list of blocks or of mappings with a block's fields.
+    """The blocks of a name of `BLOCKS`, or of a list of blocks or of mappings with a block's fields.
 
     Raises:
         SettingError: anything else.
     """
-    if isinstance(blocks, str) and blocks in PLANS:
-        return PLANS[blocks]
+    if isinstance(blocks, str) and blocks in BLOCKS:
+        return BLOCKS[blocks]
     if not isinstance(blocks, list | tuple):
-        raise SettingError("blocks", blocks, f"must be one of {', '.join(PLANS)}, or a list of blocks")
+        raise SettingError("blocks", blocks, f"must be one of {', '.join(BLOCKS)}, or a list of blocks")
     if not 0 < len(blocks) <= DEEPEST:
         raise SettingError("blocks", blocks, f"expected 1 to {DEEPEST} blocks, got {len(blocks)}")
     return tuple(_read_block(blocks, number, block) for number, block in enumerate(blocks, 1))

@@ -39,7 +39,6 @@ def test_the_defaults_are_allowed_and_are_the_authors():
     assert (recipe.lr, recipe.bias_lr, recipe.last_lr, recipe.last_bias_lr) == (0.1, 2.0, 0.1, 0.2)
     assert (recipe.momentum, recipe.weight_decay, recipe.schedule) == (0.9, 1e-4, "step")
     assert [share * 260 for share in recipe.drops] == pytest.approx([200, 230])
-    assert config.default_of(RecipeConfig, "drops") == recipe.drops
 
 
 def test_a_configuration_survives_yaml():

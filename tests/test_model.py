@@ -259,7 +259,7 @@ def test_any_mlpconv_computes_or_is_refused_by_name():
                 return
             plan = Block(*(arguments[name] for name in GEOMETRY))
             side = max(plan.kernel_size, 8)
-            out = (side + 2 * plan.margin - plan.kernel_size) // plan.stride + 1
+            out = (side + 2 * plan.effective_padding - plan.kernel_size) // plan.stride + 1
             made = mlpconv(torch.zeros(2, arguments["in_channels"], side, side))
             assert made.shape == (2, plan.widths[-1], out, out)
 

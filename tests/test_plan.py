@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nin.errors import SettingError
-from nin.plan import HEADS, PLANS, Block, Plan, read_blocks
+from nin.plan import BLOCKS, HEADS, Block, Plan, read_blocks
 
 
 def test_a_plan_is_plain_values_that_make_it_again():
     for name, size in (("cifar10", 32), ("imagenet", 224)):
         plan = Plan(name, image_size=size)
         again = Plan(**asdict(plan))
-        assert again == plan and again.blocks == PLANS[name]
+        assert again == plan and again.blocks == BLOCKS[name]
 
 
 def test_map_sizes_are_those_of_the_authors_nets():
@@ -33,7 +33,7 @@ def test_one_table_of_heads():
 
 def test_a_block_takes_three_widths_or_one():
     assert Block(5).widths == (5, 5, 5) and Block([5]).widths == (5,) and Block((5, 4, None)).channels(7) == (5, 4, 7)
-    assert Block(5, kernel_size=5).margin == 2 and Block(5, padding=0).margin == 0
+    assert Block(5, kernel_size=5).effective_padding == 2 and Block(5, padding=0).effective_padding == 0
 
 
 def test_any_block_is_made_or_refused_by_name():
@@ -76,7 +76,7 @@ def test_any_block_is_made_or_refused_by_name():
         ({"in_channels": True}, "in_channels=true: expected an integer"),
         ({"image_size": 1}, "image_size=1: block 1 leaves nothing of it, with kernel_size=5, stride=1, padding=2"),
         ({"image_size": (32, 0)}, r"image_size=\(32, 0\): expected 1 to 10000 pixels"),
-        ({"blocks": [Block((8, 8, 12))]}, "head=gap: requires one map a class, got 12 maps for 10 classes"),
+        ({"blocks": [Block((8, 8, 12))]}, "head=gap: requires one map per class, got 12 maps for 10 classes"),
         ({"blocks": [Block((8, 8, 12))], "head": "gmp"}, "end the last block with 10 channels, or choose head=fc"),
     ],
 )
@@ -106,11 +106,9 @@ def test_blocks_are_read_from_a_configuration():
 
 
 LIGHT = """
-import sys, types
-package = types.ModuleType("nin")  # its modules without nin/__init__.py, which imports torch
-package.__path__ = [sys.argv[1] + "/nin"]
-sys.modules["nin"] = package
-import nin.errors, nin.checks, nin.files, nin.config, nin.plan
+import sys
+sys.path.insert(0, sys.argv[1])
+import nin, nin.errors, nin.checks, nin.files, nin.config, nin.plan
 heavy = {"torch", "numpy", "lightning", "torchvision", "hydra", "omegaconf", "pandas"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else 0)
 """

@@ -1,4 +1,4 @@
-"""Picture files: found, read upright, cut to a size, and turned into a tensor."""
+"""Picture files: finding and reading them, resizing, and conversion to tensors."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nin import files
 from nin.backbones import Backbone
-from nin.checks import one_line, one_of
+from nin.checks import is_sha256, one_line, one_of
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
 from nin.errors import CheckpointError, SettingError
 from nin.model import NIN
@@ -32,7 +32,7 @@ from nin.pictures import resize, to_tensor, upright
 INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
 CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
 PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
-LARGEST_FILE = 4 * 2**30  # bytes of a weights file, which is read whole
+MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
 UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
 # arguments that may differ between a checkpoint and the net that starts from it
 FREE = ("num_classes", "head", "image_size", "dropout", "init")
@@ -74,14 +74,14 @@ class Pretrained(nn.Module):
     @property
     def channels(self) -> int:
         """Channels of its images: 1 or 3."""
-        return self.net.arguments.get("in_channels", 3)
+        return self.net.in_channels
 
     def forward(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
         """Logits (N, K). Raises SettingError for anything but pictures or uint8 pixels."""
         return self.net(self._prepare(images))
 
     def forward_maps(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
-        """What the head reads: class maps (N, K, h, w)."""
+        """Class maps (N, K, h, w): the input of the head."""
         return self.net.forward_maps(self._prepare(images))
 
     def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
@@ -118,7 +118,7 @@ def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -
 
 def serialise(trained: Pretrained, whitening: Path | None = None) -> bytes:
     """The bytes of a weights file; arguments as for `save`."""
-    preprocess: dict[str, Any] = {"name": type(trained.preprocess).__name__.lower()}
+    preprocess: dict[str, Any] = {"name": trained.preprocess.name}
     if isinstance(trained.preprocess, Whiten):
         preprocess["shape"] = list(trained.preprocess.shape)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
@@ -175,17 +175,17 @@ def _weights_file(path: Path, checkpoint: str) -> Path:
         )
     if not is_folder:
         return path
-    found = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith(UNFINISHED))
-    if not found and (path / "config.yaml").exists():
+    weights = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith(UNFINISHED))
+    if not weights and (path / "config.yaml").exists():
         raise CheckpointError(
             f"checkpoint={checkpoint}: the run in this folder has not finished; resume it with its own command and "
             f"resume=auto hydra.run.dir={checkpoint}"
         )
-    if len(found) != 1:
+    if len(weights) != 1:
         raise CheckpointError(
-            f"checkpoint={checkpoint}: expected one .safetensors file in this folder, got {len(found)}"
+            f"checkpoint={checkpoint}: expected one .safetensors file in this folder, got {len(weights)}"
         )
-    return found[0]
+    return weights[0]
 
 
 def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | None = None) -> Pretrained:
@@ -208,7 +208,7 @@ def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | 
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
-    """The net of a header with these weights. Raises what `_load` catches if the two do not match."""
+    """The net of a header with these weights. Raises various exceptions, which `_load` catches, if they disagree."""
     net = build_net(header["net"])
     preprocess = _preprocessing(header["preprocess"], tensors)
     names = header["classes"]
@@ -238,7 +238,7 @@ def _preprocessing(described: dict[str, Any], tensors: dict[str, Tensor]) -> Nor
 
 def _shared_whitening(folder: Path, described: dict[str, Any], checkpoint: str) -> dict[str, Tensor]:
     """The tensors of the whitening's own file, in fp32."""
-    if not _is_sha256(described["sha256"]):
+    if not is_sha256(described["sha256"]):
         raise SettingError("sha256", described["sha256"], "expected 64 hexadecimal digits")
     file = folder / Path(described["file"]).name
     tensors = _parse(_read(file, checkpoint, described["sha256"]), file, checkpoint)[1]
@@ -248,17 +248,18 @@ def _shared_whitening(folder: Path, described: dict[str, Any], checkpoint: str) 
 def _read(file: Path, checkpoint: str, sha256: str = "") -> bytes:
     """The bytes of a file whose sha256 begins with `sha256`."""
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise OSError(f"it is larger than {LARGEST_FILE:,} bytes")
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise OSError(f"it is larger than {MAX_FILE_BYTES:,} bytes")
         content = files.read(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint={checkpoint}: its file {file.name} is not in {file.parent}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"checkpoint={checkpoint}: {one_line(file)} cannot be read ({reason})") from error
-    if not (found := files.sha256(content)).startswith(sha256):
-        expected = f"its card says {sha256}" if len(sha256) == len(found) else f"its name says {sha256}…"
-        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {found}, {expected}")
+    actual = files.sha256(content)
+    if not actual.startswith(sha256):
+        expected = f"its card says {sha256}" if len(sha256) == len(actual) else f"its name says {sha256}…"
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {actual}, {expected}")
     return content
 
 
@@ -298,7 +299,8 @@ def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
             raise CheckpointError(f"the checkpoint does not match these settings: {name} is {there} there, {here} here")
     before, after = _shapes(trained.net), _shapes(net)
     with_their_classes = _shapes(build_net({**ours, "num_classes": trained.net.num_classes}))
-    if theirs["head"] == ours["head"] and with_their_classes != before:
+    depends_on_size = with_their_classes != before
+    if theirs["head"] == ours["head"] and depends_on_size:
         raise CheckpointError(
             f"the checkpoint's head accepts only image_size={theirs['image_size']}, got image_size="
             f"{ours['image_size']}; set data.size, or choose a head that pools"
@@ -327,18 +329,19 @@ def read_card(name: str) -> dict[str, Any]:
         card = json.loads(files.read(CHECKPOINTS / f"{name}.json"))
         if Path(card["file"]).name != card["file"]:
             raise SettingError("file", card["file"], "expected the name of a file in the same folder")
-        if not _is_sha256(card["sha256"]):
+        if not is_sha256(card["sha256"]):
             raise SettingError("sha256", card["sha256"], "expected 64 hexadecimal digits")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({one_line(error)})") from error
     return card
 
 
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
 def golden_images(size: Sequence[int] = (32, 32), channels: int = 3) -> Tensor:
-    """Two fixed images of stripes, (2, C, H, W) uint8, the same on every machine."""
+    """Two fixed images of stripes, (2, C, H, W) uint8, the same on every machine.
+
+    The numbers are arbitrary, but every card states the logits of these pixels.
+    """
     n = torch.arange(2 * channels * size[0] * size[1]).reshape(2, channels, *size)
-    return ((n * 37) % 251 // 2 + (n // 96) % 128).to(torch.uint8)
+    fine = (n * 37) % 251 // 2  # 0…125, another value at each pixel
+    coarse = (n // 96) % 128  # 0…127, one value for 96 pixels
+    return (fine + coarse).to(torch.uint8)

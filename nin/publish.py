@@ -124,7 +124,7 @@ def describe(file: Path) -> dict[str, Any]:
         "bytes": file.stat().st_size,
         "net": trained.net.arguments,
         "classes": list(trained.classes),
-        "preprocessing": type(trained.preprocess).__name__.lower(),
+        "preprocessing": trained.preprocess.name,
         "multiply_accumulates": multiply_accumulates(trained.net, trained.channels, *size),
         "golden_logits": [[round(value, 6) for value in row] for row in logits.tolist()],
         "licence": f"weights: Apache-2.0; trained on {trained.facts['data']}, whose images are not part of this",

@@ -1,6 +1,6 @@
 """The files of a set: downloaded, verified, unpacked.
 
-Every file is read and hashed once a start, and what is parsed are the bytes that were hashed.
+A start reads and hashes every file once; the bytes that were hashed are the bytes that are parsed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from nin import files
-from nin.errors import DataError, RunError, one_line
+from nin.checks import one_line
+from nin.errors import DataError, RunError
 
 SILENCE = 20.0  # seconds without a byte after which an address is given up
 TRIAL = 15.0  # seconds after which an address must have shown its speed
-SLOW = 300e3  # bytes a second; slower addresses are given up after the trial
-LARGEST = 4e9  # bytes; an answer that is longer is no archive of a set
+SLOW = 300e3  # bytes per second; slower addresses are given up after the trial
+MAX_DOWNLOAD_BYTES = 4e9  # a longer answer is not the archive of a set
 
 
 @dataclass(frozen=True)
@@ -77,19 +78,20 @@ class Archive:
             ) from error
 
     def _read_parts(self, folder: Path) -> tuple[dict[str, bytes], str]:
-        """The parts in a folder, and what is wrong with them: "" if they are whole."""
+        """The parts in a folder, and their damage: "" if they are whole."""
         if not folder.is_dir():
             return {}, f"there is no folder {self.folder}"
         parts = {name: files.read(folder / name) for name in self.parts if (folder / name).is_file()}
         return parts, self._damage(parts)
 
     def _damage(self, parts: Mapping[str, bytes]) -> str:
-        """What is wrong with these parts, in words; "" if they are whole."""
+        """The damage of these parts in words; "" if they are whole."""
         if missing := [name for name in self.parts if name not in parts]:
-            return f"{missing[0]} is missing" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            return f"{missing[0]} is missing{more}"
         for name, expected in self.parts.items():
-            if expected is not None and (found := md5(parts[name])) != expected:
-                return f"{name} has md5 {found}, expected {expected}"
+            if expected is not None and (actual := md5(parts[name])) != expected:
+                return f"{name} has md5 {actual}, expected {expected}"
         return ""
 
     def _read_archive(self, file: Path) -> bytes | None:
@@ -135,12 +137,12 @@ class Archive:
 
 
 def no_files(root: str | Path, *, download: bool = True, urls: Sequence[str] | None = None) -> dict[str, bytes]:
-    """Returns no file: how a set is fetched that a library brings along."""
+    """Returns no file: the `fetch` of a set that a library contains."""
     return {}
 
 
 def md5(data: bytes) -> str:
-    """The md5 of bytes, 32 hexadecimal digits: what the authors of the sets publish."""
+    """The md5 of bytes, 32 hexadecimal digits: the checksum that the sets' authors publish."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
@@ -148,7 +150,7 @@ class SlowError(OSError):
     """An address that works, but slowly.
 
     Attributes:
-        speed: in bytes a second.
+        speed: in bytes per second.
     """
 
     def __init__(self, speed: float) -> None:
@@ -171,8 +173,8 @@ def download(urls: Sequence[str], expected: str) -> bytes:
         for url in sorted(slow, key=lambda url: -slow[url]) if patient else urls:
             try:
                 answer = read_address(url, patient=patient)
-                if (found := md5(answer)) != expected:
-                    raise OSError(f"it has md5 {found}, expected {expected}")
+                if (actual := md5(answer)) != expected:
+                    raise OSError(f"it has md5 {actual}, expected {expected}")
                 return answer
             except SlowError as error:
                 slow[url], failures[url] = error.speed, str(error)
@@ -184,7 +186,7 @@ def download(urls: Sequence[str], expected: str) -> bytes:
 
 
 def read_address(url: str, *, patient: bool = False) -> bytes:
-    """Returns what an address answers, with a progress bar.
+    """Returns the answer of an address, with a progress bar.
 
     Raises:
         SlowError: it is slow and we are not `patient`.
@@ -202,8 +204,8 @@ def read_address(url: str, *, patient: bool = False) -> bytes:
                 seconds = time.monotonic() - start
                 if not patient and seconds > TRIAL and len(content) < SLOW * seconds:
                     raise SlowError(len(content) / seconds)
-                if len(content) > LARGEST:
-                    raise OSError(f"the answer is longer than {LARGEST:.0e} bytes")
+                if len(content) > MAX_DOWNLOAD_BYTES:
+                    raise OSError(f"the answer is longer than {MAX_DOWNLOAD_BYTES:.0e} bytes")
     return bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of a whole batch at once, with a draw of its own for every image."""
+"""Augmentation of a whole batch at once, with random numbers of its own for every image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # by the name that torch
 
 
 def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.Generator | None = None) -> Tensor:
-    """Returns a window of each padded image, at a place drawn for each.
+    """Returns a window of each padded image, at a random place of its own.
 
     Args:
         images: (N, C, H, W) of any dtype, preprocessed: zero is then the mean of the training set.
         pad: pixels on each side; 0 returns the images as they are.
-        mode: "zero" or "reflect", what the padding shows.
-        generator: of the draws.
+        mode: the content of the padding, "zero" or "reflect".
+        generator: of the random places.
 
     Shape:
         (N, C, H, W) ─► (N, C, H + 2 pad, W + 2 pad) ─► (N, C, H, W)

@@ -23,7 +23,7 @@ EVALUATION_BATCH = 250  # images of 32×32; more are no faster on a CPU and need
 
 
 def draw_seed(seed: int, epoch: int, purpose: str, rank: int = 0) -> int:
-    """Returns the seed of an epoch's random numbers, another one for each seed, epoch, purpose and process.
+    """Returns the seed of an epoch's random numbers: a different one for each seed, epoch, purpose and process.
 
     Args:
         seed: the run's.
@@ -40,7 +40,7 @@ class Batches:
 
     Order and augmentation depend on seed and epoch alone. Of several processes each takes every `processes`-th image
     of a batch, starting with the `rank`-th: together they have the batches and the order of one process. Each augments
-    with its own draws.
+    with random numbers of its own.
 
     Args:
         images: (N, H, W, C), channels last in memory; `preprocess` receives them as (B, C, H, W).
@@ -49,7 +49,7 @@ class Batches:
             rest is dropped (another rest each epoch), unless it is the only batch.
         preprocess: turns a batch of images into the input of the net.
         augment: changes preprocessed images in training, given a generator; None keeps images and order.
-        seed: of the draws.
+        seed: of order and augmentation.
         epoch: returns the epoch's number; called when an epoch begins.
         rank: number of this process, from 0.
         processes: how many there are.
@@ -85,11 +85,11 @@ class Batches:
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         device, n = self.images.device, len(self.labels)
-        draws = torch.Generator(device).manual_seed(draw_seed(self.seed, self.epoch(), "batches"))
+        generator = torch.Generator(device).manual_seed(draw_seed(self.seed, self.epoch(), "batches"))
         shuffled = self.augment is not None
-        order = torch.randperm(n, generator=draws, device=device) if shuffled else torch.arange(n, device=device)
+        order = torch.randperm(n, generator=generator, device=device) if shuffled else torch.arange(n, device=device)
         if self.rank:
-            draws.manual_seed(draw_seed(self.seed, self.epoch(), "batches", self.rank))
+            generator.manual_seed(draw_seed(self.seed, self.epoch(), "batches", self.rank))
         for i in range(len(self)):
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
             if shuffled:  # equal shares, since gradients are averaged over processes
@@ -99,7 +99,7 @@ class Batches:
                 return  # the last batch has fewer images than there are processes
             images = self.preprocess(self.images[chosen].permute(0, 3, 1, 2))
             if self.augment is not None:
-                images = self.augment(images, draws)
+                images = self.augment(images, generator)
             yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
 
 
@@ -110,17 +110,17 @@ class Images(L.LightningDataModule):
 
     Args:
         data: name of the set, one of `nin.data.SETS`, or the settings; each is explained in `nin.config.DataConfig`.
-        seed: of order, augmentation and the drawn share.
+        seed: of order, augmentation and the sampled share.
         eval_curve: whether the test error after each epoch is recorded too, as `test_curve/error`. It is for learning
             curves: nothing may be chosen by it.
         settings: fields of `nin.config.DataConfig` that differ from `data`. For a set of one size, `size` is that size.
 
     Attributes:
-        entry: what the table of sets knows about the set before it is read.
+        entry: the set's entry in the table of sets.
         set: the images; None before `setup`. If they are assigned before, nothing is fetched.
         preprocess: turns images into the input of the net, fitted by `setup` on the images that are trained on. If it
             is assigned before, because a trained net brings its own, nothing is fitted.
-        train_images, train_labels, val_images, val_labels: the parts of the training set, after `setup`.
+        train_images, train_labels, val_images, val_labels: the two splits of the training set, after `setup`.
 
     Raises:
         SettingError: a value that is not allowed, or that this set does not support.
@@ -151,7 +151,7 @@ class Images(L.LightningDataModule):
             self._files = self.entry.fetch(self.root, download=download, urls=urls)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads the set, holds out images, draws the share that is trained on, and fits the preprocessing to it."""
+        """Reads the set, holds out images, samples the share that is trained on, and fits the preprocessing to it."""
         if self.set is None:
             self.prepare_data()
             files, self._files = self._files, None
@@ -162,7 +162,7 @@ class Images(L.LightningDataModule):
         self.train_images, self.val_images = self.set.train_images[:kept], self.set.train_images[kept:]
         self.train_labels, self.val_labels = self.set.train_labels[:kept], self.set.train_labels[kept:]
         if self.settings.share < 1:
-            chosen = self._draw_share()
+            chosen = self._sample_share()
             self.train_images, self.train_labels = self.train_images[chosen], self.train_labels[chosen]
         seen = torch.bincount(self.train_labels, minlength=len(self.set.classes)).tolist()
         if unseen := [name for name, count in zip(self.set.classes, seen, strict=True) if not count]:
@@ -170,18 +170,19 @@ class Images(L.LightningDataModule):
         if self.preprocess is None:
             self.preprocess = PREPROCESSINGS[self.settings.preprocessing].fit(self.train_images)
 
-    def _draw_share(self) -> Tensor:
-        """Indices of the drawn training images, in order; of each class at least one. A smaller share of the same seed
-        is part of a larger one."""
-        draws, labels = torch.Generator().manual_seed(self.seed), self.train_labels
-        order = torch.randperm(len(labels), generator=draws)
+    def _sample_share(self) -> Tensor:
+        """Indices of the sampled training images, in order; of each class at least one. A smaller share of the same
+        seed is a subset of a larger one."""
+        generator, labels = torch.Generator().manual_seed(self.seed), self.train_labels
+        order = torch.randperm(len(labels), generator=generator)
         classes = [order[labels[order] == k] for k in range(len(self.set.classes))]
         return torch.cat([one[: max(1, round(self.settings.share * len(one)))] for one in classes]).sort().values
 
     @property
     def val_stages(self) -> tuple[str, ...]:
-        """What `val_dataloader` evaluates after each epoch, in its order."""
-        return ("val/",) * (self.settings.val > 0) + ("test_curve/",) * self.eval_curve
+        """The prefixes of the metrics of `val_dataloader`, which are recorded after each epoch, in its order."""
+        val = ("val/",) if self.settings.val else ()
+        return (*val, "test_curve/") if self.eval_curve else val
 
     def train_dataloader(self) -> Batches:
         """Shuffled and augmented batches of the training images."""
@@ -199,17 +200,17 @@ class Images(L.LightningDataModule):
         """The test images, in order."""
         return self._batches("test")
 
-    def _augment(self, images: Tensor, draws: torch.Generator) -> Tensor:
-        images = random_crop(images, self.settings.pad, self.settings.pad_mode, draws)
-        return random_flip(images, draws) if self.settings.flip and self.set.flip else images
+    def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        images = random_crop(images, self.settings.pad, self.settings.pad_mode, generator)
+        return random_flip(images, generator) if self.settings.flip and self.set.flip else images
 
-    def _batches(self, part: str, augment: Callable | None = None) -> Batches:
+    def _batches(self, split: str, augment: Callable | None = None) -> Batches:
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         preprocess = self.preprocess.to(device)
-        if part not in self._on_device or self._on_device[part][0].device != device:
-            self._on_device[part] = self._moved(part, device)
-        images, labels = self._on_device[part]
+        if split not in self._on_device or self._on_device[split][0].device != device:
+            self._on_device[split] = self._moved(split, device)
+        images, labels = self._on_device[split]
         evaluated = EVALUATION_BATCH * 32 * 32 // (images.shape[1] * images.shape[2])
         return Batches(
             images,
@@ -223,13 +224,13 @@ class Images(L.LightningDataModule):
             processes=trainer.world_size if trainer else 1,
         )
 
-    def _moved(self, part: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images (N, H, W, C), whitened if they are to be, and labels of a part of the set on the device."""
+    def _moved(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images (N, H, W, C), whitened if the settings say so, and labels of a split, on the device."""
         images, labels = {
             "train": (self.train_images, self.train_labels),
             "val": (self.val_images, self.val_labels),
             "test": (self.set.test_images, self.set.test_labels),
-        }[part]
+        }[split]
         # channels last in memory: convolutions are fastest with it, and a gather copies whole rows of pixels
         images = images.permute(0, 2, 3, 1).contiguous().to(device)
         if isinstance(self.preprocess, Whiten):  # a matrix product of 6 % of a CPU step: done once, not every epoch
@@ -241,7 +242,7 @@ class Images(L.LightningDataModule):
 
 
 def _settings_of(data: str | DataConfig, changed: dict[str, object]) -> DataConfig:
-    """The checked settings of a set: those given, and by themselves the ones that only the table of sets knows."""
+    """The checked settings of a set. A size that is not set is the set's own."""
     if isinstance(changed.get("root"), os.PathLike):
         changed = {**changed, "root": os.fspath(changed["root"])}
     if not isinstance(data, DataConfig):
@@ -257,7 +258,7 @@ def _settings_of(data: str | DataConfig, changed: dict[str, object]) -> DataConf
 
 
 def _check_against_set(settings: DataConfig) -> None:
-    """Raises SettingError for what the set does not support."""
+    """Raises SettingError for a setting that the set does not support."""
     entry = SETS[settings.name]
     if entry.size is not None and settings.size != entry.size:
         raise SettingError("size", settings.size, f"the images of {entry.name} have {entry.size} pixels a side")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,10 @@ class Normalise(nn.Module):
     """Subtracts the mean and divides by the standard deviation of each channel, at any image size.
 
     Args:
-        mean, std: one number a channel, of pixel values in 0…255.
+        mean, std: one number per channel, of pixel values in 0…255.
+
+    Attributes:
+        name: the value of data.preprocessing, which also stands beside the weights.
 
     Raises:
         SettingError: they are of unequal length or not finite, or a standard deviation is not above 0; in `forward`,
@@ -26,7 +30,8 @@ class Normalise(nn.Module):
         (N, C, H, W) uint8 in 0…255 ─► float32 of mean 0 and standard deviation 1
     """
 
-    channels: int | None = None  # that every set must have; None: those it is fitted on
+    name: ClassVar[str] = "normalise"
+    channels: ClassVar[int | None] = None  # that every set must have; None: those it is fitted on
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
@@ -56,6 +61,7 @@ class Normalise(nn.Module):
 class ImageNet(Normalise):
     """The mean and standard deviation of ImageNet's channels, for weights that torchvision trained there."""
 
+    name = "imagenet"
     channels = 3
 
     @classmethod
@@ -83,7 +89,8 @@ class Whiten(nn.Module):
         (N, C, H, W) uint8 in 0…255 ─► float32 of the same shape; only the size that it was fitted on
     """
 
-    channels: int | None = None
+    name: ClassVar[str] = "whiten"
+    channels: ClassVar[int | None] = None
     SCALE = 55.0
     REGULARISER = 0.1
 
@@ -96,8 +103,8 @@ class Whiten(nn.Module):
         _check_finite(mean=mean, matrix=matrix)
         size = math.prod(shape)
         if (mean.shape, matrix.shape) != ((size,), (size, size)):
-            found = f"mean of {list(mean.shape)} and matrix of {list(matrix.shape)}"
-            raise SettingError("shape", list(shape), f"expected a mean of {size} and a matrix of {size}², got {found}")
+            got = f"mean of {list(mean.shape)} and matrix of {list(matrix.shape)}"
+            raise SettingError("shape", list(shape), f"expected a mean of {size} and a matrix of {size}², got {got}")
         self.shape = tuple(shape)
         self.register_buffer("mean", mean.float())
         self.register_buffer("matrix", matrix.float())
@@ -144,4 +151,4 @@ def _times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
-PREPROCESSINGS = {"normalise": Normalise, "whiten": Whiten, "imagenet": ImageNet}
+PREPROCESSINGS = {kind.name: kind for kind in (Normalise, Whiten, ImageNet)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +42,8 @@ class ImageSet:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        _check_part("training", self.train_images, self.train_labels, len(self.classes))
-        _check_part("test", self.test_images, self.test_labels, len(self.classes))
+        _check_split("training", self.train_images, self.train_labels, len(self.classes))
+        _check_split("test", self.test_images, self.test_labels, len(self.classes))
         train, test = list(self.train_images.shape[1:]), list(self.test_images.shape[1:])
         if train != test:
             raise DataError(f"the training images have the shape {train}, the test images {test}; expected one shape")
@@ -53,30 +53,34 @@ class ImageSet:
         """1 for grey images, 3 for RGB."""
         return self.train_images.shape[1]
 
+    def sample_test(self, number: int | None = None, seed: int = 0) -> Tensor:
+        """Returns the indices (number) of random test images, in random order; of all of them if `number` is None."""
+        return torch.randperm(len(self.test_labels), generator=torch.Generator().manual_seed(seed))[:number]
 
-def _check_part(part: str, images: Tensor, labels: Tensor, classes: int) -> None:
+
+def _check_split(split: str, images: Tensor, labels: Tensor, classes: int) -> None:
     is_image = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
     if not is_image or labels.dtype != torch.int64:
         raise DataError(
-            f"the {part} set has images of {images.dtype} and shape {list(images.shape)} and labels of {labels.dtype}; "
-            "expected uint8 of shape [N, 1 or 3, H, W] and int64"
+            f"the {split} set has images of {images.dtype} and shape {list(images.shape)} and labels of "
+            f"{labels.dtype}; expected uint8 of shape [N, 1 or 3, H, W] and int64"
         )
     if labels.shape != (len(images),) or not len(images):
         raise DataError(
-            f"the {part} set has {len(images)} images and labels of shape {list(labels.shape)}; expected one label an "
-            "image, and at least one image"
+            f"the {split} set has {len(images)} images and labels of shape {list(labels.shape)}; expected one label "
+            "per image, and at least one image"
         )
     wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten().tolist()
     if wrong:
         raise DataError(
-            f"image {wrong[0]} of the {part} set has the label {labels[wrong[0]]}; expected 0 to {classes - 1}, for "
+            f"image {wrong[0]} of the {split} set has the label {labels[wrong[0]]}; expected 0 to {classes - 1}, for "
             f"{classes} classes ({len(wrong)} such labels)"
         )
 
 
 @dataclass(frozen=True)
 class Set:
-    """An entry of the table. None stands for what is known only once the set is read.
+    """An entry of the table. None stands for a fact that only the set itself tells.
 
     Attributes:
         name: the value of data.name.
@@ -84,7 +88,6 @@ class Set:
         channels: of an image: 1 or 3.
         size: height and width of an image in pixels; None if data.size decides.
         train: number of training images, those that may be held out included.
-        flip: whether a mirrored image still shows its class.
         fetch: called with the data folder, `download` and `urls` as in `Archive.fetch`; returns the verified bytes of
             the set's files by name.
         read: called with those files, which it may remove as it goes to save memory, and the size of the images to
@@ -96,13 +99,12 @@ class Set:
     channels: int | None
     size: int | None
     train: int | None
-    flip: bool
     fetch: Callable[..., dict[str, bytes]]
     read: Callable[[dict[str, bytes], int], ImageSet]
 
     def parse(self, files: dict[str, bytes], size: int) -> ImageSet:
         """Returns the set that fetched files contain; at `size` pixels if the entry has no size of its own."""
-        return replace(self.read(files, self.size or size), flip=self.flip)
+        return self.read(files, self.size or size)
 
     def load(
         self,
@@ -168,7 +170,7 @@ def read_cifar10(files: dict[str, bytes], size: int) -> ImageSet:
     train = read_cifar(files, [name for name in CIFAR10.parts if name.startswith("data_batch")], "labels", size)
     test = read_cifar(files, ["test_batch"], "labels", size)
     names = unpickle(files["batches.meta"], "batches.meta")["label_names"]
-    return ImageSet(*train, *test, tuple(names))
+    return ImageSet(*train, *test, tuple(names), flip=True)
 
 
 def read_cifar(files: dict[str, bytes], names: Sequence[str], labels: str, size: int) -> tuple[Tensor, Tensor]:
@@ -210,11 +212,11 @@ def read_flowers17(files: dict[str, bytes], size: int) -> ImageSet:
     labels, place = torch.arange(len(files)) // per_class, torch.arange(len(files)) % per_class
     train, test = (place % 8 != 7).nonzero()[:, 0], (place % 8 == 7).nonzero()[:, 0]
     train = train[torch.argsort(place[train], stable=True)]
-    return ImageSet(images[train], labels[train], images[test], labels[test], FLOWERS)
+    return ImageSet(images[train], labels[train], images[test], labels[test], FLOWERS, flip=True)
 
 
 def read_photograph(content: bytes, name: str, size: int) -> Tensor:
-    """Returns the middle of a JPEG with `size` pixels a side: (3, size, size) uint8.
+    """Returns the middle square of a JPEG: (3, size, size) uint8.
 
     Raises:
         DataError: it is damaged; the message names it.
@@ -236,8 +238,8 @@ def read_photograph(content: bytes, name: str, size: int) -> Tensor:
 SETS: dict[str, Set] = {
     entry.name: entry
     for entry in (
-        Set("cifar10", 10, channels=3, size=32, train=50_000, flip=True, fetch=CIFAR10.fetch, read=read_cifar10),
-        Set("digits", 10, channels=3, size=32, train=1437, flip=False, fetch=no_files, read=read_digits),
-        Set("flowers17", 17, channels=3, size=None, train=1190, flip=True, fetch=FLOWERS17.fetch, read=read_flowers17),
+        Set("cifar10", 10, channels=3, size=32, train=50_000, fetch=CIFAR10.fetch, read=read_cifar10),
+        Set("digits", 10, channels=3, size=32, train=1437, fetch=no_files, read=read_digits),
+        Set("flowers17", 17, channels=3, size=None, train=1190, fetch=FLOWERS17.fetch, read=read_flowers17),
     )
 }

@@ -49,7 +49,7 @@ def test_a_silent_address_is_given_up(tmp_path, made, server, monkeypatch):
 
 def test_an_endless_answer_is_given_up(tmp_path, made, server, monkeypatch):
     url, _ = server
-    monkeypatch.setattr(archive, "LARGEST", len(made.packed) - 1)
+    monkeypatch.setattr(archive, "MAX_DOWNLOAD_BYTES", len(made.packed) - 1)
     with pytest.raises(DataError, match="the answer is longer than"):
         made.archive.fetch(tmp_path, urls=[url("/good")])
 

@@ -71,7 +71,7 @@ def test_batches_are_those_of_before():
 
 
 def test_held_out_images_are_the_last_of_the_training_set():
-    data, digits = ready("digits", val=300), SETS["digits"].load()
+    data, digits = ready("digits", val=300), SETS["digits"].parse({}, 32)
     assert torch.equal(data.train_images, digits.train_images[:1137])
     assert torch.equal(data.val_images, digits.train_images[1137:])
     assert data.val_stages == ("val/",)
@@ -153,7 +153,7 @@ def small(made, monkeypatch):
 
 def test_each_file_is_read_and_hashed_once_a_start(tmp_path, made, small, monkeypatch):
     (tmp_path / made.archive.file).write_bytes(made.packed)
-    small.load(tmp_path, download=False)
+    small.fetch(tmp_path, download=False)
     read, hashed = [], []
     monkeypatch.setattr(files, "read", lambda file: read.append(file.name) or Path(file).read_bytes())
     monkeypatch.setattr(archive, "md5", lambda data: hashed.append(len(data)) or md5(data))
@@ -182,12 +182,12 @@ def test_a_set_that_is_known_only_when_it_is_read(monkeypatch):
 
     def read(files, size):
         assert (files, size) == ({"a": b"A"}, 32)
-        return ImageSet(images, labels, images[:9], labels[:9], ("x", "y", "z"))
+        return ImageSet(images, labels, images[:9], labels[:9], ("x", "y", "z"), flip=True)
 
     def fetch(root, *, download, urls):
         return {"a": b"A"}
 
-    new = Set("new", None, None, None, None, flip=True, fetch=fetch, read=read)
+    new = Set("new", None, None, None, None, fetch=fetch, read=read)
     monkeypatch.setitem(SETS, "new", new)
     for preprocessing in ("normalise", "whiten"):
         data = ready("new", val=10, batch_size=8, preprocessing=preprocessing)

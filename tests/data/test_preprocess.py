@@ -80,7 +80,7 @@ def test_the_published_whitening_is_that_of_cifar10(cifar10_root):
     (file,) = (ROOT / "checkpoints").glob("whitening-*.safetensors")
     numbers = load_file(file)
     whiten = Whiten(numbers["preprocess.mean"], numbers["preprocess.matrix"], (3, 32, 32))
-    images = SETS["cifar10"].load(cifar10_root, download=False).train_images
+    images = SETS["cifar10"].parse(SETS["cifar10"].fetch(cifar10_root, download=False), 32).train_images
     assert whiten(images[:2000]).std().item() == pytest.approx(0.52, abs=0.01)
     directions = torch.randn(3072, 4, generator=generator())
     along = whiten.matrix @ directions
@@ -97,6 +97,7 @@ def test_the_published_whitening_is_that_of_cifar10(cifar10_root):
 
 def test_the_settings_name_every_preprocessing():
     assert tuple(PREPROCESSINGS) == config.PREPROCESSINGS
+    assert all(kind.name == name for name, kind in PREPROCESSINGS.items())
 
 
 # any values -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from builders import ROOT
 
 from nin.data import SETS, ImageSet
 from nin.data.archive import md5
-from nin.data.sets import FLOWERS, FLOWERS17, read_cifar10
+from nin.data.sets import CIFAR10, FLOWERS, FLOWERS17, read_cifar10
 from nin.errors import DataError
 
 
@@ -47,13 +47,20 @@ def test_labels_and_images_that_cannot_be_are_refused(changed, words):
         made_set(**changed)
 
 
+def test_test_images_are_sampled_without_repetition():
+    images = made_set()
+    assert sorted(images.sample_test().tolist()) == list(range(20))
+    assert images.sample_test(5, seed=1).tolist() == images.sample_test(seed=1)[:5].tolist()
+    assert images.sample_test(seed=1).tolist() != images.sample_test(seed=2).tolist()
+
+
 # the table ------------------------------------------------------------------------------------------------------------
 
 
 def assert_as_in_the_table(name, images, size):
     entry = SETS[name]
     assert entry.name == name and entry.size in (None, size)
-    assert len(images.classes) == entry.classes and images.flip == entry.flip
+    assert len(images.classes) == entry.classes
     assert images.train_images.shape == (entry.train, entry.channels, size, size)
     assert images.train_images.dtype == torch.uint8
 
@@ -63,9 +70,9 @@ def test_every_set_has_a_file_in_conf():
 
 
 def test_digits():
-    digits = SETS["digits"].load()
+    digits = SETS["digits"].parse({}, 32)
     assert_as_in_the_table("digits", digits, 32)
-    assert digits.test_images.shape == (360, 3, 32, 32)
+    assert digits.test_images.shape == (360, 3, 32, 32) and not digits.flip
     assert 250 <= digits.train_images.max() <= 255
     from sklearn.datasets import load_digits as original
 
@@ -77,10 +84,10 @@ def test_digits():
 
 
 def test_cifar10(cifar10_root):
-    cifar = SETS["cifar10"].load(cifar10_root, download=False)
+    cifar = SETS["cifar10"].parse(CIFAR10.fetch(cifar10_root, download=False), 32)
     assert_as_in_the_table("cifar10", cifar, 32)
     assert cifar.test_images.shape == (10_000, 3, 32, 32)
-    assert cifar.classes[3] == "cat"
+    assert cifar.classes[3] == "cat" and cifar.flip
     assert torch.bincount(cifar.train_labels).tolist() == [5000] * 10
     assert torch.bincount(cifar.test_labels).tolist() == [1000] * 10
     # the pixels that torchvision.datasets.CIFAR10 reads, in its order
@@ -104,9 +111,9 @@ def test_cifar10_is_parsed_from_the_bytes_that_were_fetched(tmp_path, made):
 
 
 def test_photographs_become_a_set(flowers_root):
-    flowers = SETS["flowers17"].load(flowers_root, size=8, download=False)
+    flowers = SETS["flowers17"].parse(FLOWERS17.fetch(flowers_root, download=False), 8)
     assert_as_in_the_table("flowers17", flowers, 8)
-    assert flowers.test_images.shape == (170, 3, 8, 8) and flowers.classes == FLOWERS
+    assert flowers.test_images.shape == (170, 3, 8, 8) and flowers.classes == FLOWERS and flowers.flip
     for images, labels in ((flowers.train_images, flowers.train_labels), (flowers.test_images, flowers.test_labels)):
         red = images[:, 0].float().mean((1, 2))
         torch.testing.assert_close(red, 10.0 * labels, atol=3, rtol=0)
@@ -117,15 +124,14 @@ def test_photographs_become_a_set(flowers_root):
 
 
 def test_missing_and_damaged_photographs_are_named(flowers_root, tmp_path):
-    flowers = SETS["flowers17"]
     with pytest.raises(DataError, match=r"there is no folder flowers17/jpg.* and data\.download=false; put the folder"):
-        flowers.load(tmp_path, size=8, download=False)
+        FLOWERS17.fetch(tmp_path, download=False)
     with pytest.raises(DataError, match=r"no address has it \(http://127\.0\.0\.1:9/flowers\.tgz: .*refused"):
-        flowers.load(tmp_path, size=8, urls=["http://127.0.0.1:9/flowers.tgz"])
+        FLOWERS17.fetch(tmp_path, urls=["http://127.0.0.1:9/flowers.tgz"])
     photographs = FLOWERS17.fetch(flowers_root)
     for content in (b"", photographs["image_0700.jpg"][:300], b"no photograph"):
         with pytest.raises(DataError, match=r"image_0700\.jpg is damaged"):
-            flowers.parse({**photographs, "image_0700.jpg": content}, 8)
+            SETS["flowers17"].parse({**photographs, "image_0700.jpg": content}, 8)
 
 
 REAL = Path(os.environ.get("NIN_DATA", "data"))
@@ -133,7 +139,7 @@ REAL = Path(os.environ.get("NIN_DATA", "data"))
 
 @pytest.mark.skipif(not (REAL / "flowers17").is_dir(), reason="the real flowers are not here: set NIN_DATA")
 def test_the_real_flowers():
-    flowers = SETS["flowers17"].load(REAL, size=32, download=False)
+    flowers = SETS["flowers17"].parse(FLOWERS17.fetch(REAL, download=False), 32)
     assert flowers.train_images.shape == (1190, 3, 32, 32)
     sunflowers = flowers.train_images[flowers.train_labels == FLOWERS.index("sunflower")].float().mean((0, 2, 3))
     bluebells = flowers.train_images[flowers.train_labels == FLOWERS.index("bluebell")].float().mean((0, 2, 3))

@@ -1,13 +1,13 @@
 """Predictions: the classes that a net sees in a picture, and where it sees them.
 
-Under global average pooling nothing has to be computed to see where: the mean of a class's map is the class's score.
-The maps below a fully connected head are not classes'. There each position's contribution to a class's score is
-computed.
+Under global average pooling the net itself says where: the mean of a class's map is the class's score. The maps below a
+fully connected head belong to no class. There each position's contribution to a class's score is computed.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,29 +32,30 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
-Source = tuple[str, Path | Image.Image]  # a name for people, and a file or a picture
+PictureSource = tuple[str, Path | Image.Image]  # a name for people, and a file or a picture
 Size = str | int  # "training", "native" or a number of pixels
-LARGEST = 4096  # pixels of a chosen size
-CANVAS = 512  # pixels of the picture that class maps are laid over
+MAX_PIXELS = 4096  # per side of a chosen size
+CANVAS = 512  # pixels of the longer side of a drawn picture
+LONGEST_NAME = 24  # letters of a class's name above its map
 BATCH = 16  # pictures that are read at a time
 PIXELS = BATCH * 128 * 128  # pixels that are predicted at a time, of one picture at least
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a net says of one picture.
+    """The scores and class maps of one picture.
 
     Attributes:
         classes: names of the K classes.
-        picture: the picture, at the size at which the net saw it.
-        canvas: the same, with enough pixels for the eye.
+        photograph: the whole picture.
+        picture: the pixels that the net saw: the middle of the photograph, at the size of its input.
         probabilities, logits: (K).
         maps: class maps, (K, h, w).
     """
 
     classes: tuple[str, ...]
+    photograph: Image.Image
     picture: Image.Image
-    canvas: Image.Image
     probabilities: Tensor
     logits: Tensor
     maps: Tensor
@@ -67,12 +68,25 @@ class Prediction:
         """The three best classes: "cat 81.0 %, dog 12.3 %, frog 2.2 %"."""
         return ", ".join(f"{self.classes[k]} {100 * self.probabilities[k]:.1f} %" for k in self.best())
 
+    def seen_box(self) -> tuple[float, float, float, float]:
+        """The middle of the photograph that the net saw: left, top, width and height in the photograph's pixels."""
+        scale = min(self.photograph.width / self.picture.width, self.photograph.height / self.picture.height)
+        width, height = scale * self.picture.width, scale * self.picture.height
+        return (self.photograph.width - width) / 2, (self.photograph.height - height) / 2, width, height
+
+    def canvas(self) -> Image.Image:
+        """The middle of the photograph that the net saw, with enough pixels for the eye."""
+        scale = CANVAS / max(self.picture.size)
+        return resize(
+            self.photograph, [max(1, round(scale * side)) for side in (self.picture.height, self.picture.width)]
+        )
+
 
 # predicting -----------------------------------------------------------------------------------------------------------
 
 
 def has_class_maps(trained: Pretrained) -> bool:
-    """Whether the maps that the head reads are the classes' own: whether it pools one map a class."""
+    """Whether the head pools one map per class, so that the maps are the classes' own."""
     head = HEADS[trained.net.arguments["head"]]
     return head.pools and not head.of_features
 
@@ -81,9 +95,9 @@ def has_class_maps(trained: Pretrained) -> bool:
 def class_maps(trained: Pretrained, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (N, K) of images (N, C, H, W) uint8, and where in the images each class is: maps (N, K, h, w).
 
-    Under a head that pools a map a class these are the net's own maps. Under any other head they are class activation
-    maps by HiResCAM (Draelos and Carin, 2020): the maps times the gradient of a class's score, summed over channels.
-    Under a single linear layer a class's map then sums to its score minus the bias.
+    Under a head that pools one map per class these are the net's own maps. Under any other head they are class
+    activation maps by HiResCAM (Draelos and Carin, 2020): the maps times the gradient of a class's score, summed over
+    channels. Under a single linear layer a class's map then sums to its score minus the bias.
 
     Raises:
         SettingError: the head or the preprocessing requires another image size.
@@ -99,17 +113,17 @@ def class_maps(trained: Pretrained, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_size(size: Size) -> Size:
-    """A size as `predict` takes it, of text as well. Raises SettingError."""
+    """A size for `predict`, which may be given as text. Raises SettingError."""
     if size in ("training", "native"):
         return size
     pixels = int(size) if str(size).isdecimal() and len(str(size)) < 9 else 0
-    if not 0 < pixels <= LARGEST:
-        raise SettingError("size", size, f"must be training, native or a number of pixels from 1 to {LARGEST}")
+    if not 0 < pixels <= MAX_PIXELS:
+        raise SettingError("size", size, f"must be training, native or a number of pixels from 1 to {MAX_PIXELS}")
     return pixels
 
 
 def predict(trained: Pretrained, pictures: Sequence[Image.Image], size: Size = "training") -> list[Prediction]:
-    """What the net sees in pictures.
+    """Predictions of pictures.
 
     Args:
         trained: the net.
@@ -126,25 +140,26 @@ def predict(trained: Pretrained, pictures: Sequence[Image.Image], size: Size = "
     if size == "native":
         return [prediction for each in pictures for prediction in _predict(trained, [each], [each])]
     pixels = trained.net.arguments["image_size"] if size == "training" else size
-    height, width = sides(LARGEST, size=pixels)
+    height, width = sides(MAX_PIXELS, size=pixels)
     number = max(1, PIXELS // (height * width))
     predictions: list[Prediction] = []
     for start in range(0, len(pictures), number):
         batch = pictures[start : start + number]
-        seen, canvases = ([resize(each, wanted) for each in batch] for wanted in (pixels, CANVAS))
-        predictions += _predict(trained, seen, canvases)
+        predictions += _predict(trained, batch, [resize(each, pixels) for each in batch])
     return predictions
 
 
-def _predict(trained: Pretrained, seen: list[Image.Image], canvases: list[Image.Image]) -> list[Prediction]:
-    """Predictions of pictures of one size."""
+def _predict(trained: Pretrained, photographs: Sequence[Image.Image], seen: list[Image.Image]) -> list[Prediction]:
+    """Predictions of photographs of which the net sees pictures of one size."""
     pixels = f"{seen[0].width}×{seen[0].height} pixels"
     try:
         _check_memory(trained, len(seen), seen[0])
-        logits, maps = class_maps(trained, torch.stack([to_tensor(each, trained.channels) for each in seen]))
+        images = torch.stack([to_tensor(each, trained.channels) for each in seen])
+        logits, maps = class_maps(trained, images)
     except SettingError as error:
         raise PictureError(f"{pixels}: {error}") from error
-    columns = zip(seen, canvases, logits.softmax(1).cpu(), logits.cpu(), maps.cpu(), strict=True)
+    pictures = [to_picture(image) for image in images]
+    columns = zip(photographs, pictures, logits.softmax(1).cpu(), logits.cpu(), maps.cpu(), strict=True)
     return [Prediction(trained.classes, *column) for column in columns]
 
 
@@ -163,7 +178,7 @@ def _check_memory(trained: Pretrained, number: int, picture: Image.Image) -> Non
 
 
 def predict_each(
-    trained: Pretrained, sources: Sequence[Source], size: Size = "training"
+    trained: Pretrained, sources: Sequence[PictureSource], size: Size = "training"
 ) -> Iterator[tuple[str, Prediction | PictureError]]:
     """The name of each source in turn, with its prediction or the reason why it has none; arguments as `predict`."""
     number = 1 if read_size(size) == "native" else BATCH
@@ -187,16 +202,15 @@ def _read(source: Path | Image.Image) -> Image.Image | PictureError:
 
 
 def predict_files(
-    trained: Pretrained, sources: Sequence[Source], folder: Path, label: str, size: Size = "training"
+    trained: Pretrained, sources: Sequence[PictureSource], folder: Path, label: str, size: Size = "training"
 ) -> Iterator[tuple[str, Prediction, Path]]:
-    """Predicts pictures and draws each one's class maps into `folder`: its name, the prediction and the new file.
+    """The name of each source, its prediction, and the new file in `folder` that shows its class maps.
 
     Args:
         trained: the net.
         sources: names and files or pictures.
-        folder: for the drawings, NAME_LABEL.png each; it is created. Neither a source nor an earlier drawing of this
-            call is overwritten.
-        label: tells the drawings of this net from another's, see `label_of`.
+        folder: for the drawings, see `name_drawings`; it is created.
+        label: distinguishes the drawings of this net from another's, see `label_of`.
         size: as in `predict`.
 
     Raises:
@@ -204,18 +218,34 @@ def predict_files(
         RunError: a drawing cannot be written.
     """
     make_folder(folder)
-    taken = {source.resolve() for _, source in sources if isinstance(source, Path)}
     failures = []
-    for name, prediction in predict_each(trained, sources, size):
+    drawings = name_drawings(sources, folder, label)
+    for (name, prediction), drawing in zip(predict_each(trained, sources, size), drawings, strict=True):
         if isinstance(prediction, PictureError):
             failures.append(str(prediction) if name in str(prediction) else f"{name}: {prediction}")
             continue
-        file = _free(folder, f"{Path(name).stem}_{label}", taken)
-        with files.writing(file) as part:
-            draw(trained, prediction).savefig(part, dpi=150)
-        yield name, prediction, file
+        with files.writing(drawing) as temporary:
+            draw(trained, prediction).savefig(temporary, dpi=150)
+        yield name, prediction, drawing
     if failures:
         raise PictureError("; ".join(failures))
+
+
+def name_drawings(sources: Sequence[PictureSource], folder: Path, label: str) -> list[Path]:
+    """A file NAME_LABEL.png in `folder` for each source; NAME_LABEL_2.png, … where that name is taken.
+
+    Taken are the names of the sources and of the other drawings.
+    """
+    taken = {source.resolve() for _, source in sources if isinstance(source, Path)}
+    drawings = []
+    for name, _ in sources:
+        stem = f"{Path(name).stem}_{label}"
+        file, number = folder / f"{stem}.png", 2
+        while file.resolve() in taken:
+            file, number = folder / f"{stem}_{number}.png", number + 1
+        taken.add(file.resolve())
+        drawings.append(file)
+    return drawings
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -228,34 +258,32 @@ def make_folder(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def _free(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """A file STEM.png, STEM_2.png, … that is not in `taken`, to which it is added."""
-    file, number = folder / f"{stem}.png", 2
-    while file.resolve() in taken:
-        file, number = folder / f"{stem}_{number}.png", number + 1
-    taken.add(file.resolve())
-    return file
-
-
 def label_of(checkpoint: str) -> str:
-    """What names the pictures of a checkpoint: the published name, the run's folder or the weights file."""
-    path = Path(checkpoint)
+    """A checkpoint's name in the names of pictures: the published name, the run's folder or the weights file."""
+    path = Path(os.path.abspath(checkpoint))
     if path.suffix != ".safetensors":
         return path.name
-    return path.absolute().parent.name if path.stem == "model" else path.stem
+    return path.parent.name if path.stem == "model" else path.stem
+
+
+def known_classes(trained: Pretrained, most: int = 20) -> str:
+    """The number of classes and the names of at most `most` of them: "2 classes: cat, dog"."""
+    count = len(trained.classes)
+    more = f" and {count - most:,} more" if count > most else ""
+    return f"{count:,} {'class' if count == 1 else 'classes'}: {', '.join(trained.classes[:most])}{more}"
 
 
 # test images ----------------------------------------------------------------------------------------------------------
 
 
-def draw_test_images(trained: Pretrained, number: int, root: str | None = None, seed: int = 0) -> list[Source]:
-    """Random test images of the set that the net was trained on, with names that tell number and class.
+def sample_test_images(trained: Pretrained, number: int, root: str | None = None, seed: int = 0) -> list[PictureSource]:
+    """Random test images of the set that the net was trained on, with names that contain number and class.
 
     Args:
         trained: the net.
         number: how many.
         root: folder of the sets, as in `nin.data.Images`.
-        seed: of the draw.
+        seed: of the random numbers.
 
     Raises:
         CheckpointError: the net does not say on which set it was trained.
@@ -263,9 +291,11 @@ def draw_test_images(trained: Pretrained, number: int, root: str | None = None, 
     """
     from nin.run.evaluate import images_of
 
-    test = images_of(trained, root).set
-    order = torch.randperm(len(test.test_labels), generator=torch.Generator().manual_seed(seed))[:number]
-    return [(f"test_{i}_{test.classes[test.test_labels[i]]}", to_picture(test.test_images[i])) for i in order.tolist()]
+    of_net = images_of(trained, root).set
+    return [
+        (f"test_{i}_{of_net.classes[of_net.test_labels[i]]}", to_picture(of_net.test_images[i]))
+        for i in of_net.sample_test(number, seed).tolist()
+    ]
 
 
 def save_examples(trained: Pretrained, folder: Path, root: str | None = None) -> tuple[list[Path], str]:
@@ -277,58 +307,99 @@ def save_examples(trained: Pretrained, folder: Path, root: str | None = None) ->
     from nin.run.evaluate import images_of
 
     try:
-        test = images_of(trained, root, download=False).set
+        of_net = images_of(trained, root, download=False).set
     except (DataError, CheckpointError) as error:
         return [], str(error)
-    written = []
-    for k, name in enumerate(test.classes):
-        written.append(folder / f"{name}.png")
-        to_picture(test.test_images[(test.test_labels == k).nonzero()[0, 0]]).save(written[-1])
-    return written, ""
+    examples = []
+    for k, name in enumerate(of_net.classes):
+        examples.append(folder / f"{name}.png")
+        to_picture(of_net.test_images[(of_net.test_labels == k).nonzero()[0, 0]]).save(examples[-1])
+    return examples, ""
 
 
 # drawing --------------------------------------------------------------------------------------------------------------
 
 
-def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 1) -> Figure:
-    """The picture, and the class maps of its `top` classes overlaid on it, in `rows` rows of panels.
+def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 1, whole: bool = True) -> Figure:
+    """The photograph, the pixels that the net saw, and the class maps of the `top` classes overlaid on the picture.
 
-    Each map has its class's probability, its score, and what of the map the score comes from. Positive evidence is
-    overlaid on one shared colour scale; where a map is 0 or less the picture stays clear.
+    Each map has its class's probability, its score, and the statistic of the map that the score comes from. Positive
+    evidence is overlaid on one shared colour scale; where a map is 0 or less the picture stays clear.
+
+    Args:
+        trained: the net.
+        prediction: of a picture.
+        top: how many maps.
+        rows: rows of panels.
+        whole: whether the whole photograph is shown too, if the net saw it at another size.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    best = prediction.best(top)
-    scale = ScalarMappable(Normalize(0, max(prediction.maps[best].max().item(), 1e-6)), "inferno")
-    columns = math.ceil((1 + len(best)) / rows)
+    best, canvas = prediction.best(top), prediction.canvas()
+    shows_whole = whole and prediction.photograph.size != prediction.picture.size
+    panels = (2 if shows_whole else 1) + len(best)
+    columns = math.ceil(panels / rows)
     figure = Figure(figsize=(2.6 * columns + 0.3, 3.1 + 2.9 * (rows - 1)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    axes[0].imshow(prediction.canvas)
-    axes[0].set_title(f"seen at {prediction.picture.width}×{prediction.picture.height}", fontsize=10)
-    for axis, k in zip(axes[1:], best, strict=False):
-        _overlay(axis, prediction.canvas, prediction.maps[k], scale)
-        axis.set_title(f"{trained.classes[k]}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
-        axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
     for axis in axes:
-        axis.set(xticks=[], yticks=[])
+        axis.set(xticks=[], yticks=[], anchor="N")
         axis.spines[:].set_visible(False)
+    if shows_whole:
+        _draw_photograph(axes[0], prediction)
+    _draw_seen(axes[panels - len(best) - 1], prediction.picture)
+    scale = ScalarMappable(Normalize(0, max(prediction.maps[best].max().item(), 1e-6)), "inferno")
+    for axis, k in zip(axes[panels - len(best) :], best, strict=False):
+        _overlay(axis, canvas, prediction.maps[k], scale)
+        axis.set_title(f"{_shortened(trained.classes[k])}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
+        axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
     figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, label="class map")
     return figure
 
 
+def _draw_photograph(axis: Axes, prediction: Prediction) -> None:
+    """The whole photograph, with a frame around the middle that the net saw."""
+    from matplotlib.patches import Rectangle
+
+    photograph, (left, top, width, height) = prediction.photograph, prediction.seen_box()
+    scale = CANVAS / max(photograph.size)
+    small = photograph.resize([max(1, round(scale * side)) for side in photograph.size])
+    axis.imshow(small, extent=(0, photograph.width, photograph.height, 0))
+    axis.set_title(f"photograph, {photograph.width}×{photograph.height}", fontsize=10)
+    if (width, height) != photograph.size:
+        axis.add_patch(Rectangle((left, top), width, height, fill=False, color="white", linewidth=3))
+        axis.add_patch(Rectangle((left, top), width, height, fill=False, color="black", linewidth=1))
+        axis.set_xlabel("the net sees the frame", fontsize=8)
+
+
+def _draw_seen(axis: Axes, picture: Image.Image) -> None:
+    """The pixels that the net saw, each a square."""
+    axis.imshow(picture, interpolation="nearest" if max(picture.size) < CANVAS else "antialiased")
+    axis.set_title(f"the net sees {picture.width}×{picture.height} pixels", fontsize=10)
+
+
 def _overlay(axis: Axes, canvas: Image.Image, class_map: Tensor, scale: ScalarMappable) -> None:
     """A class map over the grey picture, the more opaque the larger its values."""
-    fine = F.interpolate(class_map[None, None], size=(256, 256), mode="bilinear")[0, 0]
+    fine = _smooth(class_map)
     colours = scale.to_rgba(fine)
     colours[..., 3] = 0.8 * scale.norm(fine).clip(0, 1) ** 0.7
     axis.imshow(ImageOps.grayscale(canvas), cmap="gray", vmin=0, vmax=255)
     axis.imshow(colours, extent=(-0.5, canvas.width - 0.5, canvas.height - 0.5, -0.5))
 
 
+def _smooth(class_map: Tensor) -> Tensor:
+    """A class map at 256×256, within its own bounds. Bilinear interpolation would draw a star at each maximum."""
+    fine = F.interpolate(class_map[None, None], size=(256, 256), mode="bicubic")[0, 0]
+    return fine.clamp(class_map.min(), class_map.max())
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
 def _evidence(trained: Pretrained, class_map: Tensor) -> str:
-    """What of a class's map its score comes from."""
+    """The statistic of a class's map that its score comes from."""
     if not has_class_maps(trained):
         return f"map sum {class_map.sum():.2f}"
     if HEADS[trained.net.arguments["head"]].layer == "max":

@@ -3,7 +3,8 @@
 python scripts/demo.py checkpoint=runs/A,runs/B               then open http://127.0.0.1:7860
 python scripts/demo.py checkpoint=A port=8000                 published names, weights files and runs' folders alike
 
-data.root=     folder of CIFAR-10, whose test images are the examples, by default NIN_DATA; without it there are none
+data.root=     folder of the sets, by default NIN_DATA. The examples are test images of the set that the first net was
+               trained on; where that set is missing there are none
 
 The page is served to this machine alone and reports nothing to anyone. It requires gradio:
 pip install 'network-in-network[demo]'
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # no font is fetched from anywhere
 TITLE = """# Network in Network
-Drop a picture or pick one. The net sees its middle square; positive evidence for a class is overlaid on its map."""
+Drop a picture or pick one. The net sees its middle square; positive evidence for a class is overlaid on the picture."""
 
 
 def main(arguments: list[str]) -> None:
@@ -81,7 +82,7 @@ def page(nets: dict[str, Pretrained], examples: list[Path]) -> Any:
         ((_, prediction),) = predict.predict_each(nets[name], [("the picture", Path(file))])
         if isinstance(prediction, PictureError):
             raise gr.Error(str(prediction))
-        figure = predict.draw(nets[name], prediction, rows=2)
+        figure = predict.draw(nets[name], prediction, rows=2, whole=False)
         figure.set_dpi(150)
         return dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True)), figure
 

@@ -18,7 +18,7 @@ def main(settings: Config, folder: Path) -> None:
     if settings.checkpoint is None:
         raise UsageError("checkpoint= is required: a run's folder, a weights file or a published name")
 
-    from nin import files, pretrained
+    from nin import files, predict, pretrained
     from nin.run.evaluate import evaluate_pretrained
     from nin.run.processes import rank
     from nin.studies import confusion
@@ -29,10 +29,11 @@ def main(settings: Config, folder: Path) -> None:
     print(f"\ntest error {evaluation.error:.2f} %")
     if rank():  # process 0 alone writes
         return
-    name, path = Path(settings.checkpoint).name, Path(settings.checkpoint)
-    picture = (path if path.is_dir() else folder) / f"confusion_{name}.png"
-    with files.writing(picture) as part:
-        confusion.draw(matrix, classes, f"{name}: test error {evaluation.error:.2f} %").savefig(part, dpi=150)
+    label, checkpoint = predict.label_of(settings.checkpoint), Path(settings.checkpoint)
+    picture = (checkpoint if checkpoint.is_dir() else folder) / f"confusion_{label}.png"
+    title = f"{label}: test error {evaluation.error:.2f} % of {evaluation.images:,} images"
+    with files.writing(picture) as temporary:
+        confusion.draw(matrix, classes, title).savefig(temporary, dpi=150)
     print(f"all confusions: {picture}")
 
 

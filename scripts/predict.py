@@ -1,4 +1,4 @@
-"""What a trained net sees in pictures, and where.
+"""The classes that a trained net sees in pictures, and where it sees them.
 
 python scripts/predict.py checkpoint=runs/… IMAGE_OR_FOLDER …     top classes, and a picture of their class maps
 python scripts/predict.py checkpoint=runs/… size=native IMAGE     at the picture's own size instead of the training size
@@ -6,9 +6,9 @@ python scripts/predict.py checkpoint=runs/… test=10               ten random i
 python scripts/predict.py checkpoint=runs/… figure=paper          the paper's figure: test images and all class maps
 python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
 
-A head that pools has a map for each class. Below a fully connected head class activation maps are computed.
-Pictures are written to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA; seed=1, 2, …
-draws others. figure=blanking takes 1,000 of them, or test=N.
+The heads gap and gmp have a map for each class. Under every other head class activation maps are computed. Pictures are
+written to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA; seed=1, 2, … samples
+others. figure=blanking takes 1,000 of them, or test=N.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ DEFAULTS |= {"data.root": ""}
 
 
 def main(arguments: list[str]) -> None:
-    names = [each for each in arguments if each.partition("=")[0] in DEFAULTS and "=" in each]
-    given = [each for each in names if not os.path.exists(each)]  # a file may be called size=big.png
-    paths = [each for each in arguments if each not in given]
-    settings = plain_settings(given, DEFAULTS)
+    assigned = [each for each in arguments if each.partition("=")[0] in DEFAULTS and "=" in each]
+    assigned = [each for each in assigned if not os.path.exists(each)]  # a file may be called size=big.png
+    paths = [each for each in arguments if each not in assigned]
+    settings = plain_settings(assigned, DEFAULTS)
     check(settings, paths)
+    if settings["figure"] == "blanking":
+        draw_blanking(settings)
+        return
 
     from tqdm import tqdm
 
@@ -41,19 +44,16 @@ def main(arguments: list[str]) -> None:
 
     predict.read_size(settings["size"])
     trained, label = pretrained.load(settings["checkpoint"]), predict.label_of(settings["checkpoint"])
-    out, root = predict.make_folder(settings["out"]), settings["data.root"] or None
-    number, seed = int(settings["test"]), int(settings["seed"])
+    out, root, number = predict.make_folder(settings["out"]), settings["data.root"] or None, int(settings["test"])
     if settings["figure"] == "paper":
         draw_paper(trained, out / f"paper_{label}.png", root)
         return
-    if settings["figure"] == "blanking":
-        draw_blanking(settings["checkpoint"], out / f"blanking_{label}.png", root, number or 1000, seed)
-        return
     sources = [(str(file), file) for file in pictures.find_pictures(paths)]
-    sources += predict.draw_test_images(trained, number, root, seed) if number else []
-    drawn = predict.predict_files(trained, sources, out, label, settings["size"])
-    for name, prediction, file in tqdm(drawn, total=len(sources), disable=len(sources) < 5):
-        print(f"{name}: {prediction}  ({file})")
+    sources += predict.sample_test_images(trained, number, root, int(settings["seed"])) if number else []
+    print(f"{label} knows {predict.known_classes(trained)}")
+    predictions = predict.predict_files(trained, sources, out, label, settings["size"])
+    for name, prediction, drawing in tqdm(predictions, total=len(sources), disable=len(sources) < 5):
+        print(f"{name}: {prediction}  ({drawing})")
 
 
 def check(settings: dict[str, str], paths: list[str]) -> None:
@@ -84,18 +84,21 @@ def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
     from nin.studies import maps
 
     test = images_of(trained, root).set
-    with files.writing(file) as part:
-        maps.draw_paper_figure(trained, test.test_images, test.test_labels).savefig(part, dpi=80)
+    with files.writing(file) as temporary:
+        maps.draw_paper_figure(trained, test.test_images, test.test_labels).savefig(temporary, dpi=80)
     print(file)
 
 
-def draw_blanking(checkpoint: str, file: Path, root: str | None, number: int, seed: int) -> None:
-    from nin import files
+def draw_blanking(settings: dict[str, str]) -> None:
+    from nin import files, predict
     from nin.studies import nets, objects
 
-    answer = objects.answer(nets.gather([checkpoint], root, number, seed))
-    with files.writing(file) as part:
-        answer.figure.savefig(part, dpi=150)
+    checkpoint, number, seed = settings["checkpoint"], int(settings["test"]) or 1000, int(settings["seed"])
+    subjects = nets.gather([checkpoint], settings["data.root"] or None, number, seed)
+    file = predict.make_folder(settings["out"]) / f"blanking_{predict.label_of(checkpoint)}.png"
+    answer = objects.answer(subjects)
+    with files.writing(file) as temporary:
+        answer.figure.savefig(temporary, dpi=150)
     print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
     print(file)
 

@@ -1,6 +1,7 @@
 """Predictions: probabilities, scores and class maps of pictures, and their drawings."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from claims import tiny
 from damaged import FORMATS, damaged_pictures, gradient
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 from nin import GAP, NIN, Block, predict, pretrained
 from nin.data.preprocess import Normalise, Whiten
@@ -75,12 +75,6 @@ def test_below_the_articles_pooling_the_maps_are_features():
     (prediction,) = predict.predict(trained, [gradient(64, 64)], "native")
     bias = trained.net.head[1].bias.detach()
     torch.testing.assert_close(prediction.maps.sum((1, 2)) + bias, prediction.logits, rtol=1e-3, atol=1e-4)
-
-
-def test_a_net_of_grey_images_predicts_pictures():
-    net = NIN([Block(8), Block((8, 8, None))], in_channels=1, norm="batch")
-    trained = Pretrained(net, Normalise(torch.zeros(1), torch.full((1,), 255.0)), list("0123456789"), {})
-    assert predict.predict(trained, [gradient()])[0].maps.shape == (10, 16, 16)
 
 
 def test_a_size_that_a_net_does_not_accept_is_refused(monkeypatch):
@@ -149,8 +143,10 @@ def test_a_drawing_overwrites_nothing(tmp_path):
         list(predict.predict_files(tiny(), sources, tmp_path / "file", "net"))
 
 
-def test_drawings_are_named_after_their_net():
-    labels = {"cifar10-gap": "cifar10-gap", "runs/A": "A", "runs/A/": "A", "runs/A/model.safetensors": "A"}
+def test_drawings_are_named_after_their_net(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    labels = {".": tmp_path.name, "..": tmp_path.parent.name, "A/../B": "B", "model.safetensors": tmp_path.name}
+    labels |= {"cifar10-gap": "cifar10-gap", "runs/A": "A", "runs/A/": "A", "runs/A/model.safetensors": "A"}
     labels["weights/mine.safetensors"] = "mine"
     assert {checkpoint: predict.label_of(checkpoint) for checkpoint in labels} == labels
 
@@ -161,13 +157,73 @@ def test_drawings_are_named_after_their_net():
 def test_positive_evidence_is_overlaid_and_the_rest_is_clear():
     trained = tiny()
     (prediction,) = predict.predict(trained, [gradient(32, 32)])
-    figure = predict.draw(trained, prediction, rows=2)
+    maps = torch.full((10, 16, 16), -1.0)
+    maps[:, :8] = 2  # above
+    figure = predict.draw(trained, replace(prediction, maps=maps), rows=2)
     for axis, k in zip(figure.axes[1:4], prediction.best(), strict=True):
         opacity = np.asarray(axis.images[1].get_array())[..., 3]
-        fine = F.interpolate(prediction.maps[None, None, k], size=(256, 256), mode="bilinear")[0, 0].numpy()
-        assert np.array_equal(opacity > 0, fine > 0)
+        assert (opacity[:112] == 0.8).all() and (opacity[144:] == 0).all()
         assert axis.get_title() == f"{k}  {100 * prediction.probabilities[k]:.1f} %"
     assert [axis.get_subplotspec().get_gridspec().nrows for axis in figure.axes[:4]] == [2] * 4
+
+
+def test_an_overlay_stays_within_the_bounds_of_its_map():
+    trained = tiny()
+    (prediction,) = predict.predict(trained, [gradient(32, 32)])
+    maps = -torch.ones(10, 16, 16)
+    maps[:, 5, 5] = -9  # a bicubic curve rises above 0 beside it
+    figure = predict.draw(trained, replace(prediction, maps=maps + 0.99))
+    assert all((np.asarray(axis.images[1].get_array())[..., 3] == 0).all() for axis in figure.axes[1:4])
+
+
+def test_the_pixels_that_the_net_saw_stand_beside_the_photograph():
+    trained = tiny()
+    (wide,) = predict.predict(trained, [gradient(200, 50)])
+    assert wide.photograph.size == (200, 50) and wide.picture.size == (32, 32) and wide.canvas().size == (512, 512)
+    assert wide.seen_box() == (75, 0, 50, 50)
+    photograph, seen, *_ = predict.draw(trained, wide).axes
+    assert photograph.get_title() == "photograph, 200×50"
+    assert photograph.get_xlabel() == "the net sees the frame"
+    assert photograph.patches[0].get_bbox().bounds == wide.seen_box()
+    assert seen.get_title() == "the net sees 32×32 pixels"
+    assert np.array_equal(seen.images[0].get_array(), np.asarray(wide.picture))
+    assert predict.draw(trained, wide, whole=False).axes[0].get_title() == "the net sees 32×32 pixels"
+    (native,) = predict.predict(trained, [gradient(40, 30)], "native")
+    assert predict.draw(trained, native).axes[0].get_title() == "the net sees 40×30 pixels"
+    assert native.canvas().size == (512, 384)
+    (square,) = predict.predict(trained, [gradient(64, 64)])
+    assert square.seen_box() == (0, 0, 64, 64) and not predict.draw(trained, square).axes[0].patches
+
+
+def test_a_class_map_lies_on_the_part_of_the_photograph_that_the_net_saw():
+    """Of a net whose images are not square."""
+    net = NIN([Block(8), Block((8, 8, None))], image_size=(16, 48), norm="batch")
+    trained = Pretrained(net, tiny().preprocess, tiny().classes, {})
+    (prediction,) = predict.predict(trained, [gradient(100, 100)])
+    assert prediction.picture.size == (48, 16) and prediction.seen_box() == pytest.approx((0, 100 / 3, 100, 100 / 3))
+    assert prediction.canvas().size == (512, 171)
+
+
+def test_any_shape_and_any_names_are_drawn(tmp_path):
+    net = NIN([Block(8), Block((8, 8, None))], num_classes=2, norm="batch")
+    trained = Pretrained(net, tiny().preprocess, ["short", "a name of a class that is longer than its map"], {})
+    for size in ((1, 1), (1, 500), (3000, 3), (40, 30)):
+        (prediction,) = predict.predict(trained, [gradient(*size)])
+        figure = predict.draw(trained, prediction)
+        figure.savefig(tmp_path / "figure.png")
+        titles = [axis.get_title() for axis in figure.axes[2:4]]
+        assert sorted(title.split("  ")[0] for title in titles) == ["a name of a class that …", "short"]
+    assert predict.known_classes(trained) == f"2 classes: {', '.join(trained.classes)}"
+    many = Pretrained(net, trained.preprocess, list(map(str, range(1500))), {})
+    assert predict.known_classes(many, 3) == "1,500 classes: 0, 1, 2 and 1,497 more"
+
+
+def test_a_net_of_grey_images_sees_grey():
+    net = NIN([Block(8), Block((8, 8, None))], in_channels=1, norm="batch")
+    trained = Pretrained(net, Normalise(torch.zeros(1), torch.full((1,), 255.0)), list("0123456789"), {})
+    (prediction,) = predict.predict(trained, [Image.new("RGB", (50, 50), "red")])
+    assert prediction.maps.shape == (10, 16, 16)
+    assert prediction.picture.getpixel((0, 0)) == (76, 76, 76) and prediction.canvas().getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -177,18 +233,18 @@ def test_positive_evidence_is_overlaid_and_the_rest_is_clear():
 def test_a_drawing_says_where_a_score_comes_from(head, value):
     trained = tiny(head)
     (prediction,) = predict.predict(trained, [gradient()])
-    axis, k = predict.draw(trained, prediction, top=1).axes[1], prediction.best(1)[0]
+    axis, k = predict.draw(trained, prediction, top=1).axes[2], prediction.best(1)[0]
     assert axis.get_xlabel() == f"score {prediction.logits[k]:.2f}, {value(prediction.maps[k])}"
 
 
 # test images ----------------------------------------------------------------------------------------------------------
 
 
-def test_test_images_are_drawn_from_the_nets_set(tmp_path):
-    digits = SETS["digits"].load()
-    drawn = predict.draw_test_images(tiny(), 4, seed=5)
-    assert drawn[0][0] != predict.draw_test_images(tiny(), 4, seed=6)[0][0]
-    for name, picture in drawn:
+def test_test_images_are_sampled_from_the_nets_set(tmp_path):
+    digits = SETS["digits"].parse({}, 32)
+    sampled = predict.sample_test_images(tiny(), 4, seed=5)
+    assert sampled[0][0] != predict.sample_test_images(tiny(), 4, seed=6)[0][0]
+    for name, picture in sampled:
         _, number, label = name.split("_")
         assert digits.test_labels[int(number)] == int(label)
         assert np.array_equal(np.asarray(picture), digits.test_images[int(number)].permute(1, 2, 0).expand(-1, -1, 3))
@@ -203,7 +259,7 @@ def test_without_a_test_set_there_are_no_examples(tmp_path):
     assert files == [] and "data=unheard" in reason
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="data=unheard"):
-        predict.draw_test_images(unknown, 1)
+        predict.sample_test_images(unknown, 1)
     files, reason = predict.save_examples(tiny(data="cifar10"), tmp_path, str(tmp_path / "nothing"))
     assert files == [] and "nothing" in reason
 

@@ -42,7 +42,7 @@ def two_nets(folder):
     nets = {head: tiny(head, seed) for seed, head in enumerate(("gap", "fc"))}
     with torch.no_grad():  # untrained it takes everything for one class: its scores get the mean 0
         last = [module for module in nets["gap"].modules() if isinstance(module, nn.Conv2d)][-1]
-        last.bias -= nets["gap"](SETS["digits"].load().test_images).mean(0)
+        last.bias -= nets["gap"](SETS["digits"].parse({}, 32).test_images).mean(0)
     for head, trained in nets.items():
         pretrained.save(folder / f"{head}.safetensors", trained)
     return nets
@@ -95,7 +95,7 @@ def test_a_dropped_picture_is_classified_and_its_maps_are_shown(browser, served,
     page.locator("#net1 input").click()
     page.get_by_role("option").first.click()  # the GAP net on both sides
     page.locator("#classes1 h2", has_text=best["gap"]).wait_for()
-    digits = SETS["digits"].load()
+    digits = SETS["digits"].parse({}, 32)
     examples = [digits.test_images[(digits.test_labels == k).nonzero()[0]] for k in range(10)]
     said = [str(nets["gap"](image).argmax().item()) for image in examples]
     other = next(k for k in range(10) if said[k] != best["gap"])

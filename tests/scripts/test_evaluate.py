@@ -26,7 +26,7 @@ def run(tmp_path):
 def test_a_run_is_evaluated_in_its_own_folder(run, script, tmp_path):
     code, said, errors = script("evaluate.py", "checkpoint=run", *QUIET)
     assert code == 0, errors
-    digits = SETS["digits"].load()
+    digits = SETS["digits"].parse({}, 32)
     with torch.no_grad():
         answers = tiny()(digits.test_images).argmax(1)
     assert f"\ntest error {100 * (answers != digits.test_labels).double().mean():.2f} %\n" in said
@@ -35,9 +35,13 @@ def test_a_run_is_evaluated_in_its_own_folder(run, script, tmp_path):
     assert said.endswith("\nall confusions: run/confusion_run.png\n")
     assert (run / "confusion_run.png").stat().st_size > 10_000
     assert [file.name for file in tmp_path.iterdir()] == ["run"]
-    (tmp_path / "weights.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+
+
+def test_the_picture_of_a_weights_file_is_named_after_its_run(run, script, tmp_path):
+    assert script("evaluate.py", "checkpoint=run/model.safetensors", *QUIET)[0] == 0
+    (run / "model.safetensors").rename(tmp_path / "weights.safetensors")
     assert script("evaluate.py", "checkpoint=weights.safetensors", *QUIET)[0] == 0
-    assert (tmp_path / "confusion_weights.safetensors.png").exists()
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == ["confusion_run.png", "confusion_weights.png"]
 
 
 @pytest.mark.parametrize(

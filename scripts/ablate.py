@@ -20,6 +20,7 @@ import signal
 from pathlib import Path
 
 from nin import cli
+from nin.checks import counted
 from nin.errors import SettingError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +36,13 @@ def main(arguments: list[str]) -> None:
     file, jobs = Path(settings["study"]), settings["jobs"]
     if not jobs.isdecimal() or int(jobs) == 0:
         raise SettingError("jobs", jobs, "expected a number of runs from 1")
-    if not any(override.startswith(("eval_curve=", "data.val=")) for override in overrides):
-        overrides.append("eval_curve=true")
     points = cli.points(overrides)
+    if not any(override.lstrip("+").startswith("eval_curve=") for override in overrides):
+        points = [point.with_test_curve() for point in points]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C it ends the runs too
     rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(jobs))
     command = f"python scripts/report.py {shlex.quote(f'study={file}')}"
-    print(f"\n{report.table(rows)}\n{len(rows)} rows in {file}; the report: {command}")
+    print(f"\n{report.table(rows)}\n{counted(len(rows), 'row')} in {file}; the report: {command}")
 
 
 if __name__ == "__main__":

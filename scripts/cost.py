@@ -1,4 +1,6 @@
-"""What a net costs layer by layer, with a fully connected head and with global average pooling. It needs no memory.
+"""Prints the cost of a net layer by layer, with a fully connected head and with global average pooling.
+
+The net takes no memory, however large it is.
 
 python scripts/cost.py                           the authors' CIFAR-10 net
 python scripts/cost.py model=vgg_regressor       a net whose fully connected head takes 3.6 GB

@@ -15,16 +15,17 @@ PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
 
 def main(arguments: list[str]) -> None:
+    from nin import files
     from nin.studies import report, rows
 
     file = Path(cli.plain_settings(arguments, {"study": str(PUBLISHED)})["study"])
     if not file.is_file():
         raise SettingError("study", file, "does not exist; scripts/ablate.py creates it")
     is_published = file.resolve() == PUBLISHED
-    found = rows.ended(file)
-    for figure_file, figure in report.figures(found, file):
-        report.save(figure, figure_file)
-    text = report.text(found, file, ROOT if is_published else file.parent)
+    ended = rows.ended(file)
+    for figure_file, figure in report.figures(ended, file):
+        files.save_figure(figure, figure_file)
+    text = report.text(ended, file, ROOT if is_published else file.parent)
     if is_published:
         report.into_page(ROOT / "README.md", rows=text, nets=report.nets_table())
     print(text)  # last: the reader may close the pipe

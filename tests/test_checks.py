@@ -56,6 +56,12 @@ def test_a_refusal_takes_the_name_of_the_setting_above_it():
     assert str(refused.renamed("rate")) == "rate=-1: expected a number above 0"
 
 
+def test_a_number_of_things_is_spelled():
+    assert [checks.counted(number, "image") for number in (0, 1, 2, 1200)] == [
+        *("0 images", "1 image", "2 images", "1,200 images")
+    ]
+
+
 @settings(max_examples=100)
 @given(anything)
 def test_any_value_is_one_line(value):

@@ -1,1 +1,1 @@
-"""What is asked of trained nets and of their training."""
+"""Studies of trained nets and of their training."""

@@ -1,23 +1,23 @@
-"""Ablation studies: many runs of `scripts/train.py`, of each of which a row is recorded (`nin.studies.rows`)."""
+"""Ablation studies: many runs of `scripts/train.py`, each recorded as a row (`nin.studies.rows`)."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin import files
-from nin.config import Config, consequential, settings_of
+from nin.checks import counted
+from nin.config import Config, consequential, quoted, settings_of
 from nin.errors import CheckpointError, LockedError, RowsError, RunError, StudyStoppedError
 from nin.run import record
 from nin.run.folder import METRICS, is_training_in
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 TRAIN = (sys.executable, str(Path(__file__).parents[2] / "scripts" / "train.py"))
 CLAIM = ".study"  # in a run's folder: locked while a study trains or records that run
 GRACE = 60  # seconds that the run of a killed study has to end with its next batch
-INTERRUPTED = (130, 143)  # exit codes of a run after Ctrl-C and SIGTERM
-TRAINED = (0, 3, *INTERRUPTED)  # of a run that trained; after any other its folder may hold an older run's record
+ENDED = (0, 3)  # exit codes of a run that finished, and of one whose net died
+INTERRUPTED = (130, 143)  # after Ctrl-C and SIGTERM
+TRAINED = (*ENDED, *INTERRUPTED)  # after any other the folder may hold an older run's record
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Point:
     Attributes:
         overrides: for the command that trains it.
         config: what these compose to.
-        variant: what is varied besides head and seed, for people: "model=plain".
+        variant: the settings that vary besides head and seed, for people: "model=plain".
     """
 
     overrides: tuple[str, ...]
@@ -61,13 +62,13 @@ class Point:
 
     @cached_property
     def start_sha256(self) -> str:
-        """Of the weights that it starts from; empty if it starts from none, or if they cannot be loaded, which its run
-        will say."""
+        """The sha256 of the weights that it starts from; empty if it starts from none, or if they cannot be loaded,
+        which its run will say."""
         return _sha256_of(self.config.checkpoint) if self.config.checkpoint else ""
 
     @cached_property
     def identity(self) -> str:
-        """What its run is known by: `nin.studies.rows.identity`."""
+        """The text by which its run is known: `nin.studies.rows.identity`."""
         return rows.identity(self.settings, self.precision, self.start_sha256)
 
     @property
@@ -77,20 +78,29 @@ class Point:
 
     @property
     def folder(self) -> str:
-        """Name of its run's folder: the same for what can be resumed."""
+        """Name of its run's folder: points with one folder resume each other's run."""
         config, identity = self.config, json.dumps([self.settings, self.start_sha256])
         name = f"{config.data.name}_{config.head.name}_{config.recipe.name}_{config.seed}"
         return f"{name}-{files.sha256(identity.encode())[:8]}"
+
+    def with_test_curve(self) -> Point:
+        """The same point, which records a test curve, unless its configuration holds images out for tuning: then the
+        test set is not looked at during training."""
+        if self.config.data.val or self.config.eval_curve:
+            return self
+        overrides = (*self.overrides, "eval_curve=true")
+        return replace(self, overrides=overrides, config=replace(self.config, eval_curve=True))
 
 
 def study(
     points: Sequence[Point], file: Path, runs: Path, jobs: int = 1, command: Sequence[str] = TRAIN
 ) -> pd.DataFrame:
-    """Trains every point of which `file` has no row yet, and adds its row.
+    """Trains every point that has no row in `file` yet, and adds its row.
 
     A point that has a row with status ok or dead is not trained again, unless it asks for a test curve and the row has
     none. Runs that were stopped resume. If a run fails, the others are trained all the same. Several studies may share
-    a file: each waits for what another one trains. If this process is killed, its runs end with their next batch.
+    a file: each waits for the runs that another one trains. If this process is killed, its runs end with their next
+    batch.
 
     Args:
         points: the runs.
@@ -101,19 +111,19 @@ def study(
             record in the folder and returns the exit codes of scripts/train.py.
 
     Returns:
-        the rows of all points, as of `nin.studies.rows.ended`.
+        the rows of all points, as returned by `nin.studies.rows.ended`.
 
     Raises:
         RowsError: the file is not a study's, or cannot be written.
         StudyStoppedError: runs failed, or the study was interrupted.
     """
     _sha256_of.cache_clear()  # checkpoints may have changed since an earlier study of this process
-    asked = _distinct(points)
+    distinct = _distinct(points)
     rows.append(file, [])
     recorded = rows.read(file)
     known = _known(recorded)
-    todo = [point for point in asked.values() if not _is_recorded(point, known)]
-    print(f"{len(asked)} runs, {len(asked) - len(todo)} of them already recorded in {file}", flush=True)
+    todo = [point for point in distinct.values() if not _is_recorded(point, known)]
+    print(f"{counted(len(distinct), 'run')}, {len(distinct) - len(todo)} already recorded in {file}", flush=True)
     _print_other_precisions(todo, recorded)
     working = _Study(file, Path(runs), jobs, tuple(command), todo)
     goes_on = f"the same command continues the study, {file} has the rows so far"
@@ -124,16 +134,16 @@ def study(
     if working.failed:
         raise StudyStoppedError(f"{'; '.join(working.failed)}; {goes_on}")
     ended = rows.ended(file)
-    return ended[ended.identity.isin(list(asked))]
+    return ended[ended.identity.isin(list(distinct))]
 
 
 def _distinct(points: Sequence[Point]) -> dict[str, Point]:
     """The points by identity: each once, with a test curve if any of its spellings asks for one."""
-    asked: dict[str, Point] = {}
+    distinct: dict[str, Point] = {}
     for point in points:
-        if point.config.eval_curve or point.identity not in asked:
-            asked[point.identity] = point
-    return asked
+        if point.config.eval_curve or point.identity not in distinct:
+            distinct[point.identity] = point
+    return distinct
 
 
 @cache
@@ -149,15 +159,15 @@ def _sha256_of(checkpoint: str) -> str:
 
 
 def _known(recorded: pd.DataFrame) -> dict[str, bool]:
-    """The identities of recorded runs that ended, and whether there is no more to know of them: the net died, or the
-    test curve is there."""
+    """The identities of recorded runs that ended, and whether they are complete: the net died, or the test curve is
+    there."""
     ended = recorded[recorded.status != "stopped"]
-    is_all = ended.test_curve.map(bool) | (ended.status == "dead")
-    return is_all.groupby(ended.identity).any().to_dict()
+    is_complete = ended.test_curve.map(bool) | (ended.status == "dead")
+    return is_complete.groupby(ended.identity).any().to_dict()
 
 
 def _is_recorded(point: Point, known: dict[str, bool]) -> bool:
-    """Whether a study's rows have all that this point asks for."""
+    """Whether a study has the row that this point asks for, and its test curve."""
     return point.identity in known and (known[point.identity] or not point.config.eval_curve)
 
 
@@ -178,15 +188,15 @@ def _print_other_precisions(todo: Sequence[Point], recorded: pd.DataFrame) -> No
             elsewhere[precision] = elsewhere.get(precision, 0) + 1
     for precision, number in sorted(elsewhere.items()):
         print(
-            f"{number} of the runs to come are recorded in {precision}; trainer.precision=auto selects "
-            f"{automatic[0].precision} on this machine, and tables keep precisions apart. "
-            f"trainer.precision={precision} takes the recorded ones",
+            f"{number} of the remaining runs {'is' if number == 1 else 'are'} recorded in {precision}; "
+            f"trainer.precision=auto selects {automatic[0].precision} on this machine, and tables keep precisions "
+            f"apart. trainer.precision={precision} takes the recorded ones",
             flush=True,
         )
 
 
 @dataclass
-class _Run:
+class RunningRun:
     """A run in progress; `claim` keeps other studies from it."""
 
     point: Point
@@ -204,7 +214,7 @@ class _Study:
     jobs: int
     command: tuple[str, ...]
     todo: list[Point]
-    running: list[_Run] = field(default_factory=list)
+    running: list[RunningRun] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     waited_for: int = 0  # runs of another study
 
@@ -237,7 +247,7 @@ class _Study:
             if _is_recorded(point, _known(rows.read(self.file))):  # meanwhile, by another study
                 claim.close()
             else:
-                self.running.append(_Run(point, folder, self.start(point, folder), claim))
+                self.running.append(RunningRun(point, folder, self.start(point, folder), claim))
 
     def start(self, point: Point, folder: Path) -> subprocess.Popen:
         """Starts or resumes one run. Alone it shows its progress, beside others it writes it to log.txt."""
@@ -245,7 +255,7 @@ class _Study:
         while is_training_in(folder) and time.monotonic() < patience:
             time.sleep(0.2)
         environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process has exited
-        command = [*self.command, *point.overrides, f"hydra.run.dir={_quoted(folder)}", "resume=auto"]
+        command = [*self.command, *point.overrides, f"hydra.run.dir={quoted(folder)}", "resume=auto"]
         if self.jobs == 1:
             print(f"\n{point.command}", flush=True)
             return subprocess.Popen(command, env=environment)
@@ -257,37 +267,39 @@ class _Study:
         """Waits a moment, and prints once that it waits for another study."""
         if not self.running and len(self.todo) != self.waited_for:
             self.waited_for = len(self.todo)
-            print(f"waiting for another study to finish the remaining {self.waited_for} runs", flush=True)
+            remaining = counted(self.waited_for, "remaining run")
+            print(f"waiting for another study to finish {remaining}", flush=True)
         time.sleep(0.2)
 
-    def finish(self, run: _Run) -> int:
+    def finish(self, run: RunningRun) -> int:
         """Records a run whose process has exited; returns its exit code."""
         self.running.remove(run)
         code = run.process.returncode
         with run.claim:
             if code in TRAINED:
                 self.record(run)
-        if code not in (0, 3):
-            log = f"; {run.folder / 'log.txt'} says why" * (self.jobs > 1)
+        if code not in ENDED:
+            log = f"; {run.folder / 'log.txt'} says why" if self.jobs > 1 else ""
             self.failed.append(f"the run {run.point.command} ended with exit code {code}{log}")
         return code
 
-    def record(self, run: _Run) -> None:
+    def record(self, run: RunningRun) -> None:
         """Adds the row of a run."""
-        found = record.read(run.folder)
-        if found is None:
+        recorded = record.read(run.folder)
+        if recorded is None:
             if run.process.returncode not in INTERRUPTED:
                 self.failed.append(f"the run {run.point.command} left no record in {run.folder}")
             return
-        row = rows.row_of(found, _test_curve(run.folder), run.point.variant)
+        row = rows.row_of(recorded, _test_curve(run.folder), run.point.variant)
         rows.append(self.file, [row])
         if rows.identity(row["settings"], row["precision"], row["start_sha256"]) != run.point.identity:
             self.failed.append(
                 f"the run {run.point.command} was trained with other settings than this study began with: conf/ or the "
-                "checkpoint has changed meanwhile; its row states what it was trained with"
+                "checkpoint has changed meanwhile; its row has the settings that it was trained with"
             )
-        error = row["val_error"] if found.held_out else row["test_error"]
-        result = row["status"] if error is None else f"{'held-out' if found.held_out else 'test'} error {error:.2f} %"
+        error_name = "held-out error" if recorded.held_out else "test error"
+        error = row["val_error"] if recorded.held_out else row["test_error"]
+        result = row["status"] if error is None else f"{error_name} {error:.2f} %"
         print(f"{run.point.command}: {result}, {len(self.todo) + len(self.running)} to go", flush=True)
 
 
@@ -306,12 +318,6 @@ def _claim(folder: Path) -> ExitStack | None:
     except (OSError, RunError) as error:
         raise RowsError(f"{folder}: no run can be trained there ({error})") from error
     return claim
-
-
-def _quoted(path: Path) -> str:
-    """A path as Hydra reads it, whatever is in it."""
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(path))
-    return f"'{escaped.replace('${', chr(92) + '${')}'"
 
 
 def _test_curve(folder: Path) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ SUPPORTED, REFUTED, UNDECIDED, NOT_ANSWERED = "supported", "refuted", "undecided
 
 @dataclass(frozen=True)
 class Answer:
-    """What was measured about one claim.
+    """The answer to one claim.
 
     Attributes:
         name: of its picture, without a suffix.
@@ -44,7 +44,7 @@ def overall(verdicts: Collection[str]) -> str:
     if len(decided) > 1:
         return "mixed"
     verdict = decided.pop() if decided else UNDECIDED
-    return verdict + " in part" * (len(set(verdicts)) > 1)
+    return f"{verdict} in part" if len(set(verdicts)) > 1 else verdict
 
 
 def by_sign(low: float, high: float) -> str:

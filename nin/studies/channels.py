@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from nin.errors import ClaimError
 from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer
-from nin.studies.nets import Subject, batches, counted, error_of, progress
+from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
 from nin.studies.tables import mean_and_deviation, table_row, table_rule
 
 CLAIM = "Each of the last maps means a class, whatever head reads them."
@@ -26,7 +26,7 @@ MEASURES = {
 
 
 def answer(subjects: Sequence[Subject]) -> Answer:
-    """How often the map with the highest mean is the true class's own.
+    """The share of the images for which the map with the highest mean is the true class's own.
 
     Under global average pooling this is the accuracy, by definition. A fully connected head ties no map to a class, so
     the best one-to-one naming of the maps, found on these very images, is measured too.
@@ -34,26 +34,26 @@ def answer(subjects: Sequence[Subject]) -> Answer:
     Raises:
         ClaimError: no net has as many last maps as classes; other nets are left out.
     """
-    subjects = with_a_map_a_class(subjects)
+    subjects = with_a_map_per_class(subjects)
     measured = measure(subjects)
-    title = f"Does a channel mean a class? ({counted(subjects)})"
+    title = f"Does a channel mean a class? ({images_in_words(subjects)})"
     verdict, finding = judge(subjects, measured)
     return Answer("channels", title, CLAIM, verdict, finding, table(subjects, measured), draw(subjects, measured))
 
 
 @torch.no_grad()
-def with_a_map_a_class(subjects: Sequence[Subject]) -> list[Subject]:
+def with_a_map_per_class(subjects: Sequence[Subject]) -> list[Subject]:
     """The nets with as many last maps as classes. Raises ClaimError if there are none."""
-    found = []
+    fitting = []
     for subject in subjects:
         maps = subject.trained.forward_maps(subject.images[:1].to(subject.labels.device))  # (1, maps, h, w)
         if maps.shape[1] == len(subject.trained.classes):
-            found.append(subject)
-    if not found:
+            fitting.append(subject)
+    if not fitting:
         raise ClaimError(
             "claim=channels: no net has as many last maps as classes; choose a net of these heads and sets"
         )
-    return found
+    return fitting
 
 
 @torch.no_grad()
@@ -99,48 +99,50 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
     for axis, (name, of_name) in zip(axes, names, strict=True):
         first = of_name.index[0]
         subject = subjects[first]
-        drawn = _draw_counts(axis, subject, measured.counts[first])
+        image = _draw_counts(axis, subject, measured.counts[first])
         if axis is not axes[0] and subject.trained.classes == subjects[0].trained.classes:
             axis.set_yticklabels([])
         seed = f" (seed {subject.seed})" if len(of_name) > 1 else ""
         title = f"{name}{seed}: {measured.own[first]:.1f} % own map"
         axis.set_title(title, fontsize=10, color=subject.colour)
     axes[0].set_ylabel("true class", fontsize=9)
-    figure.colorbar(drawn, ax=axes[-1], shrink=0.75, label="images of the class (%)")
+    figure.colorbar(image, ax=axes[-1], shrink=0.75, label="images of the class (%)")
     return figure
 
 
 def _draw_counts(axis: Axes, subject: Subject, counts: np.ndarray):
     """Draws one matrix, in % of each row; returns the image that a colour bar describes."""
     shares = 100 * counts / counts.sum(1, keepdims=True).clip(min=1)
-    drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for (row, column), share in np.ndenumerate(shares):
         if share >= 1:
             colour = "white" if share > 55 else "#333333"
             axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
     numbers = [f"no. {number}" for number in range(1, len(shares) + 1)]
-    axis.set_xticks(range(len(shares)), subject.trained.classes if subject.pools else numbers, rotation=90, fontsize=8)
+    names = subject.trained.classes if subject.has_class_maps else numbers
+    axis.set_xticks(range(len(shares)), names, rotation=90, fontsize=8)
     axis.set_yticks(range(len(shares)), subject.trained.classes, fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_xlabel("map with the highest mean", fontsize=9)
-    return drawn
+    return image
 
 
 def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
-    """Verdict and finding. Of fully connected heads the claim is refuted if none reaches twice the chance, supported if
+    """Verdict and finding. Of fully connected heads the claim is refuted if none reaches twice its chance, supported if
     each reaches nine tenths of its accuracy, and supported in part between the two."""
-    chance = 100 / len(measured.counts[0])
-    others = measured[[not subject.pools for subject in subjects]]
+    chance = 100 / measured.counts.map(len)
+    others = measured[[not subject.has_class_maps for subject in subjects]]
     if others.empty:
         verdict = NOT_ANSWERED
-    elif others.own.max() < 2 * chance:
+    elif (others.own < 2 * chance[others.index]).all():
         verdict = REFUTED
     else:
         verdict = SUPPORTED if (others.own > 0.9 * others.accuracy).all() else f"{SUPPORTED} in part"
     own = measured.groupby("name", sort=False).own.agg(mean_and_deviation)
     cells = ", ".join(f"`{name}` {share} %" for name, share in own.items())
-    finding = f"The true class's own map has the highest mean for {cells} of the images; chance is {chance:g} %. "
+    finding = f"The true class's own map has the highest mean for {cells} of the images; chance is "
+    finding += f"{' or '.join(f'{each:.3g} %' for each in chance.unique())}. "
     if verdict == NOT_ANSWERED:
         finding += "Judging the claim requires a net with a fully connected head: under `gap` it is true by definition."
     else:

@@ -1,4 +1,4 @@
-"""The claims about pooling: asked of trained nets and of a study's rows, and written as pages."""
+"""The claims about pooling, their answers from trained nets and from a study's rows, and pages of answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nin import files
 from nin.checks import one_of
-from nin.errors import ClaimError, RunError, SettingError, UsageError
+from nin.errors import ClaimError, SettingError, UsageError
 from nin.studies import channels, convergence, nets, objects, overfitting, rows, shift, size, transfer
 from nin.studies.answer import Answer
 from nin.studies.tables import table_row, table_rule
@@ -21,7 +21,7 @@ LEAST_IMAGES = "expected a number of test images of at least 2"
 
 @dataclass
 class Questions:
-    """What is asked, and of what.
+    """Claims, and the nets and the study that are to answer them.
 
     Attributes:
         claims: names of `CLAIMS`; by default all that the nets and the study can answer.
@@ -88,9 +88,9 @@ class Questions:
             RowsError: as `nin.studies.rows.ended` raises it.
         """
         self.check()
-        asked = self.claims or CLAIMS
-        of_nets = [claim for claim in asked if claim in OF_NETS and self.checkpoints]
-        of_rows = [claim for claim in asked if claim in OF_ROWS and self.study]
+        claims = self.claims or CLAIMS
+        of_nets = [claim for claim in claims if claim in OF_NETS and self.checkpoints]
+        of_rows = [claim for claim in claims if claim in OF_ROWS and self.study]
         subjects = nets.gather(self.checkpoints, self.root, self.images) if of_nets else []
         study = rows.ended(self.study) if of_rows else None
         about_nets = f"Asked of these nets:\n\n{nets.described(subjects)}"
@@ -98,13 +98,13 @@ class Questions:
         answered = False
         for claim in (*of_nets, *of_rows):
             try:
-                found = [OF_NETS[claim](subjects)] if claim in OF_NETS else OF_ROWS[claim](study)
+                answers = [OF_NETS[claim](subjects)] if claim in OF_NETS else OF_ROWS[claim](study)
             except ClaimError as error:
                 if self.claims:
                     raise
                 self.unanswered.append(str(error))
                 continue
-            for answer in found:
+            for answer in answers:
                 answered = True
                 yield ("nets", about_nets, answer) if claim in OF_NETS else ("runs", about_rows, answer)
         if not answered:
@@ -116,8 +116,8 @@ class Pages:
     """Pages of answers in a folder, nets.md and runs.md, with their pictures; written anew with each answer.
 
     Attributes:
-        folder: where they stand; it is created if need be.
-        command: what made them.
+        folder: of the pages; it is created if need be.
+        command: the command that makes them.
     """
 
     folder: Path
@@ -130,17 +130,11 @@ class Pages:
         Raises:
             RunError: the folder or a file cannot be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{self.folder} cannot be created ({error.strerror})") from error
         picture = self.folder / f"{answer.name}.png"
-        with files.writing(picture) as part:
-            answer.figure.savefig(part, dpi=150, metadata={"Software": None})
-        answers = self.answered.setdefault(page, [])
-        answers.append(answer)
-        top = [heading, f"Made by `{self.command}`."]
-        files.write(self.folder / f"{page}.md", page_of(top, answers))
+        files.save_figure(answer.figure, picture)
+        self.answered.setdefault(page, []).append(answer)
+        text = page_of([heading, f"Made by `{self.command}`."], self.answered[page])
+        files.write(self.folder / f"{page}.md", text)
         return f"{section(answer)}\n\n{picture}\n"
 
 

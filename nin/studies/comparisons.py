@@ -1,4 +1,4 @@
-"""What the claims about runs share: which runs may be compared, and what their paired differences say."""
+"""Comparisons of runs, for all claims about runs: groups that may be compared, and verdicts of paired differences."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from nin.studies.answer import UNDECIDED, by_sign, overall
-from nin.studies.rows import NOT_OF_IDENTITY, Condition
-from nin.studies.tables import interval, paired
+from nin.studies.rows import NOT_COMPARED, Condition
+from nin.studies.tables import file_stem, interval, paired
 
 LEAST_SEEDS = 3  # of a verdict
 
 
 class Group(NamedTuple):
-    """Rows that differ in head, seed and what a claim varies, and in nothing else.
+    """Rows that differ only in head, seed and the settings that a claim varies.
 
     Attributes:
         condition: what they have in common; its epochs are 0 if they may differ.
@@ -37,7 +37,7 @@ class Group(NamedTuple):
     @property
     def stem(self) -> str:
         """The group as part of a file's name."""
-        return "-".join(filter(None, [self.condition.stem, re.sub(r"[^\w.]+", "-", self.label)[:100]]))
+        return file_stem(self.condition.stem, self.label)
 
 
 def comparable(rows: pd.DataFrame, varied: Sequence[str] = ()) -> list[Group]:
@@ -74,7 +74,7 @@ def _names_of(variant: str) -> set[str]:
 
 def _common(settings: Mapping[str, Any], varied: Sequence[str]) -> dict[str, Any]:
     """The settings in which rows of one group must agree."""
-    free = (*NOT_OF_IDENTITY, "head.name", "seed", *varied)
+    free = (*NOT_COMPARED, *varied)
     return {name: value for name, value in settings.items() if name not in free}
 
 
@@ -82,8 +82,8 @@ def _labels(groups: Sequence[str]) -> dict[str, str]:
     """For each group's settings (JSON) those in which the groups differ: "recipe.lr=0.05"."""
     settings = [json.loads(group) for group in groups]
     names = sorted(name for name in set().union(*settings) if len({json.dumps(s.get(name)) for s in settings}) > 1)
-    told = [" ".join(f"{name}={json.dumps(each.get(name))}" for name in names) for each in settings]
-    return dict(zip(groups, told, strict=True))
+    labels = [" ".join(f"{name}={json.dumps(each.get(name))}" for name in names) for each in settings]
+    return dict(zip(groups, labels, strict=True))
 
 
 def judge(pairs: Sequence[tuple[str, Sequence[float]]], what: str, below: bool = True) -> tuple[str, str]:
@@ -102,7 +102,8 @@ def judge(pairs: Sequence[tuple[str, Sequence[float]]], what: str, below: bool =
     unanimous = len(set(verdicts)) == 1
     cells = []
     for (name, differences), verdict in zip(pairs, verdicts, strict=True):
-        cells.append(f"{name} {paired(differences)}" + f", {verdict}" * (not unanimous))
+        cell = f"{name} {paired(differences)}"
+        cells.append(cell if unanimous else f"{cell}, {verdict}")
     few = max(len(differences) for _, differences in pairs) < LEAST_SEEDS
     note = f" A verdict requires {LEAST_SEEDS} seeds." if few else ""
     return overall(verdicts), f"{what}: {(', ' if unanimous else '; ').join(cells)}.{note}"

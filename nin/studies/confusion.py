@@ -1,4 +1,4 @@
-"""Which classes a net takes for which."""
+"""The confusion matrix of a net: the most frequent confusions, and a figure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PAIRS = 5  # confusions that are listed, at most
 
-def worst_pairs(matrix: Tensor, classes: Sequence[str], pairs: int = 5) -> str:
-    """The most frequent confusions, one a line.
+
+def worst_pairs(matrix: Tensor, classes: Sequence[str]) -> str:
+    """The most frequent confusions, one per line.
 
     Args:
         matrix: counts (K, K), the true class by row.
         classes: the K names.
-        pairs: how many confusions at most.
     """
     wrong = matrix.clone().fill_diagonal_(0)
-    counts, places = wrong.flatten().topk(min(pairs, wrong.numel()))
+    counts, places = wrong.flatten().topk(min(PAIRS, wrong.numel()))
     width = max(map(len, classes))
     lines = []
     for count, place in zip(counts.tolist(), places.tolist(), strict=True):

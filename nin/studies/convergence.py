@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,9 +18,9 @@ from nin.studies.tables import COLOURS, FULLY_CONNECTED, clean, epochs_to, made_
 CLAIM = "A net with global average pooling converges more slowly than one with a fully connected head."
 
 
-def answers(rows: pd.DataFrame, accuracies: Sequence[float] = ACCURACIES) -> list[Answer]:
-    """Epochs to a test accuracy (%) by head, and the difference to GAP seed by seed: an answer for each condition, or
-    only for those with several heads, if there are any. Nets that died are counted, but not averaged.
+def answers(rows: pd.DataFrame) -> list[Answer]:
+    """Epochs to each of `ACCURACIES` (%) by head, and the difference to GAP seed by seed: an answer for each condition,
+    or only for those with several heads, if there are any. Nets that died are counted, but not averaged.
 
     Raises:
         ClaimError: no row has a test curve.
@@ -38,19 +36,19 @@ def answers(rows: pd.DataFrame, accuracies: Sequence[float] = ACCURACIES) -> lis
             "scripts/ablate.py head=gap,fc seed=0,1,2 eval_curve=true"
         )
     several = [group for group in groups if group.rows["head"].nunique() > 1]
-    return [_answer(group, accuracies) for group in several or groups]
+    return [_answer(group) for group in several or groups]
 
 
-def _answer(group: Group, accuracies: Sequence[float]) -> Answer:
-    measured = measure(group.rows, accuracies)
+def _answer(group: Group) -> Answer:
+    measured = measure(group.rows)
     epochs = group.condition.epochs
     title = f"Epochs to an accuracy: {group.title}"
     verdict, finding = judge_epochs(measured, epochs)
-    shown = table(group.rows, measured)
-    return Answer(f"convergence-{group.stem}", title, CLAIM, verdict, finding, shown, draw(measured, epochs))
+    name, tables = f"convergence-{group.stem}", table(group.rows, measured)
+    return Answer(name, title, CLAIM, verdict, finding, tables, draw(measured, epochs))
 
 
-def measure(rows: pd.DataFrame, accuracies: Sequence[float]) -> pd.DataFrame:
+def measure(rows: pd.DataFrame) -> pd.DataFrame:
     """Epochs that each run needed, interpolated linearly between two epochs.
 
     Returns:
@@ -58,7 +56,7 @@ def measure(rows: pd.DataFrame, accuracies: Sequence[float]) -> pd.DataFrame:
     """
     measured = []
     for row in rows[rows.status == "ok"].sort_values("seed").to_dict("records"):
-        for accuracy in accuracies:
+        for accuracy in ACCURACIES:
             epochs = epochs_to(row["test_curve"], accuracy)
             measured.append((row["head"], row["seed"], accuracy, float("nan") if epochs is None else epochs))
     return pd.DataFrame(measured, columns=["head", "seed", "accuracy", "epochs"])
@@ -72,28 +70,26 @@ def beside_gap(measured: pd.DataFrame) -> pd.DataFrame:
 
 def table(rows: pd.DataFrame, measured: pd.DataFrame) -> str:
     """Epochs by head, then the differences to GAP seed by seed, in Markdown."""
-    accuracies = measured.accuracy.unique()
-    parts = [epochs_table(rows, accuracies)]
+    parts = [epochs_table(rows)]
     if measured["head"].nunique() > 1 and (measured["head"] == "gap").any():
         parts.append(_differences_table(measured))
     parts.append(
         "Between the ends of two epochs the error is interpolated linearly. In the verdict, an accuracy that was never "
-        "reached counts as reached one epoch after the last; one that neither head reached does not count. The "
-        "figures hold for schedules of this length, whose learning rate ends at 0. "
+        "reached counts as reached one epoch after the last; one that neither head reached does not count. These "
+        "figures hold for this recipe and this number of epochs. "
         f"{made_with(rows[rows.status == 'ok'])}"
     )
     return "\n\n".join(parts)
 
 
 def _differences_table(measured: pd.DataFrame) -> str:
-    accuracies = measured.accuracy.unique()
     pairs = beside_gap(measured)
     pairs["difference"] = pairs.epochs - pairs.epochs_gap
-    lines = [table_row("minus `gap`, each seed that reached it with both", *(f"{a:g} %" for a in accuracies))]
-    lines.append(table_rule(len(accuracies)))
+    lines = [table_row("minus `gap`, each seed that reached it with both", *(f"{a} %" for a in ACCURACIES))]
+    lines.append(table_rule(len(ACCURACIES)))
     for head in [head for head in HEADS if head != "gap" and (measured["head"] == head).any()]:
         of_head = pairs[pairs["head"] == head]
-        cells = [_each_and_mean(of_head[of_head.accuracy == a].difference.dropna()) for a in accuracies]
+        cells = [_each_and_mean(of_head[of_head.accuracy == a].difference.dropna()) for a in ACCURACIES]
         lines.append(table_row(f"`{head}`", *cells))
     return "\n".join(lines)
 
@@ -107,18 +103,17 @@ def draw(measured: pd.DataFrame, last: int) -> Figure:
     """A dot for each seed and a bar for the mean, by accuracy and head.
 
     Args:
-        measured: as of `measure`.
-        last: the last epoch; what was never reached is an open dot to the right of it.
+        measured: as returned by `measure`.
+        last: the last epoch; an accuracy that was never reached is an open dot to the right of it.
     """
-    accuracies = list(measured.accuracy.unique())
     heads = [head for head in HEADS if (measured["head"] == head).any()]
-    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
+    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(ACCURACIES)), layout="constrained")
     axis = clean(figure.subplots(), "x")
     never = last + max(1, last / 12)
     for (head, accuracy), of_head in measured.groupby(["head", "accuracy"]):
         place = heads.index(head) - (len(heads) - 1) / 2
-        _draw_head(axis, accuracies.index(accuracy) + 0.2 * place, head, of_head.epochs, never)
-    axis.set_yticks(range(len(accuracies)), [f"{accuracy:g} %" for accuracy in accuracies])
+        _draw_head(axis, ACCURACIES.index(accuracy) + 0.2 * place, head, of_head.epochs, never)
+    axis.set_yticks(range(len(ACCURACIES)), [f"{accuracy} %" for accuracy in ACCURACIES])
     axis.tick_params(axis="y", length=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epochs to this test accuracy (a dot a seed, a bar the mean)", xlim=(0, never * 1.02))
@@ -129,7 +124,7 @@ def draw(measured: pd.DataFrame, last: int) -> Figure:
 def _draw_head(axis: Axes, y: float, head: str, epochs: pd.Series, never: float) -> None:
     reached = epochs.dropna()
     missed = len(epochs) - len(reached)
-    heights = y + np.linspace(-0.05, 0.05, len(epochs)) * (len(epochs) > 1)
+    heights = y + (np.linspace(-0.05, 0.05, len(epochs)) if len(epochs) > 1 else np.zeros(1))
     axis.scatter(reached, heights[: len(reached)], s=16, color=COLOURS[head], zorder=3, linewidths=0)
     axis.scatter([never] * missed, heights[len(reached) :], s=16, facecolors="none", edgecolors=COLOURS[head])
     if len(reached):
@@ -141,8 +136,9 @@ def _draw_head(axis: Axes, y: float, head: str, epochs: pd.Series, never: float)
 
 
 def judge_epochs(measured: pd.DataFrame, last: int) -> tuple[str, str]:
-    """Verdict and finding: whether fully connected heads reach the accuracies before GAP of the same seed. What was
-    never reached counts as reached one epoch after the last; what neither head reached does not count."""
+    """Verdict and finding: whether fully connected heads reach the accuracies before GAP of the same seed. An
+    accuracy that was never reached counts as reached one epoch after the last; one that neither head reached does not
+    count."""
     pairs = beside_gap(measured).dropna(subset=["epochs", "epochs_gap"], how="all").fillna(last + 1)
     pairs["difference"] = pairs.epochs - pairs.epochs_gap
     differences = []

@@ -1,6 +1,7 @@
-"""What a net costs, layer by layer, and what its head costs: fully connected and pooled side by side.
+"""Cost of a net, layer by layer, and of its head: fully connected and pooled side by side.
 
 Nets are built and run on torch's meta device, which has shapes and no memory: a head of four gigabytes costs nothing.
+Costs are counted by formula, not by torch's flop counter (`nin.cost`): the table prints each layer's formula.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ BYTES = 4  # of a float32
 COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, GAP, GMP)
 
 
-class Net(NamedTuple):
+class CostedNet(NamedTuple):
     """A net whose head can be chosen, and the shape (C, H, W) of its images."""
 
     build: Callable[[str], nn.Module]
@@ -78,7 +79,7 @@ class Comparison:
 # measuring ------------------------------------------------------------------------------------------------------------
 
 
-def compare(name: str, net: Net, heads: Sequence[str]) -> Comparison:
+def compare(name: str, net: CostedNet, heads: Sequence[str]) -> Comparison:
     """The cost of a net under each of these heads. Raises SettingError for a head that the net does not support."""
     return Comparison(name, net.shape, {head: layers(lambda head=head: net.build(head), *net.shape) for head in heads})
 
@@ -195,7 +196,9 @@ class VGGRegressor(nn.Module):
             *((64, True), (128, True), (256, False), (256, True)),
             *((512, False), (512, True), (512, False), (512, True)),
         ):
-            features += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] + [nn.MaxPool2d(2)] * pooled
+            features += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            if pooled:
+                features.append(nn.MaxPool2d(2))
             channels = width
         self.features = nn.Sequential(*features, nn.Dropout())
         if head == "fc":
@@ -223,11 +226,11 @@ def of_torchvision(name: str, head: str) -> nn.Module:
     return net
 
 
-def of_checkpoint(trained: Pretrained) -> Net:
+def of_checkpoint(trained: Pretrained) -> CostedNet:
     """A trained net, with any head in place of its own."""
     arguments = trained.net.arguments
     shape = (arguments.get("in_channels", 3), *sides(LARGEST, image_size=arguments["image_size"]))
-    return Net(lambda head: build_net({**arguments, "head": head}), shape)
+    return CostedNet(lambda head: build_net({**arguments, "head": head}), shape)
 
 
 def _inception(head: str) -> nn.Module:
@@ -235,10 +238,10 @@ def _inception(head: str) -> nn.Module:
 
 
 NETS = {
-    "cifar10": Net(lambda head: NIN(head=head), (3, 32, 32)),
-    "imagenet": Net(lambda head: NIN("imagenet", 1000, head, image_size=224), (3, 224, 224)),
-    "vgg_regressor": Net(VGGRegressor, (2, 384, 160)),
-    "alexnet": Net(lambda head: of_torchvision("alexnet", head), (3, 224, 224)),
-    "vgg19": Net(lambda head: of_torchvision("vgg19", head), (3, 224, 224)),
-    "inception_v3": Net(_inception, (3, 299, 299)),
+    "cifar10": CostedNet(lambda head: NIN(head=head), (3, 32, 32)),
+    "imagenet": CostedNet(lambda head: NIN("imagenet", 1000, head, image_size=224), (3, 224, 224)),
+    "vgg_regressor": CostedNet(VGGRegressor, (2, 384, 160)),
+    "alexnet": CostedNet(lambda head: of_torchvision("alexnet", head), (3, 224, 224)),
+    "vgg19": CostedNet(lambda head: of_torchvision("vgg19", head), (3, 224, 224)),
+    "inception_v3": CostedNet(_inception, (3, 299, 299)),
 }

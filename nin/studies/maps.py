@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 100  # images at a time
+SEED = 0  # of the random places
 
 
 # the paper's figure ---------------------------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ def draw_paper_figure(trained: Pretrained, images: Tensor, labels: Tensor, rows:
     Args:
         trained: the net.
         images, labels: a test set, (N, C, H, W) uint8 and (N).
-        rows: how many images.
+        rows: number of images.
     """
     chosen = one_of_each(labels, len(trained.classes), rows)
     return draw_maps(images[chosen], labels[chosen], class_maps(trained, images[chosen])[1], trained.classes)
@@ -75,17 +76,17 @@ def _frame(axis: Axes, visible: bool) -> None:
 
 
 class Falls(NamedTuple):
-    """How much the true class's score falls, image by image, when a quarter of the image is blanked."""
+    """Falls of the true class's score, image by image, when a quarter of the image is blanked."""
 
     under_map: list[float]
     elsewhere: list[float]
     at_random: list[float]
 
 
-def blanking(trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor, seed: int = 0) -> Falls:
-    """Does the map light up at the object? How much the true class's score falls when a quarter of the image is
-    blanked: the quarter under the brightest part of the class's map; the one under that of another image's map, since
-    objects may have their usual place; and a random one.
+def blanking(trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor) -> Falls:
+    """Falls of the true class's score when a quarter of the image is blanked: the quarter under the brightest part of
+    the class's map; the one under that of another image's map, since objects may have their usual place; and a random
+    one. Maps that light up at the object make the first the largest.
 
     A quarter is a square with half the image's side, at a place of the map's grid. The other image is the one before.
 
@@ -93,7 +94,6 @@ def blanking(trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor,
         trained: the net.
         images, labels: (N, C, H, W) uint8 and (N), which is on the net's device.
         blank: the colour of a blanked quarter, (C, 1, 1) uint8: the training images' mean, for example.
-        seed: of the random places.
 
     Raises:
         ClaimError: the maps are smaller than 2×2 and have no quarters.
@@ -103,7 +103,7 @@ def blanking(trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor,
     true_maps = maps[torch.arange(len(labels), device=labels.device), labels]  # (N, h, w)
     sums = quarter_sums(true_maps)  # (N, h', w')
     brightest = sums.flatten(1).argmax(1).cpu()
-    chance = torch.randint(sums[0].numel(), (len(images),), generator=torch.Generator().manual_seed(seed))
+    chance = torch.randint(sums[0].numel(), (len(images),), generator=torch.Generator().manual_seed(SEED))
     falls = []
     for places in (brightest, brightest.roll(1), chance):
         blanked = blank_quarters(images, places, tuple(sums.shape[1:]), blank)

@@ -1,4 +1,4 @@
-"""The trained nets of a study, and the test images that they are asked about."""
+"""The trained nets that answer claims, and their test images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nin import pretrained
+from nin.checks import counted, is_integer
 from nin.data.module import EVALUATION_BATCH
 from nin.plan import HEADS
+from nin.predict import has_class_maps
 from nin.pretrained import Pretrained
 from nin.run.evaluate import images_of
 from nin.studies.tables import COLOURS, LINES, table_row, table_rule
@@ -23,7 +25,7 @@ class Subject:
     """A net with its test images. Subjects of one name are seeds of one training.
 
     Attributes:
-        name: its head, and whatever else distinguishes it from the other subjects.
+        name: its head, and the facts that distinguish it from the other subjects.
         style: Matplotlib's line style, which distinguishes names with one head.
         trained: the net.
         images: test images, (N, C, H, W) uint8.
@@ -47,6 +49,11 @@ class Subject:
     def pools(self) -> bool:
         """Whether the head pools."""
         return HEADS[self.head].pools
+
+    @property
+    def has_class_maps(self) -> bool:
+        """Whether the last maps are the classes' own: whether the head pools one map per class."""
+        return has_class_maps(self.trained)
 
     @property
     def colour(self) -> str:
@@ -95,29 +102,29 @@ def gather(
 
 
 def _set_of(trained: Pretrained) -> tuple:
-    """What decides which images a net is asked about."""
+    """The facts that decide on a net's test images: its set and their size."""
     size = trained.net.arguments["image_size"]
     return trained.facts.get("data"), *(size if isinstance(size, list | tuple) else (size, size))
 
 
 def _draw_images(trained: Pretrained, root: str | None, count: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Test images, their labels, and the mean colour of the training images."""
-    found = images_of(trained, root).set
-    order = torch.randperm(len(found.test_labels), generator=torch.Generator().manual_seed(seed))[:count]
+    whole = images_of(trained, root).set
+    order = torch.randperm(len(whole.test_labels), generator=torch.Generator().manual_seed(seed))[:count]
     chosen = order.sort().values
-    blank = found.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
-    return found.test_images[chosen], found.test_labels[chosen], blank
+    blank = whole.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
+    return whole.test_images[chosen], whole.test_labels[chosen], blank
 
 
 def _names(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
-    """A name for each net: its head, and the facts that differ among the nets. Two nets of one name and one seed are no
-    seeds of one training, so they get the names of their checkpoints."""
-    facts = [_telling_facts(trained) for trained in nets]
+    """A name for each net: its head, and the facts that differ among the nets. If two nets share name and seed, they
+    are not seeds of one training, and get the names of their checkpoints."""
+    facts = [_facts_in_words(trained) for trained in nets]
     differs = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
     names = []
     for trained, values in zip(nets, facts, strict=True):
-        told = [value for value, differ in zip(values, differs, strict=True) if differ]
-        names.append(" ".join([trained.net.arguments["head"], *told]))
+        distinctive = [value for value, differ in zip(values, differs, strict=True) if differ]
+        names.append(" ".join([trained.net.arguments["head"], *distinctive]))
     seeds = Counter((name, trained.facts.get("seed")) for name, trained in zip(names, nets, strict=True))
     ambiguous = {name for (name, _), count in seeds.items() if count > 1}
     for place, name in enumerate(names):
@@ -126,12 +133,15 @@ def _names(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
     return names
 
 
-def _telling_facts(trained: Pretrained) -> tuple[str, str, str, str]:
+def _facts_in_words(trained: Pretrained) -> tuple[str, str, str, str]:
     facts = trained.facts
     start = facts.get("start")  # of a record of format 2; format 1 has the name alone
     origin = f"from {start['name'] if start else facts.get('started_from') or 'scratch'}"
-    frozen = ", frozen" * bool(facts.get("frozen"))
-    return str(facts.get("data")), str(facts.get("recipe")), f"{facts.get('epochs')} epochs", origin + frozen
+    if facts.get("frozen"):
+        origin += ", frozen"
+    epochs = facts.get("epochs")
+    length = counted(epochs, "epoch") if is_integer(epochs) else "unknown epochs"
+    return str(facts.get("data")), str(facts.get("recipe")), length, origin
 
 
 def _styles(nets: Sequence[Pretrained], names: Sequence[str]) -> dict[str, str]:
@@ -174,11 +184,11 @@ def error_of(predictions: Tensor, subject: Subject) -> float:
     return 100 * (predictions != subject.labels).double().mean().item()
 
 
-def counted(subjects: Sequence[Subject]) -> str:
-    """The number of test images in words."""
-    return ", ".join(f"{count:,} test images" for count in sorted({len(subject.labels) for subject in subjects}))
+def images_in_words(subjects: Sequence[Subject]) -> str:
+    """The number of test images in words, or their numbers."""
+    return ", ".join(counted(count, "test image") for count in sorted({len(subject.labels) for subject in subjects}))
 
 
-def progress(what: str, subjects: Sequence[Subject], passes: int) -> tqdm:
+def progress(name: str, subjects: Sequence[Subject], passes: int) -> tqdm:
     """A progress bar over a number of passes through the images of all nets."""
-    return tqdm(total=passes * sum(len(s.labels) for s in subjects), desc=what, unit=" images", leave=False)
+    return tqdm(total=passes * sum(len(s.labels) for s in subjects), desc=name, unit=" images", leave=False)

@@ -10,23 +10,24 @@ from matplotlib.figure import Figure
 
 from nin.errors import ClaimError, NINError
 from nin.studies import maps
-from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, UNDECIDED, Answer, overall
-from nin.studies.nets import Subject, counted, progress
+from nin.studies.answer import REFUTED, SUPPORTED, UNDECIDED, Answer, overall
+from nin.studies.nets import Subject, images_in_words, progress
 from nin.studies.tables import GREY, clean, interval, paired, table_row, table_rule
 
 CLAIM = "Under pooling the class maps light up at the object, though nothing was trained to find it."
 WHERE = {"map": "under the map", "other": "under another image's map", "random": "at random"}
+OTHERS = ("other", "random")  # places that the map is compared with
 
 
 def answer(subjects: Sequence[Subject]) -> Answer:
-    """How much the true class's score falls when a quarter of the image is blanked: under the brightest part of the
-    class's map, under that of another image's map, and at random (`nin.studies.maps.blanking`).
+    """Losses of the true class's score when a quarter of the image is blanked: under the brightest part of the class's
+    map, under that of another image's map, and at random (`nin.studies.maps.blanking`).
 
     Raises:
         ClaimError: a net's maps cannot be computed, or are too small to show a place.
     """
     measured = measure(subjects)
-    title = f"Do the maps light up at the object? ({counted(subjects)})"
+    title = f"Do the maps light up at the object? ({images_in_words(subjects)})"
     verdict, finding = judge(subjects, measured)
     return Answer("objects", title, CLAIM, verdict, finding, table(measured), draw(subjects, measured))
 
@@ -44,7 +45,7 @@ def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
         for place, subject in enumerate(subjects):
             try:
                 falls = maps.blanking(subject.trained, subject.images, subject.labels, subject.blank)
-            except (NINError, ValueError) as error:  # the maps are too small, or captum is missing
+            except NINError as error:  # the maps are too small, or the head requires another image size
                 raise ClaimError(f"claim=objects: `{subject.name}`: {error}") from error
             seed = f", seed {subject.seed}" if names.count(subject.name) > 1 else ""
             falls = dict(zip(WHERE, falls, strict=True))
@@ -54,7 +55,7 @@ def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
 
 
 def differences(of_net: pd.DataFrame, other: str) -> list[float]:
-    """How much more of the score is lost under the map than elsewhere, image by image."""
+    """The score that is lost under the map minus the one that is lost elsewhere, image by image."""
     return (of_net["map"] - of_net[other]).tolist()
 
 
@@ -69,13 +70,13 @@ def table(measured: pd.DataFrame) -> str:
     ]
     for _, of_net in measured.groupby("place"):
         means = [f"{of_net[column].mean():.2f}" for column in WHERE]
-        more = [paired(differences(of_net, column)) for column in ("other", "random")]
+        more = [paired(differences(of_net, column)) for column in OTHERS]
         lines.append(table_row(f"`{of_net['name'].iloc[0]}`", *means, *more))
     return "\n".join(lines)
 
 
 def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
-    """A line for each net: the mean losses as points, and the interval by which the map's differs from another's."""
+    """A line for each net: the mean losses as points, and the interval of the map's loss minus another map's."""
     figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(subjects)), layout="constrained")
     axis = clean(figure.subplots(), "x")
     for place, of_net in measured.groupby("place"):
@@ -111,20 +112,22 @@ def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str
     """Verdict and finding. A net that pools supports the claim if both intervals are above 0, and refutes it if both
     are below."""
     verdicts = []
-    more: dict[str, list[str]] = {"other": [], "random": []}
     for place, of_net in measured.groupby("place"):
-        intervals = [interval(differences(of_net, column)) for column in more]
         if subjects[place].pools:
-            lows, highs = zip(*intervals, strict=True)
+            lows, highs = zip(*(interval(differences(of_net, other)) for other in OTHERS), strict=True)
             verdicts.append(SUPPORTED if min(lows) > 0 else REFUTED if max(highs) < 0 else UNDECIDED)
-        for column, cells in more.items():
-            cells.append(f"`{of_net['name'].iloc[0]}` {paired(differences(of_net, column))}")
-    verdict = overall(verdicts)
-    finding = f"Score lost by blanking under the map, minus under another image's map: {', '.join(more['other'])}; "
-    finding += f"minus at random: {', '.join(more['random'])}."
-    if verdict == NOT_ANSWERED:
+    return overall(verdicts), _finding(subjects, measured, bool(verdicts))
+
+
+def _finding(subjects: Sequence[Subject], measured: pd.DataFrame, is_judged: bool) -> str:
+    cells: dict[str, list[str]] = {other: [] for other in OTHERS}
+    for _, of_net in measured.groupby("place"):
+        for other in OTHERS:
+            cells[other].append(f"`{of_net['name'].iloc[0]}` {paired(differences(of_net, other))}")
+    finding = f"Score lost by blanking under the map, minus under another image's map: {', '.join(cells['other'])}; "
+    finding += f"minus at random: {', '.join(cells['random'])}."
+    if not is_judged:
         finding += " Judging the claim requires a net that pools."
-    elif not all(subject.pools for subject in subjects):
-        finding += " The maps below a fully connected head are computed (HiResCAM); those of a head that pools are the"
-        finding += " net's own."
-    return verdict, finding
+    if not all(subject.has_class_maps for subject in subjects):
+        finding += " The maps are the net's own if its head pools one map per class, else they are computed (HiResCAM)."
+    return finding

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from nin.checks import counted
 from nin.errors import ClaimError
 from nin.plan import HEADS
 from nin.studies.answer import Answer
@@ -16,6 +17,7 @@ from nin.studies.tables import (
     FULLY_CONNECTED,
     GREY,
     clean,
+    died,
     label,
     made_with,
     mean_and_deviation,
@@ -48,10 +50,11 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
 
 def _answer(group: Group) -> Answer:
     runs = measure(group.rows)
-    errors = group.condition.errors
-    title = f"Training error and {errors}: {group.title}"
-    verdict, finding = judge_excess(runs, errors)
-    return Answer(f"overfitting-{group.stem}", title, CLAIM, verdict, finding, table(runs, errors), draw(runs, errors))
+    error_name = group.condition.error_name
+    title = f"Training error and {error_name}: {group.title}"
+    verdict, finding = judge_excess(runs, error_name)
+    name, figure = f"overfitting-{group.stem}", draw(runs, error_name)
+    return Answer(name, title, CLAIM, verdict, finding, table(runs, error_name), figure)
 
 
 def measure(rows: pd.DataFrame) -> pd.DataFrame:
@@ -59,7 +62,7 @@ def measure(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         the rows of finished runs, and for each: excess (error minus training error), minus_gap (error minus GAP's) and
-        more (excess minus GAP's), NaN if there is no such run of GAP; died (dead runs of its head and share).
+        more (excess minus GAP's), NaN if there is no such run of GAP; dead (dead runs of its head and share).
     """
     finished = rows[rows.status == "ok"].sort_values("seed")
     heads = finished.groupby(["share", "epochs"])["head"].nunique().reset_index(name="heads")
@@ -72,8 +75,8 @@ def measure(rows: pd.DataFrame) -> pd.DataFrame:
     is_gap = runs["head"] == "gap"
     runs["minus_gap"] = (runs.error - runs.error_gap).mask(is_gap)
     runs["more"] = (runs.excess - runs.excess_gap).mask(is_gap)
-    dead = rows[rows.status == "dead"].groupby(["share", "epochs", "head"]).size().rename("died").reset_index()
-    return runs.merge(dead, on=["share", "epochs", "head"], how="left").fillna({"died": 0})
+    dead = rows[rows.status == "dead"].groupby(["share", "epochs", "head"]).size().rename("dead").reset_index()
+    return runs.merge(dead, on=["share", "epochs", "head"], how="left").fillna({"dead": 0})
 
 
 def by_share_and_head(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:
@@ -82,47 +85,43 @@ def by_share_and_head(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame
     return sorted(groups, key=lambda group: (group[0], [*HEADS].index(group[1])))
 
 
-def table(runs: pd.DataFrame, errors: str) -> str:
+def table(runs: pd.DataFrame, error_name: str) -> str:
     """Errors by share and head in Markdown.
 
     Args:
-        runs: as of `measure`.
-        errors: "test error", or "held-out error".
+        runs: as returned by `measure`.
+        error_name: "test error", or "held-out error".
     """
-    columns = ("images", "epochs", "head", "n", "training error (%)", f"{errors} (%)", "minus training error")
-    lines = [table_row(*columns, f"{errors} minus `gap`'s"), table_rule(len(columns))]
+    columns = ("images", "epochs", "head", "n", "training error (%)", f"{error_name} (%)", "minus training error")
+    lines = [table_row(*columns, f"{error_name} minus `gap`'s"), table_rule(len(columns))]
     for share, head, group in by_share_and_head(runs):
-        died = int(group.died.iloc[0])
-        n = f"{len(group)}" + f", {died} died" * bool(died)
+        n = f"{len(group)}{died(int(group.dead.iloc[0]))}"
         cells = [mean_and_deviation(group[column]) for column in ("train_error", "error", "excess")]
         difference = "" if head == "gap" else paired(group.minus_gap.dropna().tolist(), len(group))
         epochs = str(group.epochs.iloc[0])
         lines.append(table_row(f"{100 * share:g} %", epochs, f"`{head}`", n, *cells, difference))
-    caveat = (
-        "On ten class maps of 8×8 a fully connected head has 6,410 parameters, the trunk 966,986. Where the training "
-        f"error is 0 under both heads, the verdict is of the {errors}."
-    )
+    caveat = f"Where the training error is 0 under both heads, the verdict is of the {error_name}."
     return "\n".join([*lines, "", f"{caveat} {made_with(runs)}"])
 
 
-def draw(runs: pd.DataFrame, errors: str) -> Figure:
+def draw(runs: pd.DataFrame, error_name: str) -> Figure:
     """Errors over the share and, if GAP can be compared, each head's excess minus GAP's."""
     compared = runs.more.notna().any()
     figure = Figure(figsize=(9.4 if compared else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
     epochs = runs.groupby("share").epochs.first()
-    ticks = [f"{100 * share:g} %\n{number} epoch{'s' * (number > 1)}" for share, number in epochs.items()]
+    ticks = [f"{100 * share:g} %\n{counted(number, 'epoch')}" for share, number in epochs.items()]
     for axis in axes:
         clean(axis).set(xscale="log", xlabel="share of the training images, and epochs")
         axis.set_xticks(100 * epochs.index, ticks)
         axis.xaxis.set_minor_locator(NullLocator())
-    _draw_errors(axes[0], runs, errors)
+    _draw_errors(axes[0], runs, error_name)
     if compared:
-        _draw_more(axes[1], runs, errors)
+        _draw_more(axes[1], runs, error_name)
     return figure
 
 
-def _draw_errors(axis: Axes, runs: pd.DataFrame, errors: str) -> None:
+def _draw_errors(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
     ends = []
     for head in [head for head in HEADS if (runs["head"] == head).any()]:
         means = runs[runs["head"] == head].groupby("share")[["train_error", "error"]].mean()
@@ -130,14 +129,14 @@ def _draw_errors(axis: Axes, runs: pd.DataFrame, errors: str) -> None:
         axis.plot(shares, means.error, "o-", color=COLOURS[head], markersize=4)
         axis.plot(shares, means.train_error, "o:", color=COLOURS[head], markersize=3, alpha=0.8)
         ends.append((shares[-1], means.error.iloc[-1], head, COLOURS[head]))
-    axis.plot([], [], "o-", color=GREY, markersize=4, label=errors)
+    axis.plot([], [], "o-", color=GREY, markersize=4, label=error_name)
     axis.plot([], [], "o:", color=GREY, markersize=3, label="training error")
     axis.set(ylabel="error (%)", ylim=(0, None))
     axis.legend(frameon=False, fontsize=9)
     label(axis, ends)
 
 
-def _draw_more(axis: Axes, runs: pd.DataFrame, errors: str) -> None:
+def _draw_more(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
     shares = 100 * runs.share
     axis.plot([shares.min(), shares.max()], [0, 0], color=COLOURS["gap"], linewidth=1.5)
     ends = [(shares.max(), 0.0, "gap", COLOURS["gap"])]
@@ -148,16 +147,16 @@ def _draw_more(axis: Axes, runs: pd.DataFrame, errors: str) -> None:
         means = of_head.groupby("share").more.mean()
         axis.plot(100 * means.index, means, "o-", color=COLOURS[head], markersize=4)
         ends.append((100 * means.index[-1], means.iloc[-1], head, COLOURS[head]))
-    axis.set_ylabel(f"{errors} − training error, minus gap's (points)", fontsize=9)
+    axis.set_ylabel(f"{error_name} − training error, minus gap's (points)", fontsize=9)
     label(axis, ends)
 
 
-def judge_excess(runs: pd.DataFrame, errors: str) -> tuple[str, str]:
-    """Verdict and finding: how much more a fully connected head's error is above its training error than GAP's."""
+def judge_excess(runs: pd.DataFrame, error_name: str) -> tuple[str, str]:
+    """Verdict and finding: the error minus the training error, of a fully connected head minus that of GAP."""
     differences = []
     for share, head, group in by_share_and_head(runs):
         more = group.more.dropna().tolist()
         if head in FULLY_CONNECTED and more:
             differences.append((f"`{head}` with {100 * share:g} % of the images", more))
-    what = f"{errors.capitalize()} minus training error, of a fully connected head minus that of `gap` (points)"
+    what = f"{error_name.capitalize()} minus training error, of a fully connected head minus that of `gap` (points)"
     return judge(differences, what, below=False)

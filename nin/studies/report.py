@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin import files, pretrained
+from nin.checks import counted
 from nin.errors import RunError
 from nin.plan import HEADS
 from nin.studies.rows import Condition
@@ -20,7 +20,10 @@ from nin.studies.tables import (
     COLOURS,
     GREY,
     clean,
+    died,
+    each_seed,
     epochs_to,
+    file_stem,
     made_with,
     mean_and_deviation,
     paired,
@@ -42,7 +45,7 @@ PAPERS_GREY = "#888888"
 
 
 @dataclass(frozen=True)
-class Line:
+class HeadLine:
     """The runs of one head and variant, as a table and a figure show them.
 
     Attributes:
@@ -70,7 +73,7 @@ def conditions(rows: pd.DataFrame) -> list[Condition]:
     return sorted(rows.condition.unique(), key=lambda condition: (condition.data, -condition.epochs, condition))
 
 
-def measure(rows: pd.DataFrame) -> list[Line]:
+def measure(rows: pd.DataFrame) -> list[HeadLine]:
     """The lines of one condition's rows, in the order of a table.
 
     A head is compared with GAP of the same variant; a variant of GAP with plain GAP or, if there is none, with the
@@ -87,7 +90,7 @@ def measure(rows: pd.DataFrame) -> list[Line]:
         errors = groups[label, head].set_index("seed").error
         alone = (label, head) == (against, pooling) or other.dropna().empty
         differences = () if alone else tuple((errors - other).dropna())
-        lines.append(Line(head, label, groups[label, head], None if alone else against, differences))
+        lines.append(HeadLine(head, label, groups[label, head], None if alone else against, differences))
     return lines
 
 
@@ -108,28 +111,28 @@ def table(rows: pd.DataFrame) -> str:
 def _condition_table(condition: Condition, rows: pd.DataFrame) -> str:
     lines = measure(rows)
     pooling = "gap" if any(not HEADS[line.head].of_features for line in lines) else "gap_article"
-    columns = ("head", f"{condition.errors} of each seed (%)", "mean ± s.d.", "n", "train error (%)")
+    columns = ("head", f"{condition.error_name} of each seed (%)", "mean ± s.d.", "n", "train error (%)")
     parts = [f"**{condition.title}**", "", table_row(*columns, f"minus `{pooling}` (95 %)"), table_rule(5)]
     parts += [_line_of_table(line) for line in lines]
     return "\n".join([*parts, "", made_with(rows) + _papers_table(condition, lines), ""])
 
 
-def _line_of_table(line: Line) -> str:
+def _line_of_table(line: HeadLine) -> str:
     runs = line.runs
     learnt = runs[runs.error.notna()]
-    died = len(runs) - len(learnt)
-    each = [status if error != error else f"{error:.2f}" for status, error in zip(runs.status, runs.error, strict=True)]
+    dead = len(runs) - len(learnt)
     mean = mean_and_deviation(learnt.error) if len(learnt) else "none"
-    mean += f", {died} of {len(runs)} died" * (0 < died < len(runs))
+    if 0 < dead < len(runs):
+        mean += f", {dead} of {len(runs)} died"
     train = mean_and_deviation(learnt.train_error) if len(learnt) else "none"
     difference = "" if line.against is None else paired(line.differences, len(runs))
     if difference and line.against and line.head == _pooling_like(line.head):
         difference = f"against `{line.against}`: {difference}"
-    name = f"`{line.head}`" + f" `{line.label}`" * bool(line.label)
-    return table_row(name, ", ".join(each), mean, str(len(learnt)), train, difference)
+    name = f"`{line.head}` `{line.label}`" if line.label else f"`{line.head}`"
+    return table_row(name, each_seed(runs), mean, str(len(learnt)), train, difference)
 
 
-def _papers_table(condition: Condition, lines: Sequence[Line]) -> str:
+def _papers_table(condition: Condition, lines: Sequence[HeadLine]) -> str:
     """The paper's figures, where they can be set beside these."""
     if condition.data != "cifar10" or len({line.head for line in lines} & {*PAPER}) < 2:
         return ""
@@ -137,16 +140,16 @@ def _papers_table(condition: Condition, lines: Sequence[Line]) -> str:
     return f" The paper's Table 5, without augmentation and with its own recipe: {theirs}."
 
 
-def epochs_table(rows: pd.DataFrame, accuracies: Sequence[float] = ACCURACIES) -> str:
-    """A Markdown table: epochs that each head needed to reach a test accuracy (%), over seeds (`epochs_to`)."""
-    lines = [table_row("head", *(f"epochs to {accuracy:g} %" for accuracy in accuracies)), table_rule(len(accuracies))]
+def epochs_table(rows: pd.DataFrame) -> str:
+    """A Markdown table: epochs that each head needed to reach each of `ACCURACIES`, over seeds (`epochs_to`)."""
+    lines = [table_row("head", *(f"epochs to {accuracy} %" for accuracy in ACCURACIES)), table_rule(len(ACCURACIES))]
     for head in HEADS:
         of_head = rows[rows["head"] == head]
         curves = of_head[(of_head.status == "ok") & of_head.test_curve.map(bool)].test_curve
-        died = int((of_head.status == "dead").sum())
-        if len(curves) or died:
-            cells = [_epochs_cell([epochs_to(curve, accuracy) for curve in curves]) for accuracy in accuracies]
-            lines.append(table_row(f"`{head}`" + f", {died} died" * bool(died), *cells))
+        dead = int((of_head.status == "dead").sum())
+        if len(curves) or dead:
+            cells = [_epochs_cell([epochs_to(curve, accuracy) for curve in curves]) for accuracy in ACCURACIES]
+            lines.append(table_row(f"`{head}`{died(dead)}", *cells))
     return "\n".join(lines)
 
 
@@ -154,7 +157,7 @@ def _epochs_cell(epochs: Sequence[float | None]) -> str:
     reached = [epoch for epoch in epochs if epoch is not None]
     never = len(epochs) - len(reached)
     mean = mean_and_deviation(reached) if reached else ""
-    return (mean + f" ({never} never)" * bool(never)).strip()
+    return f"{mean} ({never} never)".strip() if never else mean
 
 
 def nets_table() -> str:
@@ -175,9 +178,9 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
     """A figure of one condition and variant: a point for each seed's error, a column for each head, a line for the
     mean, a cross at the top for each net that died, and the paper's figure beside them."""
     figure, axis = _canvas(title)
-    shown = [head for head in HEADS if (rows["head"] == head).any()]
+    heads = [head for head in HEADS if (rows["head"] == head).any()]
     papers = rows.data.iloc[0] == "cifar10"
-    for x, head in enumerate(shown):
+    for x, head in enumerate(heads):
         of_head = rows[rows["head"] == head].error
         _draw_head(axis, x, COLOURS[head], of_head.dropna(), int(of_head.isna().sum()))
         if papers and head in PAPER:
@@ -189,18 +192,18 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
         axis.plot([], [], color=GREY, linewidth=2, label="mean of the seeds")
     if rows.error.isna().any():
         axis.scatter([], [], marker="x", color=GREY, label="a seed that died")
-    axis.set(xticks=range(len(shown)), xlim=(-0.5, len(shown) - 0.4))
-    axis.set_xticklabels(shown)
-    axis.set_ylabel(f"{rows.condition.iloc[0].errors} (%)")
+    axis.set(xticks=range(len(heads)), xlim=(-0.5, len(heads) - 0.4))
+    axis.set_xticklabels(heads)
+    axis.set_ylabel(f"{rows.condition.iloc[0].error_name} (%)")
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _draw_head(axis: Axes, x: float, colour: str, errors: pd.Series, died: int) -> None:
+def _draw_head(axis: Axes, x: float, colour: str, errors: pd.Series, dead: int) -> None:
     """One column of `draw_heads`."""
     axis.scatter([x] * len(errors), errors, color=colour, alpha=0.8, zorder=3)
     at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
-    axis.scatter([x + 0.08 * n for n in range(died)], [1.0] * died, marker="x", color=colour, **at_the_top)
+    axis.scatter([x + 0.08 * n for n in range(dead)], [1.0] * dead, marker="x", color=colour, **at_the_top)
     if len(errors) > 1:
         axis.hlines(errors.mean(), x - 0.2, x + 0.2, color=colour, linewidth=2)
 
@@ -230,23 +233,16 @@ def _canvas(title: str) -> tuple[Figure, Axes]:
     return figure, axis
 
 
-def save(figure: Figure, file: Path) -> None:
-    """Writes a figure as a PNG that depends on nothing but the figure. Raises nin.errors.RunError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with files.writing(file) as part:
-        figure.savefig(part, dpi=150, metadata={"Software": None})
-
-
 # the whole report -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure that a report shows: what it is drawn from."""
+    """A figure of a report, and the rows that it is drawn from."""
 
     kind: str  # heads or curves
     title: str
-    name: str  # of its file
+    file: Path
     rows: pd.DataFrame
 
     def draw(self) -> Figure:
@@ -257,62 +253,64 @@ def text(rows: pd.DataFrame, file: Path, page: Path) -> str:
     """The tables of a study in Markdown, with links to its figures.
 
     Args:
-        rows: the study's, as of `nin.studies.rows.ended`.
+        rows: the study's, as returned by `nin.studies.rows.ended`.
         file: the study's file, beside which its figures stand.
         page: the folder of the page that shows the text.
     """
-    parts, shown = [], without_claims(rows)
-    for condition in conditions(shown):
-        of_condition = shown[shown.condition == condition]
+    parts, of_heads = [], without_claims(rows)
+    for condition in conditions(of_heads):
+        of_condition = of_heads[of_heads.condition == condition]
         parts.append(table(of_condition))
-        for variant, found in _pictures(condition, of_condition).items():
-            links = (f"![{each.kind}: {each.title}]({os.path.relpath(_file(each, file), page)})" for each in found)
-            parts += links
-            of_variant = of_condition[of_condition.label == variant]
-            if _reaches_an_accuracy(found):
-                parts.append(f"\n{epochs_table(of_variant)}\n")
-    if others := len(rows) - len(shown):
-        study = shlex.quote(f"study={os.path.relpath(file, page)}")
-        parts.append(
-            f"\n{others} more runs are of recipe `transfer` or had a share of the training images: "
-            f"`scripts/claims.py {study}` reports them.\n"
-        )
+        for variant, pictures in _pictures(condition, of_condition, file).items():
+            parts += [_link(picture, page) for picture in pictures]
+            if _reaches_an_accuracy(pictures):
+                parts.append(f"\n{epochs_table(of_condition[of_condition.label == variant])}\n")
+    if others := len(rows) - len(of_heads):
+        parts.append(_of_claims(others, os.path.relpath(file, page)))
     return "\n".join(parts)
+
+
+def _link(picture: Picture, page: Path) -> str:
+    return f"![{picture.kind}: {picture.title}]({os.path.relpath(picture.file, page)})"
+
+
+def _of_claims(number: int, file: str) -> str:
+    """A paragraph about the runs that only the claims show."""
+    verb, them = ("is", "it") if number == 1 else ("are", "them")
+    return (
+        f"\n{counted(number, 'more run')} {verb} of recipe `transfer` or had a share of the training images: "
+        f"`scripts/claims.py {shlex.quote(f'study={file}')}` reports {them}.\n"
+    )
 
 
 def figures(rows: pd.DataFrame, file: Path) -> Iterator[tuple[Path, Figure]]:
     """The figures of a study and their files, beside the study's file."""
-    shown = without_claims(rows)
-    for condition in conditions(shown):
-        for found in _pictures(condition, shown[shown.condition == condition]).values():
-            for picture in found:
-                yield _file(picture, file), picture.draw()
+    of_heads = without_claims(rows)
+    for condition in conditions(of_heads):
+        for pictures in _pictures(condition, of_heads[of_heads.condition == condition], file).values():
+            for picture in pictures:
+                yield picture.file, picture.draw()
 
 
-def _pictures(condition: Condition, rows: pd.DataFrame) -> dict[str, list[Picture]]:
-    """The figures of one condition by variant: of each that has several heads. If training images were held out, no
-    figure shows the test set."""
-    found: dict[str, list[Picture]] = {}
+def _pictures(condition: Condition, rows: pd.DataFrame, file: Path) -> dict[str, list[Picture]]:
+    """The figures of one condition by variant, for each variant with several heads. If training images were held out,
+    no figure shows the test set."""
+    by_variant: dict[str, list[Picture]] = {}
     for variant, of_variant in rows.groupby("label"):
         if of_variant["head"].nunique() == 1:
             continue
         title = ", ".join(filter(None, [condition.title, variant]))
-        stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, [condition.stem, variant])))
-        if len(stem) > 150:  # the name of a file has an end
-            stem = f"{stem[:140]}-{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
-        curves = of_variant[of_variant.test_curve.map(bool) & (not condition.held_out)]
-        chosen = {"heads": of_variant, "curves": curves}
-        found[variant] = [Picture(kind, title, f"{stem}-{kind}.png", of) for kind, of in chosen.items() if len(of)]
-    return found
+        stem = file.parent / "figures" / file_stem(condition.stem, variant)
+        by_variant[variant] = [Picture("heads", title, Path(f"{stem}-heads.png"), of_variant)]
+        curves = of_variant[of_variant.test_curve.map(bool)]
+        if len(curves) and not condition.held_out:
+            by_variant[variant].append(Picture("curves", title, Path(f"{stem}-curves.png"), curves))
+    return by_variant
 
 
 def _reaches_an_accuracy(pictures: Sequence[Picture]) -> bool:
     curves = [curve for picture in pictures if picture.kind == "curves" for curve in picture.rows.test_curve]
     return any(epochs_to(curve, accuracy) for curve in curves for accuracy in ACCURACIES)
-
-
-def _file(picture: Picture, file: Path) -> Path:
-    return file.parent / "figures" / picture.name
 
 
 def into_page(page: Path, **blocks: str) -> None:

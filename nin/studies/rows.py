@@ -1,4 +1,4 @@
-"""The rows of a study: a CSV file with one row a run, read as a pandas frame.
+"""The rows of a study: a CSV file with one row per run, read as a pandas frame.
 
 A row holds the settings that its run's result depends on, so it stays true when a file in conf/ or a published net
 changes later. Rows are data: they are never composed again.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from nin import files
-from nin.checks import boolean, integer, one_line, one_of, share
+from nin.checks import boolean, counted, integer, one_line, one_of, share
 from nin.config import Config, consequential, settings_of
 from nin.errors import RowsError, RunError
 from nin.plan import HEADS
@@ -32,15 +32,18 @@ COLUMNS = (
     *("start_name", "start_sha256", "start_head", "variant", "settings", "test_curve"),
 )
 NUMBERS = ("test_error", "train_error", "val_error", "seconds", "images_per_second")
-STATUSES = ("ok", "dead", "stopped")  # dead: the net died, which is a result; stopped: the run was interrupted
+# a row's status by that of its run's record: a dead net is a result, a run that was stopped has none yet
+STATUS_OF = {"finished": "ok", "dead": "dead", "running": "stopped"}
+STATUSES = tuple(STATUS_OF.values())
 NAMED = {"data": "data.name", "head": "head.name", "recipe": "recipe.name", "seed": "seed"}
 NAMED |= {"epochs": "trainer.max_epochs"}
 # a row states the precision and the start's sha256 itself; the other two do not change what is learnt
 NOT_OF_IDENTITY = ("trainer.precision", "checkpoint", "trainer.accelerator", "eval_curve")
+NOT_COMPARED = (*NOT_OF_IDENTITY, "head.name", "seed")  # may differ between rows that are compared
 
 
 class Condition(NamedTuple):
-    """What runs must have in common to be compared. Epochs are 0 where their number may differ."""
+    """The facts that runs must have in common to be compared. Epochs are 0 where their number may differ."""
 
     data: str
     recipe: str
@@ -49,37 +52,37 @@ class Condition(NamedTuple):
     held_out: int  # training images
 
     @property
-    def errors(self) -> str:
-        """The name of the error that compares its runs."""
+    def error_name(self) -> str:
+        """The name of the error by which its runs are compared."""
         return "held-out error" if self.held_out else "test error"
 
     @property
     def title(self) -> str:
         """The condition in words: "cifar10, recipe quick, 8 epochs, bf16-mixed"."""
-        parts = [self.data, f"recipe {self.recipe}", f"{self.epochs} epochs" * bool(self.epochs), self.precision]
-        parts.append(f"{self.held_out:,} training images held out" * bool(self.held_out))
-        return ", ".join(filter(None, parts))
+        epochs = counted(self.epochs, "epoch") if self.epochs else ""
+        held_out = f"{counted(self.held_out, 'training image')} held out" if self.held_out else ""
+        return ", ".join(filter(None, [self.data, f"recipe {self.recipe}", epochs, self.precision, held_out]))
 
     @property
     def stem(self) -> str:
         """The condition as part of a file's name: "cifar10-quick-8-bf16-mixed"."""
-        held_out = f"val{self.held_out}" * bool(self.held_out)
-        parts = [self.data, self.recipe, str(self.epochs) * bool(self.epochs), self.precision, held_out]
-        return "-".join(filter(None, parts))
+        epochs = str(self.epochs) if self.epochs else ""
+        held_out = f"val{self.held_out}" if self.held_out else ""
+        return "-".join(filter(None, [self.data, self.recipe, epochs, self.precision, held_out]))
 
 
 def row_of(record: Record, curve: Sequence[float] = (), variant: str = "") -> dict[str, Any]:
     """The row of a run.
 
     Args:
-        record: what the run's folder records.
+        record: of the run's folder.
         curve: test error in % after each epoch.
-        variant: what was varied, for people; nothing is derived from it.
+        variant: the settings that were varied, for people; nothing is derived from it.
 
     Returns:
         a dictionary of COLUMNS; errors and timings are None unless the run finished.
     """
-    status = {"finished": "ok", "dead": "dead"}.get(record.status, "stopped")
+    status = STATUS_OF[record.status]
     row = {name: getattr(record, name) for name in (*NAMED, "precision", "commit", "clean")}
     row |= {name: getattr(record, name) if status == "ok" else None for name in NUMBERS}
     row |= {"status": status, "hardware": record.device, "torch": record.versions.get("torch", "")}
@@ -89,7 +92,7 @@ def row_of(record: Record, curve: Sequence[float] = (), variant: str = "") -> di
 
 
 def identity(settings: Mapping[str, Any], precision: str, start_sha256: str = "") -> str:
-    """What a run is known by: equal for two runs that must give the same result.
+    """The text by which a run is known: equal for two runs that must have the same result.
 
     Args:
         settings: the run's consequential settings by dotted name. A setting that the schema got later has its default,
@@ -133,11 +136,11 @@ def read(file: str | Path) -> pd.DataFrame:
 
 
 def ended(file: str | Path) -> pd.DataFrame:
-    """The rows of the runs that ended, one a run: its last row, or its last row with a test curve.
+    """The rows of the runs that ended, one per run: its last row, or its last row with a test curve.
 
     Returns:
-        a frame as of `read`, with a column `label`: the variant, and the settings that differ among rows of one
-        condition and variant, as after an edit of a recipe.
+        a frame as returned by `read`, with a column `label`: the variant, and the settings that differ among rows of
+        one condition and variant, as after an edit of a recipe.
 
     Raises:
         RowsError: as `read` does.
@@ -162,12 +165,14 @@ def labels(rows: pd.DataFrame) -> pd.Series:
     )
     condition = [rows[name] for name in Condition._fields]
     variant = rows.variant.groupby([*condition, alike]).transform("first")
-    found = dict(variant)
+    labels_by_index = dict(variant)
     for group in rows.groupby([*condition, variant]).groups.values():
         for name in compared[group[0]]:
-            if len({compared[index].get(name) for index in group}) > 1:
-                found |= {index: f"{found[index]} {name}={compared[index].get(name)}".strip() for index in group}
-    return pd.Series(found, index=rows.index, dtype=str)
+            if len({compared[index].get(name) for index in group}) == 1:
+                continue
+            for index in group:
+                labels_by_index[index] = f"{labels_by_index[index]} {name}={compared[index].get(name)}".strip()
+    return pd.Series(labels_by_index, index=rows.index, dtype=str)
 
 
 def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -188,7 +193,7 @@ def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """What must follow the bytes that a file has before so that it has these rows too."""
+    """The bytes of these rows, to be added to the bytes that the file has before."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     if not before:
@@ -206,7 +211,7 @@ def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> by
 
 
 def _typed(row: dict[str, str]) -> dict[str, Any]:
-    """A row's values with their types, and what follows from them. Raises ValueError, KeyError or TypeError."""
+    """A row's values with their types, and the values derived from them. Raises ValueError, KeyError or TypeError."""
     if None in row or None in row.values():
         raise ValueError(f"expected {len(COLUMNS)} columns")
     typed: dict[str, Any] = {name: row[name] for name in COLUMNS}
@@ -234,8 +239,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 
 def _compared(row: Any) -> dict[str, str]:
     """The settings by which rows of one condition and variant may differ, as a label states them."""
-    hidden = (*NOT_OF_IDENTITY, "head.name", "seed")
-    compared = {name: _stated(value) for name, value in sorted(row.settings.items()) if name not in hidden}
+    compared = {name: _stated(value) for name, value in sorted(row.settings.items()) if name not in NOT_COMPARED}
     return compared | {"start": row.start_sha256[:8] or "none"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,23 +15,38 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nin.data.augment import PAD_MODES
-from nin.studies.answer import NOT_ANSWERED, Answer, by_sign, overall
-from nin.studies.nets import Subject, batches, counted, error_of, progress
+from nin.studies.answer import Answer, by_sign, overall
+from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
 from nin.studies.tables import clean, interval, label, mean_and_deviation, paired, table_row, table_rule
 
 CLAIM = "The place of an object matters less to a net that averages over all places than to a fully connected head."
 SHIFTS = tuple(range(9))  # pixels
+STATED = 4  # pixels: the shift of the finding's last sentence
 MEASURES = {"error": "test error (%)", "same": "same prediction as unshifted (%)"}
 FILLS = {"zero": "fill: zero (the mean)", "reflect": "fill: reflected"}
 TRAINING = ("data", "recipe", "epochs", "seed")  # nets that agree in these facts were trained alike
 
 
-def answer(subjects: Sequence[Subject], pixels: Sequence[int] = SHIFTS) -> Answer:
+class Difference(NamedTuple):
+    """The steadiness of a net with GAP minus that of a fully connected net that was trained alike, for each image.
+
+    Attributes:
+        other: the name of the fully connected net.
+        points: in %, as `steadiness` measures it.
+    """
+
+    other: str
+    points: list[float]
+
+
+def answer(subjects: Sequence[Subject]) -> Answer:
     """Test error, and share of the predictions that stay, by shift of the image in pixels."""
-    measured = measure(subjects, pixels)
-    title = f"Shifted images, a quarter of them each way ({counted(subjects)})"
-    verdict, finding = judge(subjects, measured)
-    return Answer("shift", title, CLAIM, verdict, finding, table(measured), draw(subjects, measured))
+    measured = measure(subjects)
+    title = f"Shifted images, a quarter of them each way ({images_in_words(subjects)})"
+    differences = compare(subjects, measured)
+    verdicts = [by_sign(*interval(difference.points)) for difference in differences]
+    finding = f"{_finding(differences, verdicts)} {_at_one_shift(measured)}"
+    return Answer("shift", title, CLAIM, overall(verdicts), finding, table(measured), draw(subjects, measured))
 
 
 def moved(images: Tensor, pixels: int, fill: str) -> Tensor:
@@ -51,7 +67,7 @@ def moved(images: Tensor, pixels: int, fill: str) -> Tensor:
 
 
 @torch.no_grad()
-def measure(subjects: Sequence[Subject], pixels: Sequence[int]) -> pd.DataFrame:
+def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
     """Evaluates each net on shifted images.
 
     Returns:
@@ -59,12 +75,12 @@ def measure(subjects: Sequence[Subject], pixels: Sequence[int]) -> pd.DataFrame:
         with the prediction of the unshifted one), stays (the same for each image, (N) of booleans).
     """
     rows = []
-    passes = 1 + len(FILLS) * sum(shift > 0 for shift in pixels)
+    passes = 1 + len(FILLS) * sum(shift > 0 for shift in SHIFTS)
     with progress("shift", subjects, passes) as bar:
         for place, subject in enumerate(subjects):
             unshifted = _predict(subject, 0, "zero", bar)
             for fill in FILLS:
-                for shift in pixels:
+                for shift in SHIFTS:
                     predicted = _predict(subject, shift, fill, bar) if shift else unshifted
                     stays = (predicted == unshifted).cpu().numpy()
                     error = error_of(predicted, subject)
@@ -82,10 +98,9 @@ def _predict(subject: Subject, pixels: int, fill: str, bar: tqdm) -> Tensor:
 
 def table(measured: pd.DataFrame) -> str:
     """A table of each measure in Markdown, by net, fill and shift."""
-    shifts = measured.pixels.unique()
     tables = []
     for column, title in MEASURES.items():
-        lines = [table_row(f"{title}, shifted by", *(f"{shift} px" for shift in shifts)), table_rule(len(shifts))]
+        lines = [table_row(f"{title}, shifted by", *(f"{shift} px" for shift in SHIFTS)), table_rule(len(SHIFTS))]
         for fill in FILLS:
             for name, of_net in measured[measured.fill == fill].groupby("name", sort=False):
                 cells = of_net.groupby("pixels", sort=False)[column].agg(mean_and_deviation)
@@ -95,8 +110,7 @@ def table(measured: pd.DataFrame) -> str:
 
 
 def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
-    """A panel for each measure and fill: a thin line a seed, a thick one the mean."""
-    shifts = measured.pixels.unique()
+    """A panel for each measure and fill: a thin line for each seed, a thick one for the mean."""
     figure = Figure(figsize=(8.6, 6.0), layout="constrained")
     axes = figure.subplots(len(MEASURES), len(FILLS), sharex=True, sharey="row")
     for row, column in enumerate(MEASURES):
@@ -107,7 +121,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
     for axis, title in zip(axes[0], FILLS.values(), strict=True):
         axis.set_title(title, fontsize=10)
     for axis in axes[-1]:
-        axis.set(xlabel="shift (pixels)", xticks=shifts)
+        axis.set(xlabel="shift (pixels)", xticks=SHIFTS)
     return figure
 
 
@@ -125,29 +139,20 @@ def _draw_panel(axis: Axes, subjects: Sequence[Subject], measured: pd.DataFrame,
     return ends
 
 
-def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
-    """Verdict and finding: whether GAP keeps more predictions than a fully connected head that was trained alike, by
-    the share of all shifts with reflected borders at which an image keeps its prediction."""
-    reflected = measured[measured.fill == "reflect"]
-    steadiness = {}  # of each net: (N), at how many of the shifts (%) an image keeps its prediction
-    for place, of_net in reflected[reflected.pixels > 0].groupby("place"):
-        steadiness[place] = 100 * np.stack(of_net.stays.tolist()).mean(0)
-    verdicts, compared = [], []
-    for gap, other in _trained_alike(subjects):
-        differences = (steadiness[gap] - steadiness[other]).tolist()
-        verdicts.append(by_sign(*interval(differences)))
-        compared.append(f"minus `{subjects[other].name}` {paired(differences)}")
-    verdict = overall(verdicts)
-    if verdict == NOT_ANSWERED:
-        finding = "Judging the claim requires a net with `gap` and one with a fully connected head, trained alike."
-    else:
-        if len(set(verdicts)) > 1:
-            compared = [f"{each}, {own}" for each, own in zip(compared, verdicts, strict=True)]
-        finding = (
-            f"Predictions that stay the same (points), `gap` {'; '.join(compared)}; over all shifts with reflected "
-            "borders, as in training; 95 % interval over images, one net a head."
-        )
-    return verdict, f"{finding} {_at_one_shift(reflected)}"
+def compare(subjects: Sequence[Subject], measured: pd.DataFrame) -> list[Difference]:
+    """Differences in steadiness between a net with GAP and each fully connected net that was trained alike."""
+    steady = steadiness(measured)
+    return [
+        Difference(subjects[other].name, (steady[gap] - steady[other]).tolist())
+        for gap, other in _trained_alike(subjects)
+    ]
+
+
+def steadiness(measured: pd.DataFrame) -> dict[int, np.ndarray]:
+    """By place of a net, (N): the share (%) of all shifts with reflected borders at which an image keeps its
+    prediction."""
+    shifted = measured[(measured.fill == "reflect") & (measured.pixels > 0)]
+    return {place: 100 * np.stack(of_net.stays.tolist()).mean(0) for place, of_net in shifted.groupby("place")}
 
 
 def _trained_alike(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
@@ -161,10 +166,20 @@ def _trained_alike(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _at_one_shift(reflected: pd.DataFrame) -> str:
-    shift = 4 if 4 in set(reflected.pixels) else int(reflected.pixels.iloc[-1])
-    same = reflected[reflected.pixels == shift].groupby("name", sort=False).same.agg(mean_and_deviation)
-    cells = ", ".join(f"`{name}` {share} %" for name, share in same.items())
+def _finding(differences: Sequence[Difference], verdicts: Sequence[str]) -> str:
+    if not differences:
+        return "Judging the claim requires a net with `gap` and one with a fully connected head, trained alike."
+    cells = [f"minus `{difference.other}` {paired(difference.points)}" for difference in differences]
+    if len(set(verdicts)) > 1:
+        cells = [f"{cell}, {verdict}" for cell, verdict in zip(cells, verdicts, strict=True)]
     return (
-        f"Shifted by {shift} pixel{'s' * (shift > 1)} with reflected borders: {cells} of the predictions stay the same."
+        f"Predictions that stay the same (points), `gap` {'; '.join(cells)}; over all shifts with reflected "
+        "borders, as in training; 95 % interval over images, one net per head."
     )
+
+
+def _at_one_shift(measured: pd.DataFrame) -> str:
+    rows = measured[(measured.fill == "reflect") & (measured.pixels == STATED)]
+    same = rows.groupby("name", sort=False).same.agg(mean_and_deviation)
+    cells = ", ".join(f"`{name}` {share} %" for name, share in same.items())
+    return f"Shifted by {STATED} pixels with reflected borders: {cells} of the predictions stay the same."

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from nin.backbones import BACKBONES
 from nin.data.preprocess import Whiten
-from nin.errors import NINError
-from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer, overall
-from nin.studies.nets import Subject, batches, counted, error_of, progress
+from nin.errors import ClaimError, NINError
+from nin.studies.answer import REFUTED, SUPPORTED, Answer, overall
+from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
 from nin.studies.tables import clean, label, mean_and_deviation, table_row, table_rule
 
 CLAIM = "A net that pools accepts images of any size, a net with a fully connected head only the size it was built for."
@@ -27,13 +27,23 @@ def answer(subjects: Sequence[Subject], sizes: Sequence[int] | None = None) -> A
     Args:
         subjects: the nets, all with images of one size.
         sizes: sides in pixels; by default from three quarters of the images' own side to twice it, in eighths.
+
+    Raises:
+        ClaimError: the nets have images of several sizes.
     """
+    shapes = sorted({tuple(subject.images.shape[2:]) for subject in subjects})
+    if len(shapes) > 1:
+        several = ", ".join(f"{height}×{width}" for height, width in shapes)
+        raise ClaimError(
+            f"claim=size: the nets have test images of several sizes ({several}); choose nets with images of one size"
+        )
     own = subjects[0].images.shape[-1]
     sizes = sizes or range(3 * own // 4, 2 * own + 1, max(1, own // 8))
     measured = measure(subjects, sizes)
-    title = f"Test error by image size ({counted(subjects)})"
-    verdict, finding = judge(subjects, measured)
-    return Answer("size", title, CLAIM, verdict, finding, table(measured), draw(subjects, measured))
+    title = f"Test error by image size ({images_in_words(subjects)})"
+    verdicts = judge(subjects, measured)
+    finding = _finding(measured, verdicts)
+    return Answer("size", title, CLAIM, overall(verdicts), finding, table(measured), draw(subjects, measured))
 
 
 @torch.no_grad()
@@ -100,8 +110,8 @@ def table(measured: pd.DataFrame) -> str:
 
 
 def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
-    """Error over image size: a thin line a seed, a thick one the mean. A net that accepts one size is a point and a
-    note."""
+    """Error over image size: a thin line for each seed, a thick one for the mean. A net that accepts one size is a
+    point and a note."""
     own, sizes = subjects[0].images.shape[-1], measured.pixels.unique()
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = clean(figure.subplots())
@@ -141,8 +151,8 @@ def _draw_lines(axis: Axes, subject: Subject, errors: dict[int, list[float]]) ->
     return means
 
 
-def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
-    """Verdict and finding. A net that pools supports the claim if it accepts every size that its trunk accepts; a net
+def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> list[str]:
+    """A verdict for each net that pools: it supports the claim if it accepts every size that its trunk accepts. A net
     on whitened images does not count, since whitening requires one size."""
     verdicts = []
     for place, of_net in measured.groupby("place"):
@@ -150,23 +160,26 @@ def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str
         if subject.pools and not isinstance(subject.trained.preprocess, Whiten):
             possible = of_net[of_net.pixels >= smallest(subject)]
             verdicts.append(SUPPORTED if possible.error.notna().all() else REFUTED)
-    verdict = overall(verdicts)
-    described = [_described(name, of_name) for name, of_name in measured.groupby("name", sort=False)]
-    finding = f"{'; '.join(described)}."
-    if verdict == NOT_ANSWERED:
+    return verdicts
+
+
+def _finding(measured: pd.DataFrame, verdicts: Sequence[str]) -> str:
+    nets = [_accepted_in_words(name, of_name) for name, of_name in measured.groupby("name", sort=False)]
+    finding = f"{'; '.join(nets)}."
+    if not verdicts:
         finding += " Judging the claim requires a net that pools, without whitening."
     elif SUPPORTED in verdicts:
         finding += " Accepting a size does not mean recognising it: the nets were trained on images of one size."
-    return verdict, finding
+    return finding
 
 
-def _described(name: str, of_name: pd.DataFrame) -> str:
+def _accepted_in_words(name: str, of_name: pd.DataFrame) -> str:
     errors = accepted(of_name)
     cells = {pixels: f"{mean_and_deviation(each)} % at {pixels} px" for pixels, each in errors.items()}
     accepts = f"`{name}` accepts {len(cells)} of {of_name.pixels.nunique()} sizes"
     if not cells:
         return accepts
     best = min(errors, key=lambda pixels: sum(errors[pixels]))
-    told = [cells[pixels] for pixels in dict.fromkeys((best, min(errors), max(errors)))]
-    told[0] += " (its lowest error)" * (len(cells) > 1)
-    return f"{accepts}: {', '.join(told)}"
+    if len(cells) > 1:
+        cells[best] += " (its lowest error)"
+    return f"{accepts}: {', '.join(cells[pixels] for pixels in dict.fromkeys((best, min(errors), max(errors))))}"

@@ -1,4 +1,4 @@
-"""How fast training is: this project's run, the bare step, and the loop of a usual port, side by side.
+"""Speed of training: this project's run, the bare step, and the loop of a usual port, side by side.
 
 Three ways to train the same net on images of the same size are timed in turn, round after round, so that a drift of the
 machine's speed affects all of them:
@@ -78,7 +78,7 @@ def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> Speeds:
     for _ in tqdm(range(rounds), desc="rounds"):
         for name, seconds_of in ways.items():
             speeds[name].append(steps * config.data.batch_size / seconds_of(config, data, steps))
-    return Speeds(speeds, device_name(data.trainer.strategy.root_device))
+    return Speeds(speeds, device_name(_idle_trainer(config).strategy.root_device))
 
 
 def table(speeds: Speeds) -> str:
@@ -98,7 +98,7 @@ def random_images(config: Config, count: int) -> Images:
     return data
 
 
-# the three ways: seconds of so many steps ---------------------------------------------------------------------------
+# the three ways: seconds of `steps` steps -----------------------------------------------------------------------------
 
 
 class Clock(L.Callback):
@@ -130,7 +130,7 @@ def _lightning(config: Config, data: Images, steps: int) -> float:
 
 
 def _bare_step(config: Config, data: Images, steps: int) -> float:
-    trainer = build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
+    trainer = _idle_trainer(config)
     device = trainer.strategy.root_device
     images = torch.randn(data.batch_size, 3, SIDE, SIDE).to(device, memory_format=torch.channels_last)
     labels = torch.randint(0, CLASSES, (data.batch_size,), device=device)
@@ -153,7 +153,7 @@ def _usual_port(config: Config, data: Images, steps: int) -> float:
     augment = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
     scale = [transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]
     pictures = PILImages(data.train_images, data.train_labels, transforms.Compose([*augment, *scale]))
-    device = data.trainer.strategy.root_device
+    device = _idle_trainer(config).strategy.root_device
     net = _net(config).to(device)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
     loader = iter(DataLoader(pictures, data.batch_size, shuffle=True, num_workers=2, drop_last=True))
@@ -183,6 +183,11 @@ class PILImages(Dataset):
         from PIL import Image
 
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def _idle_trainer(config: Config) -> L.Trainer:
+    """A trainer for its device and precision alone."""
+    return build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
 
 
 def _net(config: Config) -> nn.Module:

@@ -1,17 +1,21 @@
-"""What tables and figures of studies are made with: statistics over seeds, Markdown, the colours of the heads."""
+"""Tools for the tables and figures of studies: statistics over seeds, Markdown, names of files, the heads' colours."""
 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nin import files
 from nin.plan import HEADS
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+LEVEL = 0.95  # of intervals
 
 # No two of the first four are nearer than 31 (CIELAB) under simulated protanopia and deuteranopia. The article's heads
 # have the remaining colours of Okabe and Ito.
@@ -39,14 +43,14 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
-def interval(differences: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval for the mean of paired differences, of which there must be two. Equal ones: no width."""
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """Student's 95 % t interval for the mean of at least two paired differences. If all are equal it has no width."""
     from scipy import stats
 
     n, mean = len(differences), statistics.mean(differences)
     if len(set(differences)) == 1:  # scipy returns NaN for a scale of 0
         return mean, mean
-    low, high = stats.t.interval(level, n - 1, loc=mean, scale=statistics.stdev(differences) / math.sqrt(n))
+    low, high = stats.t.interval(LEVEL, n - 1, loc=mean, scale=statistics.stdev(differences) / math.sqrt(n))
     return float(low), float(high)
 
 
@@ -65,8 +69,21 @@ def paired(differences: Sequence[float], seeds: int = 0) -> str:
     if max(differences) - min(differences) < 1e-6:
         return f"{differences[0]:+.2f} ({len(differences)} times the same)"
     low, high = interval(differences)
-    pairs = f"; {len(differences)} pairs" * (len(differences) < seeds)
+    pairs = f"; {len(differences)} pairs" if len(differences) < seeds else ""
     return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
+
+
+def each_seed(runs: pd.DataFrame) -> str:
+    """The error of each run of a frame, "10.00, dead, 10.40": the status stands where there is no error."""
+    cells = []
+    for status, error in zip(runs.status, runs.error, strict=True):
+        cells.append(f"{error:.2f}" if math.isfinite(error) else status)
+    return ", ".join(cells)
+
+
+def died(number: int) -> str:
+    """The end of a cell that counts dead runs, ", 2 died"; empty if there are none."""
+    return f", {number} died" if number else ""
 
 
 def epochs_to(curve: Sequence[float], accuracy: float) -> float | None:
@@ -89,8 +106,8 @@ def made_with(rows: pd.DataFrame) -> str:
     """The commits and versions of torch that rows were made with; where they differ, runs are compared across them."""
     commits = set()
     for commit, is_clean in zip(rows.commit, rows.clean, strict=True):
-        known = commit not in ("", "unknown")
-        commits |= {commit[:8] + "+changes" * (known and not is_clean)} if commit else set()
+        if commit:
+            commits.add(commit[:8] if is_clean or commit == "unknown" else f"{commit[:8]}+changes")
     versions = {version.split("+")[0] for version in rows.torch if version}
     return f"Commit {', '.join(sorted(commits))}; torch {', '.join(sorted(versions))}."
 
@@ -101,8 +118,17 @@ def table_row(*cells: str) -> str:
 
 
 def table_rule(columns: int) -> str:
-    """The line under a Markdown table's head: for the column that names the rows, and so many more."""
+    """The line under a Markdown table's head: for the column that names the rows, and for `columns` others."""
     return "|---" * (columns + 1) + "|"
+
+
+def file_stem(*parts: str) -> str:
+    """A file's name without suffix: the parts that are not empty, joined by "-". What a name should not contain becomes
+    "-" as well; a long name is cut, and ends in a hash that keeps it unique."""
+    stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts)))
+    if len(stem.encode()) <= 150:
+        return stem
+    return f"{stem.encode()[:140].decode(errors='ignore')}-{files.sha256(stem.encode())[:8]}"
 
 
 def clean(axis: Axes, grid: str = "both") -> Axes:

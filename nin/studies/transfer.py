@@ -18,6 +18,7 @@ from nin.studies.tables import (
     COLOURS,
     FULLY_CONNECTED,
     clean,
+    each_seed,
     made_with,
     mean_and_deviation,
     paired,
@@ -33,8 +34,8 @@ WAYS = (SCRATCH, TUNED, PROBED, LINEAR)
 
 
 class Key(NamedTuple):
-    """What the runs of one line have in common. Of a linear probe `head` is that of the net that it started from; from
-    scratch the start is empty."""
+    """The facts that the runs of one line have in common. Of a linear probe `head` is that of the net that it started
+    from; from scratch the start is empty."""
 
     way: str
     head: str
@@ -43,12 +44,12 @@ class Key(NamedTuple):
 
     @property
     def place(self) -> tuple:
-        """Where the line stands in the table."""
+        """The place of the line in the table."""
         return WAYS.index(self.way), [*HEADS].index(self.head), self.start_name, self.start_sha256
 
 
 @dataclass(frozen=True)
-class Line:
+class TransferLine:
     """The runs of one way, head and start, and how they compare.
 
     Attributes:
@@ -83,37 +84,38 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
 
 def _answer(group: Group, trainings: Mapping[str, tuple]) -> Answer:
     lines = measure(group.rows, trainings)
-    errors = group.condition.errors
-    shown = f"{table(lines, errors)}\n\n{_caveat(lines)} {made_with(group.rows)}"
-    title = f"Transfer to {group.title}"
-    return Answer(f"transfer-{group.stem}", title, CLAIM, *judge_transfer(lines), shown, draw(lines, errors))
+    error_name = group.condition.error_name
+    verdict, finding = judge_transfer(lines)
+    name, title = f"transfer-{group.stem}", f"Transfer to {group.title}"
+    text = f"{table(lines, error_name)}\n\n{_caveat(lines)} {made_with(group.rows)}"
+    return Answer(name, title, CLAIM, verdict, finding, text, draw(lines, error_name))
 
 
 def published_trainings() -> dict[str, tuple]:
-    """How each published net was trained (set, recipe, epochs, seed) by the sha256 of its weights."""
+    """The training of each published net (set, recipe, epochs, seed) by the sha256 of its weights."""
     cards = [read_card(name) for name in available()]
     return {card["sha256"]: tuple(card.get(fact) for fact in ("data", "recipe", "epochs", "seed")) for card in cards}
 
 
-def measure(rows: pd.DataFrame, trainings: Mapping[str, tuple]) -> list[Line]:
+def measure(rows: pd.DataFrame, trainings: Mapping[str, tuple]) -> list[TransferLine]:
     """The lines of a group's rows, in the order of the table.
 
     Args:
         rows: the rows.
-        trainings: how nets were trained, by the sha256 of their weights.
+        trainings: of nets, by the sha256 of their weights.
     """
     groups = _by_key(rows)
     lines = []
     for key in sorted(groups, key=lambda key: key.place):
         scratch = Key(SCRATCH, "gap" if key.way == LINEAR else key.head, "", "")
         minus_gap = _minus(groups, key, gap_beside(groups, key, trainings))
-        lines.append(Line(key, groups[key], minus_gap, _minus(groups, key, scratch)))
+        lines.append(TransferLine(key, groups[key], minus_gap, _minus(groups, key, scratch)))
     return lines
 
 
 def _by_key(rows: pd.DataFrame) -> dict[Key, pd.DataFrame]:
-    """The runs of each line. A frozen run of `gap` on a net of another head is a linear probe; one on a net of `gap` is
-    both, unless all linear probes are."""
+    """The runs of each line. A frozen run of `gap` on a net of another head is a linear probe. One on a net of `gap` is
+    probed, and a linear probe too if there are linear probes of other heads."""
     way = pd.Series(TUNED, index=rows.index).mask(rows.start_name == "", SCRATCH).mask(rows.frozen, PROBED)
     runs = rows.assign(way=way).sort_values("seed")
     is_linear = (runs["head"] == "gap") & (runs.way == PROBED) & (runs.start_head != "")
@@ -146,37 +148,33 @@ def _minus(groups: Mapping[Key, pd.DataFrame], key: Key, other: Key | None) -> l
     return (errors - others).dropna().tolist()
 
 
-def table(lines: Sequence[Line], errors: str) -> str:
+def table(lines: Sequence[TransferLine], error_name: str) -> str:
     """Errors by way, head and start in Markdown.
 
     Args:
-        lines: as of `measure`.
-        errors: "test error", or "held-out error".
+        lines: as returned by `measure`.
+        error_name: "test error", or "held-out error".
     """
-    columns = ("", "head", "from", f"{errors} of each seed (%)", "mean ± s.d.", "n", "minus `gap`")
+    columns = ("", "head", "from", f"{error_name} of each seed (%)", "mean ± s.d.", "n", "minus `gap`")
     rows = [table_row(*columns, "minus from scratch"), table_rule(len(columns))]
     for line in lines:
         learnt = line.runs.error.dropna()
-        each = [
-            status if pd.isna(error) else f"{error:.2f}"
-            for status, error in zip(line.runs.status, line.runs.error, strict=True)
-        ]
         mean = mean_and_deviation(learnt) if len(learnt) else "none"
         compared = [paired(minus, len(line.runs)) if minus else "" for minus in (line.minus_gap, line.minus_scratch)]
         way, head, start = line.key.way, f"`{line.key.head}`", _start_in_words(line, lines)
-        rows.append(table_row(way, head, start, ", ".join(each), mean, str(len(learnt)), *compared))
+        rows.append(table_row(way, head, start, each_seed(line.runs), mean, str(len(learnt)), *compared))
     return "\n".join(rows)
 
 
-def _start_in_words(line: Line, lines: Sequence[Line]) -> str:
+def _start_in_words(line: TransferLine, lines: Sequence[TransferLine]) -> str:
     """The name of the start, with its sha256 where several have this name, as after a net was published again."""
     name, sha256 = line.key.start_name, line.key.start_sha256
     same_name = {other.key.start_sha256 for other in lines if other.key.start_name == name}
     return f"{name} ({sha256[:8] or 'unknown sha256'})" if len(same_name) > 1 else name
 
 
-def _caveat(lines: Sequence[Line]) -> str:
-    """What the intervals cover, and what a probe trains."""
+def _caveat(lines: Sequence[TransferLine]) -> str:
+    """Caveats: the intervals' coverage, and the layers that a probe trains."""
     ways = {line.key.way for line in lines}
     text = (
         "Intervals (95 %) are over the seeds of new layers and order. All seeds start from the same nets and have the "
@@ -196,7 +194,7 @@ def _caveat(lines: Sequence[Line]) -> str:
     return text
 
 
-def draw(lines: Sequence[Line], errors: str) -> Figure:
+def draw(lines: Sequence[TransferLine], error_name: str) -> Figure:
     """A dot for each seed and a line for the mean, by way and head."""
     ways = [way for way in WAYS if way != LINEAR or any(line.key.way == LINEAR for line in lines)]
     heads = [head for head in HEADS if any(line.key.head == head for line in lines)]
@@ -210,13 +208,13 @@ def draw(lines: Sequence[Line], errors: str) -> Figure:
             axis.hlines(learnt.mean(), x - 0.07, x + 0.07, color=colour, linewidth=2)
     for head in heads:
         axis.scatter([], [], s=16, color=COLOURS[head], label=head)
-    axis.set(ylabel=f"{errors} (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
+    axis.set(ylabel=f"{error_name} (%): a dot a seed, a line the mean", xlim=(-0.5, len(ways) - 0.5))
     axis.set_xticks(range(len(ways)), ways)
     axis.legend(frameon=False, fontsize=9)
     return figure
 
 
-def judge_transfer(lines: Sequence[Line]) -> tuple[str, str]:
+def judge_transfer(lines: Sequence[TransferLine]) -> tuple[str, str]:
     """Verdict and finding: whether fully connected heads have lower errors than GAP, in each way but from scratch."""
     differences = []
     for line in lines:

@@ -78,7 +78,7 @@ class Study:
 def test_a_study_records_its_runs_and_repeats_none(study, capfd):
     points = [study.point(curve="50.123 9"), study.point(1, 3, "dead"), study.point(2)]
     found = study(*points, points[0], jobs=2)
-    assert capfd.readouterr().out.startswith(f"3 runs, 0 of them already recorded in {study.file}\n")
+    assert capfd.readouterr().out.startswith(f"3 runs, 0 already recorded in {study.file}\n")
     assert sorted(zip(found.seed, found.status, found.test_curve, strict=True)) == [
         *((0, "ok", (50.12, 9.0)), (1, "dead", ()), (2, "ok", ())),
     ]
@@ -90,7 +90,7 @@ def test_a_study_records_its_runs_and_repeats_none(study, capfd):
         points[0].config, resume="auto", data=replace(points[0].config.data, root="elsewhere"),
     ))  # fmt: skip
     assert list(study(points[1], elsewhere).seed) == sorted([0, 1], key=list(found.seed).index)
-    assert "2 runs, 2 of them already recorded" in capfd.readouterr().out
+    assert "2 runs, 2 already recorded" in capfd.readouterr().out
     assert study.file.read_bytes() == before and len(study.trained) == 3
 
 
@@ -174,8 +174,9 @@ def test_held_out_images_are_printed_as_what_they_are(study, capfd):
     assert "held-out error 5.00 %, 1 to go" in said and ": dead, 0 to go" in said
 
 
-def test_a_folder_with_any_name_reaches_the_run(study, tmp_path):
-    study.runs = tmp_path / "it's ${here}"
+@pytest.mark.parametrize("name", ["it's ${here}", "a\\${b}", "a\\'b\n"])
+def test_a_folder_with_any_name_reaches_the_run(study, tmp_path, name):
+    study.runs = tmp_path / name
     with pytest.raises(StudyStoppedError, match="left no record in"):
         study(study.point(status=""))
     ((*_, given, _),) = study.trained
@@ -191,11 +192,11 @@ def test_another_machines_precision_is_told(study, capfd):
     capfd.readouterr()
     study(study.point(0, trainer=automatic), study.point(1, trainer=automatic), study.point(2, trainer=automatic))
     said = capfd.readouterr().out
-    assert f"1 of the runs to come are recorded in {other}; trainer.precision=auto selects {here} on this" in said
-    assert "3 runs, 1 of them already recorded" in said and len(study.trained) == 4
+    assert f"1 of the remaining runs is recorded in {other}; trainer.precision=auto selects {here} on this" in said
+    assert "3 runs, 1 already recorded" in said and len(study.trained) == 4
     study(study.point(0, trainer=TrainerConfig(precision=other)), study.point(1, trainer=TrainerConfig(precision=here)))
     said = capfd.readouterr().out
-    assert "2 of them already recorded" in said and "selects" not in said and len(study.trained) == 4
+    assert "2 already recorded" in said and "selects" not in said and len(study.trained) == 4
 
 
 def test_two_studies_share_a_file(study):
@@ -227,7 +228,7 @@ def test_a_study_that_waits_for_another_says_so_once(study, capfd, monkeypatch):
     held.__enter__()
     study(*points)
     assert list(rows.read(study.file).seed) == [1, 0] and waits.count(1) >= 20
-    assert capfd.readouterr().out.count("waiting for another study to finish the remaining 1 runs") == 1
+    assert capfd.readouterr().out.count("waiting for another study to finish 1 remaining run\n") == 1
 
 
 def test_a_file_that_is_no_studys_is_refused_before_anything_runs(study):
@@ -253,16 +254,29 @@ def test_a_typo_is_refused_before_anything_runs(script, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("given", "found"), [([], True), (["eval_curve=false"], False), (["data.val=100"], False)])
-def test_the_curve_is_recorded_unless_it_is_refused(script, monkeypatch, frame, row, given, found):
+@pytest.mark.parametrize(
+    ("overrides", "curves"),
+    [
+        ([], [True, True]),
+        (["eval_curve=false"], [False, False]),
+        (["++eval_curve=false"], [False, False]),
+        (["data.val=100"], [False, False]),
+        (["data.val=0"], [True, True]),
+        (["data.val=0,100"], [True, False] * 2),
+    ],
+)
+def test_the_curve_is_recorded_unless_it_is_refused_or_images_are_held_out(
+    script, monkeypatch, frame, row, overrides, curves
+):
     seen = []
     monkeypatch.setattr(ablation, "study", lambda points, *rest: seen.append((points, *rest)) or frame(row()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    code, said, _ = script("ablate.py", "study=a b.csv", "jobs=2", "data=digits", "head=gap,fc", *given)
+    code, said, _ = script("ablate.py", "study=a b.csv", "jobs=2", "data=digits", "head=gap,fc", *overrides)
     ((points, file, _, jobs),) = seen
-    assert [(p.config.head.name, p.config.eval_curve) for p in points] == [("gap", found), ("fc", found)]
+    assert [point.config.eval_curve for point in points] == curves
+    assert [point.overrides[-1] == "eval_curve=true" for point in points] == curves
     assert (code, file, jobs) == (0, Path("a b.csv"), 2)
-    assert said.endswith("1 rows in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
+    assert said.endswith("1 row in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
 
 
 def test_a_study_of_real_runs_that_is_killed_continues_and_repeats_nothing(tmp_path):
@@ -284,7 +298,7 @@ ablation.study(cli.points({small}), Path({str(file)!r}), Path({str(runs)!r}))
     (first,) = rows.read(file).itertuples()
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
-    assert "2 runs, 1 of them already recorded" in again.stdout and "resumed at epoch" in again.stdout
+    assert "2 runs, 1 already recorded" in again.stdout and "resumed at epoch" in again.stdout
     both = rows.read(file)
     assert list(zip(both.seed, both.status, strict=True)) == [(0, "ok"), (1, "ok")]
     assert both.identity[0] == first.identity and both.test_error[0] == first.test_error

@@ -2,9 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from claims import cells, drawn, subject, tiny
+from claims import CLASSES, Lit, cells, drawn, subject, tiny
 
 from nin.errors import ClaimError
+from nin.pretrained import Pretrained
 from nin.studies import channels
 
 
@@ -38,6 +39,22 @@ def test_the_verdict_is_of_fully_connected_heads(own, verdict):
     measured = pd.DataFrame({"name": ["gap", "fc"], "accuracy": 90.0, "own": [90.0, own], "counts": counts})
     assert channels.judge(nets, measured)[0] == verdict
     assert f"`fc` {own:.2f} %" in channels.judge(nets, measured)[1]
+
+
+def test_the_maps_that_a_linear_layer_reads_belong_to_no_class():
+    """Ten maps that a head of the article pools, as many as there are classes."""
+    net = Lit()
+    net.arguments = {"head": "gap_article"}
+    answer = channels.answer([subject(Pretrained(net, tiny().preprocess, CLASSES, {}), "gap_article")])
+    assert "no. 10" in drawn(answer.figure) and answer.verdict != "not answered"
+
+
+def test_each_net_is_compared_with_its_own_chance():
+    nets = [subject(tiny("gap"), "gap", 2), subject(tiny("fc"), "fc", 2)]
+    counts = [np.eye(number, dtype=int) for number in (10, 4)]
+    measured = pd.DataFrame({"name": ["gap", "fc"], "accuracy": 90.0, "own": [90.0, 40.0], "counts": counts})
+    verdict, finding = channels.judge(nets, measured)
+    assert verdict == "refuted" and "chance is 10 % or 25 %." in finding
 
 
 def test_seeds_are_averaged_and_the_first_is_drawn():

@@ -56,6 +56,12 @@ def test_an_edited_recipe_never_counts_as_the_old_one(run, frame):
     assert new.title == "cifar10, recipe quick, 8 epochs, recipe.lr=0.3" and new.stem == "cifar10-quick-8-recipe.lr-0.3"
 
 
+def test_long_labels_make_files_of_their_own(run, frame):
+    blocks = [[{"widths": [8] * 99 + [width, None]}] for width in (8, 9)]
+    stems = [group.stem for group in comparable(frame(*(run("gap", 0, model__blocks=each) for each in blocks)))]
+    assert len(set(stems)) == 2 and max(map(len, stems)) <= 150
+
+
 def test_no_rows_make_no_group(frame):
     assert comparable(frame()) == []
 

@@ -29,8 +29,7 @@ def test_a_net_that_scores_bright_pixels_loses_by_their_blanking():
     assert 0 < sum(falls.elsewhere) < 0.7 * sum(falls.under_map)
     one_place = maps.blanking(lit(), images[:1].expand(200, -1, -1, -1), labels, BLACK)
     assert one_place.under_map == one_place.elsewhere  # if all objects are in one place, another's map shows it too
-    seeded = maps.blanking(lit(), images, labels, BLACK, seed=1)
-    assert seeded[:2] == falls[:2] and seeded.at_random != falls.at_random
+    assert maps.blanking(lit(), images, labels, BLACK) == falls
     grey = torch.full_like(images, 90)
     assert np.ptp(maps.blanking(lit(), grey, labels, BLACK), axis=0).round(4).tolist() == [0.0] * 200
 

@@ -5,7 +5,7 @@ from claims import cells, subject, tiny
 from nin import pretrained
 from nin.errors import CheckpointError
 from nin.studies import channels
-from nin.studies.nets import batches, counted, described, error_of, gather, progress
+from nin.studies.nets import batches, described, error_of, gather, images_in_words, progress
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def test_seeds_have_one_name_and_what_differs_is_named(saved):
     gap, again, fc, longer = saved("a"), saved("b", seed=1), saved("c", "fc"), saved("d", epochs=20)
     assert [net.name for net in gather([fc, gap, again])] == ["gap", "gap", "fc"]
     assert [net.name for net in gather([longer, gap])] == ["gap 20 epochs", "gap 8 epochs"]
+    assert [net.name for net in gather([gap, saved("f", epochs=1)])] == ["gap 1 epoch", "gap 8 epochs"]
     other = saved("e", "fc")
     assert [net.name for net in gather([fc, other])] == [f"fc {fc}", f"fc {other}"]  # one seed: no seeds of one thing
 
@@ -79,4 +80,5 @@ def test_batches_have_the_memory_of_an_evaluation():
 def test_an_error_is_a_share_of_the_images():
     net = subject(tiny(), "gap", 20)
     assert error_of(net.labels, net) == 0 and error_of(torch.zeros_like(net.labels), net) == 90
-    assert counted([net, net, subject(tiny(), "gap", 1200)]) == "20 test images, 1,200 test images"
+    numbers = [net, net, subject(tiny(), "gap", 1200), subject(tiny(), "gap", 1)]
+    assert images_in_words(numbers) == "1 test image, 20 test images, 1,200 test images"

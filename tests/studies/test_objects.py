@@ -53,12 +53,19 @@ def test_maps_without_an_effect_leave_the_claim_undecided(lit):
 
 
 def test_the_verdict_is_of_heads_that_pool(lit):
-    pytest.importorskip("captum")
     fc = subject(tiny("fc"), "fc", 4)
     answer = objects.answer([fc])
     assert answer.verdict == "not answered" and "requires a net that pools" in answer.finding
     answer = objects.answer([lit[0], fc])
     assert answer.verdict == "supported" and "(HiResCAM)" in answer.finding
+
+
+def test_maps_under_a_head_of_the_article_are_computed(lit):
+    net = Lit()
+    net.arguments = {"head": "gap_article"}
+    pooled = replace(lit[0], trained=Pretrained(net, lit[0].trained.preprocess, CLASSES, {}))
+    assert "(HiResCAM)" in objects.answer([pooled]).finding
+    assert "HiResCAM" not in objects.answer(lit[:1]).finding
 
 
 def test_seeds_have_lines_of_their_own():

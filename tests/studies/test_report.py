@@ -4,6 +4,7 @@ from itertools import product
 import pytest
 from builders import ROOT
 
+from nin import files
 from nin.errors import RunError
 from nin.studies import report, rows
 
@@ -78,9 +79,9 @@ def test_the_table_of_epochs(frame, row):
         *(row(curve=(30.0, 19.0, 21.0, 14.0)), row(seed=1, curve=(18.0, 17.0)), row(seed=2)),
         row("fc", status="dead"),
     )
-    lines = report.epochs_table(made, (80, 86, 90)).splitlines()
-    assert lines[0] == "| head | epochs to 80 % | epochs to 86 % | epochs to 90 % |"
-    assert lines[2] == "| `gap` | 1.45 ± 0.64 | 4.00 (1 never) | (2 never) |"
+    lines = report.epochs_table(made).splitlines()
+    assert lines[0] == "| head | epochs to 80 % | epochs to 85 % | epochs to 90 % |"
+    assert lines[2] == "| `gap` | 1.45 ± 0.64 | 3.86 (1 never) | (2 never) |"
     assert lines[3] == "| `fc`, 1 died |  |  |  |"
 
 
@@ -97,7 +98,7 @@ def test_figures_show_each_seed_each_mean_and_each_death(frame, row, tmp_path):
     assert [list(each.get_ydata()) for each in axis.lines] == [[30.0, 19.0]] * 4
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["gap", "fc"]
     for name in ("a.png", "b.png"):
-        report.save(report.draw_heads(frame(*made), "title"), tmp_path / "new" / name)
+        files.save_figure(report.draw_heads(frame(*made), "title"), tmp_path / "new" / name)
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "new" / "b.png").read_bytes()
 
 

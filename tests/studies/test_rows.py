@@ -40,7 +40,7 @@ def test_what_follows_from_a_row(frame, row):
         "cifar10, recipe quick, 8 epochs",
     ]
     assert [c.stem for c in read.condition] == ["cifar10-quick-8-val1000", "cifar10-quick-8"]
-    assert [c.errors for c in read.condition] == ["held-out error", "test error"]
+    assert [c.error_name for c in read.condition] == ["held-out error", "test error"]
 
 
 def test_a_file_that_holds_no_rows_is_named(tmp_path, row):

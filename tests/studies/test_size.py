@@ -8,6 +8,7 @@ from claims import BLACK, CLASSES, cells, drawn, subject, tiny
 from nin import NIN, Block
 from nin.backbones import Backbone
 from nin.data import Whiten
+from nin.errors import ClaimError
 from nin.pretrained import Pretrained
 from nin.studies import size
 from nin.studies.nets import Subject
@@ -44,10 +45,10 @@ def test_blocks_that_leave_nothing_of_a_small_image_refute_the_claim():
 
 
 def test_what_requires_one_size_whatever_the_head_does_not_count():
-    gap = subject(tiny(), "gap", 8)
     images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    gap = replace(subject(tiny(), "gap", 64), images=images)
     whitened = Pretrained(NIN([Block((8, 8, 10))], image_size=8), Whiten.fit(images), CLASSES, {})
-    small = Subject("whitened", "-", whitened, images, gap.labels[:1].expand(64), BLACK)
+    small = Subject("whitened", "-", whitened, images, gap.labels, BLACK)
     answer = size.answer([gap, small], (8, 32))
     assert answer.verdict == "supported" and cells(answer.table, "`whitened`")[1] == "refused"
     assert "`whitened` at 32 pixels: " in answer.table
@@ -57,6 +58,13 @@ def test_what_requires_one_size_whatever_the_head_does_not_count():
     answer = size.answer([subject(vgg, "vgg", 2)], (24, 32))
     assert answer.verdict == "supported"
     assert "`vgg` at 24 pixels: vgg19 requires images of at least 32 pixels a side" in answer.table
+
+
+def test_nets_with_images_of_several_sizes_are_refused():
+    net = subject(tiny(), "gap", 2)
+    wide = replace(net, images=net.images.repeat(1, 1, 1, 2))
+    with pytest.raises(ClaimError, match=r"claim=size: .* several sizes \(32×32, 32×64\); choose nets with images of"):
+        size.answer([net, wide])
 
 
 def test_the_default_sizes_follow_the_images():

@@ -45,6 +45,19 @@ def test_what_rows_were_made_with(frame, row):
     assert tables.made_with(frame(other, one)) == "Commit aaaaaaaa, bbbbbbbb+changes; torch 2.14.1, 2.15.0."
 
 
+def test_the_error_of_each_seed(frame, row):
+    assert tables.each_seed(frame(row(error=10.0), row(seed=1, status="dead"), row(seed=2, error=9.5))) == (
+        "10.00, dead, 9.50"
+    )
+    assert [tables.died(number) for number in (0, 2)] == ["", ", 2 died"]
+
+
+def test_the_stem_of_a_file():
+    assert tables.file_stem("cifar10-quick", "", "a=[b, c]") == "cifar10-quick-a-b-c-"
+    long = [tables.file_stem("x", "ä" * 200 + end) for end in "ab"]
+    assert len(set(long)) == 2 and max(len(stem.encode()) for stem in long) <= 150
+
+
 def test_markdown():
     assert [tables.table_row("head", "n"), tables.table_rule(1)] == ["| head | n |", "|---|---|"]
 

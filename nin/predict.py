@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 PictureSource = tuple[str, Path | Image.Image]  # a name for people, and a file or a picture
 Size = str | int  # "training", "native" or a number of pixels
 MAX_PIXELS = 4096  # per side of a chosen size
+PANEL = 2.6  # inches
 CANVAS = 512  # pixels of the longer side of a drawn picture
-LONGEST_NAME = 24  # letters of a class's name above its map
+LONGEST_NAME = 22  # letters of a class's name above its map
 BATCH = 16  # pictures that are read at a time
 PIXELS = BATCH * 128 * 128  # pixels that are predicted at a time, of one picture at least
 
@@ -341,7 +342,9 @@ def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 
     shows_whole = whole and prediction.photograph.size != prediction.picture.size
     panels = (2 if shows_whole else 1) + len(best)
     columns = math.ceil(panels / rows)
-    figure = Figure(figsize=(2.6 * columns + 0.3, 3.1 + 2.9 * (rows - 1)), layout="constrained")
+    shapes = [canvas.size, prediction.photograph.size] if shows_whole else [canvas.size]
+    highest = PANEL * max(min(1.0, height / width) for width, height in shapes)
+    figure = Figure(figsize=(PANEL * columns + 0.3, rows * (max(highest, 1) + 0.5)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set(xticks=[], yticks=[], anchor="N")
@@ -354,7 +357,7 @@ def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 
         _overlay(axis, canvas, prediction.maps[k], scale)
         axis.set_title(f"{_shortened(trained.classes[k])}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
         axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
-    figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, label="class map")
+    figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, panchor=False, label="class map")
     return figure
 
 
@@ -370,7 +373,7 @@ def _draw_photograph(axis: Axes, prediction: Prediction) -> None:
     if (width, height) != photograph.size:
         axis.add_patch(Rectangle((left, top), width, height, fill=False, color="white", linewidth=3))
         axis.add_patch(Rectangle((left, top), width, height, fill=False, color="black", linewidth=1))
-        axis.set_xlabel("the net sees the frame", fontsize=8)
+        axis.set_xlabel("the net sees the framed part", fontsize=8)
 
 
 def _draw_seen(axis: Axes, picture: Image.Image) -> None:

@@ -38,6 +38,7 @@ class Lit(nn.Module):
     """Its maps are the brightness of the image, 8×8; `head` scores a class by their mean, or ignores them."""
 
     arguments: ClassVar = {"head": "gap"}
+    in_channels = 3
 
     def __init__(self, blind: bool = False) -> None:
         super().__init__()

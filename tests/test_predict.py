@@ -183,7 +183,7 @@ def test_the_pixels_that_the_net_saw_stand_beside_the_photograph():
     assert wide.seen_box() == (75, 0, 50, 50)
     photograph, seen, *_ = predict.draw(trained, wide).axes
     assert photograph.get_title() == "photograph, 200×50"
-    assert photograph.get_xlabel() == "the net sees the frame"
+    assert photograph.get_xlabel() == "the net sees the framed part"
     assert photograph.patches[0].get_bbox().bounds == wide.seen_box()
     assert seen.get_title() == "the net sees 32×32 pixels"
     assert np.array_equal(seen.images[0].get_array(), np.asarray(wide.picture))
@@ -212,7 +212,8 @@ def test_any_shape_and_any_names_are_drawn(tmp_path):
         figure = predict.draw(trained, prediction)
         figure.savefig(tmp_path / "figure.png")
         titles = [axis.get_title() for axis in figure.axes[2:4]]
-        assert sorted(title.split("  ")[0] for title in titles) == ["a name of a class that …", "short"]
+        assert len({axis.get_position().y1 for axis in figure.axes[2:4]}) == 1  # the maps stand side by side
+        assert sorted(title.split("  ")[0] for title in titles) == ["a name of a class tha…", "short"]
     assert predict.known_classes(trained) == f"2 classes: {', '.join(trained.classes)}"
     many = Pretrained(net, trained.preprocess, list(map(str, range(1500))), {})
     assert predict.known_classes(many, 3) == "1,500 classes: 0, 1, 2 and 1,497 more"

@@ -156,4 +156,4 @@ def test_whiten_with_any_values():
             assert made(images).shape == images.shape and made(images).isfinite().all()
 
     one()
-    ended.assert_both(15)
+    ended.assert_both(5)

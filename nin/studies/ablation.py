@@ -41,7 +41,7 @@ class Point:
 
     Attributes:
         overrides: for the command that trains it.
-        config: what these compose to.
+        config: the composition of the overrides.
         variant: the settings that vary besides head and seed, for people: "model=plain".
     """
 

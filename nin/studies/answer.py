@@ -20,8 +20,8 @@ class Answer:
         name: of its picture, without a suffix.
         title: one line.
         claim: a sentence, as people say it.
-        verdict: what `overall` returns, or "not answered".
-        finding: the numbers, then the comparison, then the caveat.
+        verdict: as returned by `overall`.
+        finding: numbers, comparison and caveat in sentences.
         table: in Markdown.
         figure: a Matplotlib figure.
     """

@@ -20,7 +20,7 @@ class Group(NamedTuple):
     """Rows that differ only in head, seed and the settings that a claim varies.
 
     Attributes:
-        condition: what they have in common; its epochs are 0 if they may differ.
+        condition: of the rows; its epochs are 0 if they may differ.
         label: the settings in which they differ from other groups of this condition, as after an edit of a recipe.
         rows: a frame of `nin.studies.rows`.
     """
@@ -86,14 +86,14 @@ def _labels(groups: Sequence[str]) -> dict[str, str]:
     return dict(zip(groups, labels, strict=True))
 
 
-def judge(pairs: Sequence[tuple[str, Sequence[float]]], what: str, below: bool = True) -> tuple[str, str]:
+def judge(pairs: Sequence[tuple[str, Sequence[float]]], quantity: str, below: bool = True) -> tuple[str, str]:
     """Verdict and finding of paired differences, a fully connected head's minus GAP's.
 
     Each comparison is undecided with fewer than three seeds, or if its 95 % interval contains 0.
 
     Args:
         pairs: for each comparison its name and the difference of each seed.
-        what: the differences in words, with their unit.
+        quantity: the differences in words, with their unit.
         below: whether differences below 0 support the claim; else those above 0 do.
     """
     verdicts = [_verdict(differences, below) for _, differences in pairs]
@@ -106,7 +106,7 @@ def judge(pairs: Sequence[tuple[str, Sequence[float]]], what: str, below: bool =
         cells.append(cell if unanimous else f"{cell}, {verdict}")
     few = max(len(differences) for _, differences in pairs) < LEAST_SEEDS
     note = f" A verdict requires {LEAST_SEEDS} seeds." if few else ""
-    return overall(verdicts), f"{what}: {(', ' if unanimous else '; ').join(cells)}.{note}"
+    return overall(verdicts), f"{quantity}: {(', ' if unanimous else '; ').join(cells)}.{note}"
 
 
 def _verdict(differences: Sequence[float], below: bool) -> str:

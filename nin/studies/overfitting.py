@@ -158,5 +158,5 @@ def judge_excess(runs: pd.DataFrame, error_name: str) -> tuple[str, str]:
         more = group.more.dropna().tolist()
         if head in FULLY_CONNECTED and more:
             differences.append((f"`{head}` with {100 * share:g} % of the images", more))
-    what = f"{error_name.capitalize()} minus training error, of a fully connected head minus that of `gap` (points)"
-    return judge(differences, what, below=False)
+    quantity = f"{error_name.capitalize()} minus training error, of a fully connected head minus that of `gap` (points)"
+    return judge(differences, quantity, below=False)

@@ -96,7 +96,7 @@ def identity(settings: Mapping[str, Any], precision: str, start_sha256: str = ""
 
     Args:
         settings: the run's consequential settings by dotted name. A setting that the schema got later has its default,
-            which reproduces what runs did before.
+            which reproduces the behaviour of earlier runs.
         precision: the precision that the run computed in, never "auto".
         start_sha256: sha256 of the weights that the run started from.
     """
@@ -110,10 +110,10 @@ def read(file: str | Path) -> pd.DataFrame:
 
     Returns:
         a frame of COLUMNS, with settings as dictionaries, complete, and test_curve as tuples of errors (%), and of
-        what follows from them:
+        columns derived from them:
         held_out: training images held out (int); share: of the training images (float); frozen (bool);
-        error: in %, what the run is compared by: of the images held out, if there are any, else of the test set;
-        condition: a Condition; identity: what the run is known by.
+        error: in %, by which runs are compared: of the images held out, if there are any, else of the test set;
+        condition: a Condition; identity: as returned by `identity`.
 
     Raises:
         RowsError: it cannot be read, or is not a study's file; the message names file and row.

@@ -55,7 +55,7 @@ def moved(images: Tensor, pixels: int, fill: str) -> Tensor:
     Args:
         images: preprocessed, (N, C, H, W).
         pixels: the shift.
-        fill: what fills the gap: "zero", which is the training images' mean, or "reflect".
+        fill: of the gap: "zero", which is the training images' mean, or "reflect".
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (pixels,) * 4, mode=PAD_MODES[fill])

@@ -3,7 +3,7 @@
 Three ways to train the same net on images of the same size are timed in turn, round after round, so that a drift of the
 machine's speed affects all of them:
 
-- *lightning*: what `scripts/train.py` runs: batches cut, flipped and normalised in memory, Lightning, metrics.
+- *lightning*: the training of `scripts/train.py`: batches cut, flipped and normalised in memory, Lightning, metrics.
 - *bare step*: forward, backward and the recipe's optimiser step on one batch again and again: the most that this net,
   precision and memory format allow.
 - *usual port*: fp32, channels first, SGD, torchvision transforms of PIL images in a DataLoader with worker processes.
@@ -56,7 +56,7 @@ class Speeds:
 def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> Speeds:
     """Times each of the three ways in `rounds` rounds of `steps` steps.
 
-    The images are random and of CIFAR-10's size: what they show does not matter here.
+    The images are random and of CIFAR-10's size: their content does not matter here.
 
     Raises:
         SettingError: a net for images of another size.

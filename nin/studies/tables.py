@@ -29,7 +29,7 @@ COLOURS = {
     "gmp_article": "#cc79a7",
 }
 LINES = ("-", "--", ":", "-.")  # line styles of several nets with one head
-GREY = "#555555"  # of what belongs to no head, as in a legend
+GREY = "#555555"  # of parts of a figure that belong to no head, as in a legend
 
 POOLING = tuple(name for name, head in HEADS.items() if head.pools)
 FULLY_CONNECTED = tuple(name for name, head in HEADS.items() if not head.pools)
@@ -123,8 +123,8 @@ def table_rule(columns: int) -> str:
 
 
 def file_stem(*parts: str) -> str:
-    """A file's name without suffix: the parts that are not empty, joined by "-". What a name should not contain becomes
-    "-" as well; a long name is cut, and ends in a hash that keeps it unique."""
+    """A file's name without suffix: the parts that are not empty, joined by "-". Characters that do not belong in a
+    name become "-" as well. A long name is cut, and ends in a hash that keeps it unique."""
     stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts)))
     if len(stem.encode()) <= 150:
         return stem

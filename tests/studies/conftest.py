@@ -5,11 +5,11 @@ from nin.config import Config
 from nin.studies import rows
 
 
-def make_row(head="gap", seed=0, error=10.0, status="ok", variant="", curve=(), start=("", "", ""), **given):
-    """A row of `quick` on CIFAR-10. `given` are its settings by name, with __ for the dot, or columns: val_error,
+def make_row(head="gap", seed=0, error=10.0, status="ok", variant="", curve=(), start=("", "", ""), **values):
+    """A row of `quick` on CIFAR-10. `values` are its settings by name, with __ for the dot, or columns: val_error,
     precision, commit, clean or torch."""
     columns = {
-        name: given.pop(name) for name in ("val_error", "precision", "commit", "clean", "torch") if name in given
+        name: values.pop(name) for name in ("val_error", "precision", "commit", "clean", "torch") if name in values
     }
     settings = {
         "data.name": "cifar10",
@@ -18,7 +18,7 @@ def make_row(head="gap", seed=0, error=10.0, status="ok", variant="", curve=(), 
         "head.name": head,
         "seed": seed,
     }
-    settings |= {name.replace("__", "."): value for name, value in given.items()}
+    settings |= {name.replace("__", "."): value for name, value in values.items()}
     learnt = status == "ok"
     return {
         **{name: settings[key] for name, key in rows.NAMED.items()},

@@ -22,19 +22,20 @@ from nin.studies.ablation import Point
 
 STAND_IN = r"""
 import json, os, pathlib, signal, sys, time
-given = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-folder = pathlib.Path(given["hydra.run.dir"][1:-1].replace("\\'", "'"))
-with open(given["log"], "a") as log:
+overrides = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+folder = pathlib.Path(overrides["hydra.run.dir"][1:-1].replace("\\'", "'"))
+with open(overrides["log"], "a") as log:
     log.write(json.dumps(sys.argv[1:]) + "\n")
 print("in a log")
-if "record" in given:
-    (folder / "summary.json").write_text(pathlib.Path(given["record"]).read_text())
-if "curve" in given:
-    (folder / "metrics.csv").write_text("epoch,test_curve/error\n0,\n1," + "\n2,".join(given["curve"].split()) + "\n")
-if "interrupts" in given:
+if "record" in overrides:
+    (folder / "summary.json").write_text(pathlib.Path(overrides["record"]).read_text())
+if "curve" in overrides:
+    errors = "\n2,".join(overrides["curve"].split())
+    (folder / "metrics.csv").write_text("epoch,test_curve/error\n0,\n1," + errors + "\n")
+if "interrupts" in overrides:
     os.kill(os.getppid(), signal.SIGINT)
     signal.pause()
-sys.exit(int(given["exit"]))
+sys.exit(int(overrides["exit"]))
 """
 FACTS = {"parameters": 1, "device": "cpu", "versions": {"torch": "2.14.1"}, "commit": "c" * 40, "clean": True}
 
@@ -77,27 +78,27 @@ class Study:
 
 def test_a_study_records_its_runs_and_repeats_none(study, capfd):
     points = [study.point(curve="50.123 9"), study.point(1, 3, "dead"), study.point(2)]
-    found = study(*points, points[0], jobs=2)
+    ended = study(*points, points[0], jobs=2)
     assert capfd.readouterr().out.startswith(f"3 runs, 0 already recorded in {study.file}\n")
-    assert sorted(zip(found.seed, found.status, found.test_curve, strict=True)) == [
+    assert sorted(zip(ended.seed, ended.status, ended.test_curve, strict=True)) == [
         *((0, "ok", (50.12, 9.0)), (1, "dead", ()), (2, "ok", ())),
     ]
-    assert list(found.sort_values("seed").test_error)[::2] == [9.0, 9.0] and set(found.variant) == {"a=b"}
+    assert list(ended.sort_values("seed").test_error)[::2] == [9.0, 9.0] and set(ended.variant) == {"a=b"}
     assert len(study.trained) == 3 and all(arguments[-1] == "resume=auto" for arguments in study.trained)
     assert [log.read_text() for log in study.runs.glob("*/log.txt")] == ["in a log\n"] * 3
     before = study.file.read_bytes()
     elsewhere = replace(points[0], overrides=("other=spelling",), variant="c=d", config=replace(
         points[0].config, resume="auto", data=replace(points[0].config.data, root="elsewhere"),
     ))  # fmt: skip
-    assert list(study(points[1], elsewhere).seed) == sorted([0, 1], key=list(found.seed).index)
+    assert list(study(points[1], elsewhere).seed) == sorted([0, 1], key=list(ended.seed).index)
     assert "2 runs, 2 already recorded" in capfd.readouterr().out
     assert study.file.read_bytes() == before and len(study.trained) == 3
 
 
 def test_an_edited_recipe_is_trained_anew(study):
     for lr in (0.04, 0.05, 0.04, 0.05):
-        found = study(study.point(recipe=RecipeConfig(name="quick", lr=lr)))
-        assert [settings["recipe.lr"] for settings in found.settings] == [lr]
+        ended = study(study.point(recipe=RecipeConfig(name="quick", lr=lr)))
+        assert [settings["recipe.lr"] for settings in ended.settings] == [lr]
     assert len(study.trained) == 2 and len(set(os.listdir(study.runs))) == 2
     assert list(rows.ended(study.file).label) == ["a=b recipe.lr=0.04", "a=b recipe.lr=0.05"]
 
@@ -170,8 +171,8 @@ def test_a_run_that_was_trained_with_other_settings_is_told_and_recorded_as_what
 
 def test_held_out_images_are_printed_as_what_they_are(study, capfd):
     study(study.point(data=DataConfig(name="digits", val=100)), study.point(1, 3, "dead"))
-    said = capfd.readouterr().out
-    assert "held-out error 5.00 %, 1 to go" in said and ": dead, 0 to go" in said
+    printed = capfd.readouterr().out
+    assert "held-out error 5.00 %, 1 to go" in printed and ": dead, 0 to go" in printed
 
 
 @pytest.mark.parametrize("name", ["it's ${here}", "a\\${b}", "a\\'b\n"])
@@ -179,8 +180,8 @@ def test_a_folder_with_any_name_reaches_the_run(study, tmp_path, name):
     study.runs = tmp_path / name
     with pytest.raises(StudyStoppedError, match="left no record in"):
         study(study.point(status=""))
-    ((*_, given, _),) = study.trained
-    (override,) = OverridesParser.create().parse_overrides([given])
+    ((*_, argument, _),) = study.trained
+    (override,) = OverridesParser.create().parse_overrides([argument])
     assert Path(OmegaConf.create({"folder": override.value()}).folder).parent == study.runs
 
 
@@ -191,23 +192,23 @@ def test_another_machines_precision_is_told(study, capfd):
     study(study.point(0, trainer=TrainerConfig(precision=other)), study.point(1, trainer=automatic))
     capfd.readouterr()
     study(study.point(0, trainer=automatic), study.point(1, trainer=automatic), study.point(2, trainer=automatic))
-    said = capfd.readouterr().out
-    assert f"1 of the remaining runs is recorded in {other}; trainer.precision=auto selects {here} on this" in said
-    assert "3 runs, 1 already recorded" in said and len(study.trained) == 4
+    printed = capfd.readouterr().out
+    assert f"1 of the remaining runs is recorded in {other}; trainer.precision=auto selects {here} on this" in printed
+    assert "3 runs, 1 already recorded" in printed and len(study.trained) == 4
     study(study.point(0, trainer=TrainerConfig(precision=other)), study.point(1, trainer=TrainerConfig(precision=here)))
-    said = capfd.readouterr().out
-    assert "2 already recorded" in said and "selects" not in said and len(study.trained) == 4
+    printed = capfd.readouterr().out
+    assert "2 already recorded" in printed and "selects" not in printed and len(study.trained) == 4
 
 
 def test_two_studies_share_a_file(study):
     points = [study.point(seed) for seed in range(4)]
-    found = []
-    both = [threading.Thread(target=lambda: found.append(study(*points))) for _ in range(2)]
+    results = []
+    both = [threading.Thread(target=lambda: results.append(study(*points))) for _ in range(2)]
     for each in both:
         each.start()
     for each in both:
         each.join()
-    assert [sorted(each.seed) for each in found] == [[0, 1, 2, 3]] * 2
+    assert [sorted(each.seed) for each in results] == [[0, 1, 2, 3]] * 2
     assert len(study.trained) == len(rows.read(study.file)) == 4
 
 
@@ -246,8 +247,8 @@ def test_a_file_that_is_no_studys_is_refused_before_anything_runs(study):
 
 
 def test_a_typo_is_refused_before_anything_runs(script, tmp_path):
-    code, said, error = script("ablate.py", f"study={tmp_path / 'runs.csv'}", "head=gap,gpa")
-    assert (code, said) == (2, "") and error.startswith("error: head=gpa: ") and "gap_article" in error
+    code, printed, error = script("ablate.py", f"study={tmp_path / 'runs.csv'}", "head=gap,gpa")
+    assert (code, printed) == (2, "") and error.startswith("error: head=gpa: ") and "gap_article" in error
     for jobs in ("0", "-1", "two"):
         code, _, error = script("ablate.py", f"jobs={jobs}", "head=gap")
         assert code == 2 and error.startswith(f"error: jobs={jobs}: expected a number")
@@ -271,12 +272,12 @@ def test_the_curve_is_recorded_unless_it_is_refused_or_images_are_held_out(
     seen = []
     monkeypatch.setattr(ablation, "study", lambda points, *rest: seen.append((points, *rest)) or frame(row()))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    code, said, _ = script("ablate.py", "study=a b.csv", "jobs=2", "data=digits", "head=gap,fc", *overrides)
+    code, printed, _ = script("ablate.py", "study=a b.csv", "jobs=2", "data=digits", "head=gap,fc", *overrides)
     ((points, file, _, jobs),) = seen
     assert [point.config.eval_curve for point in points] == curves
     assert [point.overrides[-1] == "eval_curve=true" for point in points] == curves
     assert (code, file, jobs) == (0, Path("a b.csv"), 2)
-    assert said.endswith("1 row in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
+    assert printed.endswith("1 row in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
 
 
 def test_a_study_of_real_runs_that_is_killed_continues_and_repeats_nothing(tmp_path):

@@ -63,8 +63,8 @@ def test_a_claim_without_an_answer_is_an_error_only_if_it_was_asked_by_name(scri
 
 
 def test_claims_come_in_the_order_in_which_they_are_asked(study):
-    asked = Questions(claims=["transfer", "convergence"], study=study)
-    assert [answer.name.split("-")[0] for _, _, answer in asked.answers()] == ["transfer", "convergence"]
+    questions = Questions(claims=["transfer", "convergence"], study=study)
+    assert [answer.name.split("-")[0] for _, _, answer in questions.answers()] == ["transfer", "convergence"]
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,10 @@ def test_a_head_of_four_gigabytes_takes_no_memory():
 
 
 def test_the_command(script):
-    _, said, _ = script("cost.py", "model=vgg_regressor")
-    assert all(number in said for number in ("583,699,000", "361,019,000", "9,747,000", "954,012,400", "19,041,400"))
-    _, said, _ = script("cost.py", "checkpoint=cifar10-gmp")
-    assert "968,394 parameters" in said and "with fc" in said and "head (GMP)" in said
+    _, printed, _ = script("cost.py", "model=vgg_regressor")
+    assert all(number in printed for number in ("583,699,000", "361,019,000", "9,747,000", "954,012,400", "19,041,400"))
+    _, printed, _ = script("cost.py", "checkpoint=cifar10-gmp")
+    assert "968,394 parameters" in printed and "with fc" in printed and "head (GMP)" in printed
     assert script("cost.py", "checkpoint=nothing")[0] == 1
     for wrong, words in (
         (["model=resnet"], "model=resnet: must be one of cifar10, imagenet, vgg_regressor"),
@@ -113,6 +113,6 @@ def test_the_command(script):
         (["model=vgg19", "checkpoint=cifar10-gap"], "choose one of the two"),
         (["nosuch=1"], "known are model, checkpoint, head"),
     ):
-        code, said, errors = script("cost.py", *wrong)
-        assert (code, said, errors.count("\n")) == (2, "", 1) and words in errors
+        code, printed, errors = script("cost.py", *wrong)
+        assert (code, printed, errors.count("\n")) == (2, "", 1) and words in errors
     assert (ROOT / "scripts" / "cost.py").read_text().split('"""')[1].strip() in script("cost.py", "--help")[1]

@@ -1,4 +1,3 @@
-import re
 from itertools import product
 
 import pytest
@@ -12,8 +11,8 @@ PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
 
 def line(frame, start):
-    (found,) = (line for line in report.table(frame).splitlines() if line.startswith(start))
-    return found
+    (only,) = (line for line in report.table(frame).splitlines() if line.startswith(start))
+    return only
 
 
 def test_the_table(frame, row):
@@ -115,24 +114,24 @@ def test_the_report_of_a_study(tmp_path, row, script):
     held_out = {"curve": (9.0,), "data__val": 100, "val_error": 1.0}  # no figure shows their test error
     share = {"variant": "data.share=0.5", "data__share": 0.5}
     rows.append(file, [row(head, **held_out, **of) for head, of in product(("gap", "fc"), ({}, share))])
-    code, said, _ = script("report.py", f"study={file}")
+    code, printed, _ = script("report.py", f"study={file}")
     drawn = {picture.stem for picture in figures.glob("*.png")}
     assert {"cifar10-quick-8-data.size-64-heads", "cifar10-quick-8-data.size-64-curves"} <= drawn
     assert {stem for stem in drawn if "val100" in stem} == {"cifar10-quick-8-val100-heads"}
     assert max(map(len, drawn)) < 170 and len(drawn) == 7
-    assert "](figures/cifar10-quick-8-val100-heads.png)" in said
-    assert "\n2 more runs are" in said and "`scripts/claims.py study=runs.csv` reports" in said
+    assert "](figures/cifar10-quick-8-val100-heads.png)" in printed
+    assert "\n2 more runs are" in printed and "`scripts/claims.py study=runs.csv` reports" in printed
 
 
 def test_a_study_that_does_not_exist_is_named(script, tmp_path):
     assert script("report.py", "study=no.csv")[::2] == (
         *(2, "error: study=no.csv: does not exist; scripts/ablate.py creates it\n"),
     )
-    code, _, said = script("report.py", "studies=no.csv")
-    assert code == 2 and "studies" in said
+    code, _, errors = script("report.py", "studies=no.csv")
+    assert code == 2 and "studies" in errors
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    code, _, said = script("report.py", "study=bad.csv")
-    assert code == 1 and said.startswith("error: bad.csv: row 1 is not a row of a study")
+    code, _, errors = script("report.py", "study=bad.csv")
+    assert code == 1 and errors.startswith("error: bad.csv: row 1 is not a row of a study")
 
 
 def test_a_page_gets_its_blocks(tmp_path):
@@ -143,13 +142,3 @@ def test_a_page_gets_its_blocks(tmp_path):
     with pytest.raises(RunError, match=r"README\.md lacks the lines <!-- nets -->"):
         report.into_page(page, rows="newer", nets="")
     assert "newer" not in page.read_text()
-
-
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="no rows are published")
-def test_readme_has_the_tables_of_the_published_rows_and_nets():
-    readme = (ROOT / "README.md").read_text()
-    text = report.text(rows.ended(PUBLISHED), PUBLISHED, ROOT)
-    assert f"<!-- rows -->\n{text}\n<!-- end of rows -->" in readme
-    assert f"<!-- nets -->\n{report.nets_table()}\n<!-- end of nets -->" in readme
-    for figure in re.findall(r"\]\((checkpoints/.*\.png)\)", readme):
-        assert (ROOT / figure).stat().st_size > 0

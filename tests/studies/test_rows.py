@@ -170,5 +170,5 @@ def test_the_commits_of_the_published_rows_are_in_the_history():
     if git("rev-parse", "--is-shallow-repository").strip() == "true":
         pytest.skip("a shallow clone has no history")
     commits = set(rows.read(PUBLISHED).commit)
-    found = git("cat-file", "--batch-check=%(objecttype)", input="\n".join(commits)).split()
-    assert found == ["commit"] * len(commits)
+    types = git("cat-file", "--batch-check=%(objecttype)", input="\n".join(commits)).split()
+    assert types == ["commit"] * len(commits)

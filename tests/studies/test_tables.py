@@ -15,7 +15,7 @@ def test_the_interval_is_the_t_interval():
 
 
 @pytest.mark.parametrize(
-    ("differences", "seeds", "said"),
+    ("differences", "seeds", "text"),
     [
         ([], 3, "no common seed"),
         ([0.5], 3, "+0.50 (one seed)"),
@@ -25,8 +25,8 @@ def test_the_interval_is_the_t_interval():
         ((-1.2, -1.0, -1.3), 0, "-1.17 (-1.55 to -0.79)"),
     ],
 )
-def test_paired_differences(differences, seeds, said):
-    assert tables.paired(differences, seeds) == said
+def test_paired_differences(differences, seeds, text):
+    assert tables.paired(differences, seeds) == text
 
 
 def test_the_mean_and_its_deviation():

@@ -210,7 +210,7 @@ def check(settings: Any) -> None:
             except SettingError as error:
                 raise error.under(each.name) from None
         elif not _fits(value, hints[each.name]):
-            raise SettingError(each.name, value, f"expected {_in_words(hints[each.name])}")
+            raise SettingError(each.name, value, f"expected {type_in_words(hints[each.name])}")
         elif each.metadata["check"]:
             each.metadata["check"](**{each.name: value})
     if hasattr(settings, "check_together"):
@@ -276,7 +276,7 @@ def _built(kind: type, settings: Any, prefix: str) -> Any:
             continue
         value = _number(value, hints[name])
         if not _fits(value, hints[name]):
-            raise SettingError(f"{prefix}{name}", value, f"expected {_in_words(hints[name])}")
+            raise SettingError(f"{prefix}{name}", value, f"expected {type_in_words(hints[name])}")
         values[name] = value
     return kind(**values)
 
@@ -302,11 +302,14 @@ def _fits(value: Any, hint: Any) -> bool:
     return is_integer(value) if hint is int else isinstance(value, hint)
 
 
-def _in_words(hint: Any) -> str:
+def type_in_words(hint: Any) -> str:
+    """A type of the schema for people: "a number or null"."""
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_in_words(option) for option in get_args(hint)))
+        return " or ".join(dict.fromkeys(type_in_words(option) for option in get_args(hint)))
     if get_origin(hint) is list:
-        return f"a list of {_in_words(get_args(hint)[0]).split(' ', 1)[1]}s"
+        return f"a list of {type_in_words(get_args(hint)[0]).split(' ', 1)[1]}s"
+    if hint is Any:
+        return "a name or a list"
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
     return words[hint]
 

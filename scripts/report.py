@@ -1,7 +1,7 @@
 """Makes the tables and figures of a study from its rows.
 
-python scripts/report.py                  checkpoints/runs.csv: prints the tables, puts them and the table of the
-                                          published nets into README.md, and saves the figures
+python scripts/report.py                  checkpoints/runs.csv: prints the tables, saves the figures, and puts every
+                                          generated table into README.md, checkpoints/README.md and conf/README.md
 python scripts/report.py study=FILE       another study: prints the tables, and saves the figures beside the file
 """
 
@@ -12,22 +12,26 @@ from nin.errors import SettingError
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
+RECIPES = ("paper_literal", "paper", "paper_caffe", "modern", "quick", "transfer", "article")
 
 
 def main(arguments: list[str]) -> None:
     from nin import files
-    from nin.studies import report, rows
+    from nin.studies import pages, report, rows
 
     file = Path(cli.plain_settings(arguments, {"study": str(PUBLISHED)})["study"])
     if not file.is_file():
         raise SettingError("study", file, "does not exist; scripts/ablate.py creates it")
-    is_published = file.resolve() == PUBLISHED
     ended = rows.ended(file)
     for figure_file, figure in report.figures(ended, file):
         files.save_figure(figure, figure_file)
-    text = report.text(ended, file, ROOT if is_published else file.parent)
-    if is_published:
-        report.into_page(ROOT / "README.md", rows=text, nets=report.nets_table())
+    text = report.text(ended, file, file.parent)
+    if file.resolve() == PUBLISHED:
+        recipes = {name: cli.compose([f"recipe={name}"]) for name in RECIPES}
+        tables = {"recipes": pages.recipes_table(recipes), "heads": pages.heads_table()}
+        report.into_page(ROOT / "README.md", results=pages.results_table(ended), nets=report.nets_table())
+        report.into_page(ROOT / "checkpoints" / "README.md", rows=text)
+        report.into_page(ROOT / "conf" / "README.md", **tables, settings=pages.settings_table())
     print(text)  # last: the reader may close the pipe
 
 

@@ -30,19 +30,21 @@ def gradient(width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Imag
     return Image.fromarray(np.broadcast_to(x, (height, width, 3)).astype(np.uint8)).convert(mode)
 
 
-def damaged_pictures(draws: random.Random, each: int) -> Iterator[tuple[str, bytes]]:
+def damaged_pictures(generator: random.Random, each: int) -> Iterator[tuple[str, bytes]]:
     """Files of every format, of each a third with flipped bytes alone, a third cut short too, a third patched too."""
     for name in FORMATS:
         good = _file(name)
         for number in range(each):
             bad = bytearray(good)
-            for _ in range(draws.choice([1, 1, 4])):
-                bad[draws.randrange(min(len(bad), draws.choice([100, len(bad), len(bad)])))] = draws.randrange(256)
+            for _ in range(generator.choice([1, 1, 4])):
+                bad[generator.randrange(min(len(bad), generator.choice([100, len(bad), len(bad)])))] = (
+                    generator.randrange(256)
+                )
             if number % 3 == 1:
-                del bad[draws.randrange(len(bad)) :]
+                del bad[generator.randrange(len(bad)) :]
             elif number % 3 == 2:
-                place, length = draws.randrange(len(bad)), draws.randrange(30)
-                bad[place : place + length] = draws.choice([b"", bytes(length), b"\xff" * length, bad[:length]])
+                place, length = generator.randrange(len(bad)), generator.randrange(30)
+                bad[place : place + length] = generator.choice([b"", bytes(length), b"\xff" * length, bad[:length]])
             yield f"{number}.{name}", bytes(bad)
 
 

@@ -34,7 +34,7 @@ def test_each_image_is_flipped_or_not_by_itself():
     assert 430 < sum(flipped) < 570
 
 
-def test_draws_depend_on_the_generator_alone():
+def test_random_numbers_depend_on_the_generator_alone():
     images = torch.randn(50, 3, 8, 8)
     for augment in (lambda g: random_crop(images, 3, "reflect", g), lambda g: random_flip(images, g)):
         assert torch.equal(augment(generator(1)), augment(generator(1)))

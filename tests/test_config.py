@@ -61,8 +61,9 @@ def test_any_value_in_any_place_is_taken_or_refused_by_name():
     names, ended = [name for name, _ in leaves()], Ended()
 
     @settings(max_examples=600)
-    @given(st.sampled_from(names), anything)
-    def one(name, value):
+    @given(st.sampled_from(names), anything, st.booleans())
+    def one(name, value, is_meant_well):
+        value = config.flat(settings_of(Config()))[name] if is_meant_well else value
         try:
             made = from_settings(with_value(settings_of(Config()), name, value))
             check(made)

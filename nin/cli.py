@@ -40,7 +40,7 @@ from omegaconf.errors import OmegaConfBaseException
 from nin import config, files
 from nin.checks import one_line
 from nin.config import Config, quoted
-from nin.errors import CheckpointError, DataError, NINError, RunError, SettingError, UsageError
+from nin.errors import INTERRUPTED, CheckpointError, DataError, NINError, RunError, SettingError, UsageError
 from nin.run import processes
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, O
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/sweeper", "hydra/launcher")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 DISK_ERRORS += (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-STOPPED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
 
 
 # commands -------------------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ def _exit_code(run: Callable[[], int | None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         _say("stopped")
-        return STOPPED[0]
+        return INTERRUPTED[0]
     except BrokenPipeError:  # the reader of the output has left; what is still buffered has nowhere to go
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -196,7 +195,7 @@ class _Script:
             if code := _exit_code(run):
                 codes.append(code)
                 _remove_if_empty(folder)
-            if code in STOPPED:
+            if code in INTERRUPTED:
                 raise SystemExit(code)
             return results[0] if results else None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+INTERRUPTED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
+
 
 class NINError(Exception):
     """The root of all errors below."""

@@ -32,8 +32,7 @@ def main(settings: Config, folder: Path) -> None:
     label, checkpoint = predict.label_of(settings.checkpoint), Path(settings.checkpoint)
     picture = (checkpoint if checkpoint.is_dir() else folder) / f"confusion_{label}.png"
     title = f"{label}: test error {evaluation.error:.2f} % of {evaluation.images:,} images"
-    with files.writing(picture) as temporary:
-        confusion.draw(matrix, classes, title).savefig(temporary, dpi=150)
+    files.save_figure(confusion.draw(matrix, classes, title), picture)
     print(f"all confusions: {picture}")
 
 

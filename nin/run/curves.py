@@ -32,5 +32,4 @@ def plot_curves(metrics: Path, file: Path) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
-    with files.writing(file) as part:
-        figure.savefig(part, dpi=150)
+    files.save_figure(figure, file)

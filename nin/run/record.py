@@ -167,10 +167,6 @@ def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
 def _is_error(value: Any) -> bool:
     return checks.is_number(value) and 0 <= value <= 100
 
@@ -198,7 +194,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("test_error", "train_error", "val_error", "chance_error"), (_is_error, "a number from 0 to 100")),
     **dict.fromkeys(("seconds", "images_per_second", "peak_memory_gb"), (_is_amount, "a number of at least 0")),
     "test_images": (_is_count, "a number of images"),
-    "weights_sha256": (_is_hash, "64 hexadecimal digits"),
+    "weights_sha256": (checks.is_sha256, "64 hexadecimal digits"),
 }
 _ALWAYS = ("status", "settings", "start", "parameters", "precision", "device", "versions", "commit", "clean")
 

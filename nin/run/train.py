@@ -14,10 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nin import files, pretrained
 from nin.backbones import Backbone
-from nin.checks import one_line
+from nin.checks import counted, one_line
 from nin.config import Config, settings_of, to_yaml
 from nin.data.module import Images
-from nin.data.preprocess import PREPROCESSINGS, Whiten
+from nin.data.preprocess import Whiten
 from nin.errors import DeadNetError, RunError, SettingError
 from nin.model import NIN
 from nin.pretrained import Pretrained
@@ -169,7 +169,7 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
         folders.drop_partial_epochs(run.folder)
     if start:
         data.preprocess = start.preprocess
-        own = next(name for name, kind in PREPROCESSINGS.items() if type(start.preprocess) is kind)
+        own = start.preprocess.name
         if config.data.preprocessing != own:
             reason = f"the checkpoint was trained with {own}; set data.preprocessing={own}"
             raise SettingError("data.preprocessing", config.data.preprocessing, reason)
@@ -312,8 +312,8 @@ def closing_lines(record: Record, folder: Path) -> str:
         )
     return f"""
 {record.head} on {record.data}, recipe {record.recipe}, seed {record.seed}: {record.parameters:,} parameters
-{record.epochs} epochs in {in_words(record.seconds)}, {record.images_per_second:.0f} images/s, {record.precision}, \
-{record.device}
+{counted(record.epochs, "epoch")} in {in_words(record.seconds)}, {record.images_per_second:.0f} images/s, \
+{record.precision}, {record.device}
 
   training error {record.train_error:6.2f} %{held_out}
   test error     {record.test_error:6.2f} %

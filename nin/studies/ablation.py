@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from nin import files
 from nin.checks import counted
 from nin.config import Config, consequential, quoted, settings_of
-from nin.errors import CheckpointError, LockedError, RowsError, RunError, StudyStoppedError
+from nin.errors import INTERRUPTED, CheckpointError, LockedError, RowsError, RunError, StudyStoppedError
 from nin.run import record
 from nin.run.folder import METRICS, is_training_in
 from nin.run.processes import STARTER
@@ -31,7 +31,6 @@ TRAIN = (sys.executable, str(Path(__file__).parents[2] / "scripts" / "train.py")
 CLAIM = ".study"  # in a run's folder: locked while a study trains or records that run
 GRACE = 60  # seconds that the run of a killed study has to end with its next batch
 ENDED = (0, 3)  # exit codes of a run that finished, and of one whose net died
-INTERRUPTED = (130, 143)  # after Ctrl-C and SIGTERM
 TRAINED = (*ENDED, *INTERRUPTED)  # after any other the folder may hold an older run's record
 
 

@@ -486,19 +486,29 @@ def test_the_cards_of_the_published_nets(name):
     assert again.trainer.max_epochs == record.epochs == card["epochs"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", pretrained.available())
-def test_the_error_of_a_card_is_measured_again(name):
+def error_of(name, batches=None):
+    """Test error of a published net in %, on all images or on the first batches; skips where the set is missing."""
     from nin.config import Config
     from nin.run.evaluate import evaluate_pretrained
 
     config = Config()
-    config.trainer.accelerator, config.data.download = "cpu", False
+    config.trainer.accelerator, config.data.download, config.trainer.limit_test_batches = "cpu", False, batches
+    config.trainer.progress_bar = False
     try:
-        error = evaluate_pretrained(nin.load(name), config).error
+        return evaluate_pretrained(nin.load(name), config).error
     except DataError as missing:
         pytest.skip(str(missing))
-    assert error == pytest.approx(pretrained.read_card(name)["test_error"], abs=0.02)
+
+
+@pytest.mark.parametrize("name", pretrained.available())
+def test_the_error_of_the_first_thousand_images_is_the_cards(name):
+    assert error_of(name, publish.GOLDEN_BATCHES) == pytest.approx(pretrained.read_card(name)["error_of_first_batches"], abs=0.11)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10-gap", "cifar10-gap-paper"])
+def test_the_error_of_a_card_is_measured_again(name):
+    assert error_of(name) == pytest.approx(pretrained.read_card(name)["test_error"], abs=0.02)
 
 
 LOADS_ALL = f"""

@@ -112,7 +112,7 @@ def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:
     is."""
     batch, size = config.data.batch_size, config.data.size
     try:
-        outputs = activations(net, images, _channels(net), size, size)
+        outputs = activations(net, images, net.in_channels, size, size)
     except ValueError as error:
         raise SettingError(
             "data.batch_size",
@@ -122,7 +122,7 @@ def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:
         ) from error
     weights = sum(p.numel() for p in net.parameters())
     # weights, gradients and momentum in fp32, and in bf16 what the backward pass needs: the least possible
-    needed, there = (3 * 4 * weights + 2 * sum(outputs)) / 1e9, _memory_gb(config.trainer.accelerator)
+    needed, there = (3 * 4 * weights + 2 * sum(outputs)) / 1e9, _memory_gb(config.trainer)
     if needed > there:
         raise SettingError(
             "data.batch_size",
@@ -132,13 +132,9 @@ def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:
         )
 
 
-def _channels(net: NIN | Backbone) -> int:
-    return net.arguments.get("in_channels", 3)
-
-
-def _memory_gb(accelerator: str) -> float:
-    """The memory for training: of all GPUs where they are used, else of the machine."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        gpus = range(torch.cuda.device_count())
+def _memory_gb(trainer: TrainerConfig) -> float:
+    """The memory for training: of the GPUs that are used, else of the machine."""
+    if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        gpus = range(min(trainer.devices, torch.cuda.device_count()))
         return sum(torch.cuda.get_device_properties(n).total_memory for n in gpus) / 1e9
     return memory_gb()

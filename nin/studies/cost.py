@@ -229,7 +229,7 @@ def of_torchvision(name: str, head: str) -> nn.Module:
 def of_checkpoint(trained: Pretrained) -> CostedNet:
     """A trained net, with any head in place of its own."""
     arguments = trained.net.arguments
-    shape = (arguments.get("in_channels", 3), *sides(LARGEST, image_size=arguments["image_size"]))
+    shape = (trained.net.in_channels, *sides(LARGEST, image_size=arguments["image_size"]))
     return CostedNet(lambda head: build_net({**arguments, "head": head}), shape)
 
 

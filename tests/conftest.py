@@ -1,6 +1,8 @@
 import os
 import runpy
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side (pytest -n): a core each; set before torch reads it
@@ -12,6 +14,12 @@ from builders import ROOT
 
 for name in [name for name in os.environ if name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") or name.startswith("SLURM_")]:
     del os.environ[name]  # of a job that runs the tests; the runs that they start are none of its processes
+
+
+with suppress(ValueError):  # not the main thread
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background ignores it, and so would its runs
 
 
 @pytest.hookimpl(optionalhook=True)

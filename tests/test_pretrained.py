@@ -502,7 +502,8 @@ def error_of(name, batches=None):
 
 @pytest.mark.parametrize("name", pretrained.available())
 def test_the_error_of_the_first_thousand_images_is_the_cards(name):
-    assert error_of(name, publish.GOLDEN_BATCHES) == pytest.approx(pretrained.read_card(name)["error_of_first_batches"], abs=0.11)
+    stated = pretrained.read_card(name)["error_of_first_batches"]
+    assert error_of(name, publish.GOLDEN_BATCHES) == pytest.approx(stated, abs=0.11)  # one image, for other CPUs
 
 
 @pytest.mark.slow

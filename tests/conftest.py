@@ -28,6 +28,7 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "slow" not in item.keywords)  # the longest first, so that no core waits at the end
     no_gpu = pytest.mark.skip(reason="no CUDA device here")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

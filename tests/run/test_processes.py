@@ -146,6 +146,7 @@ def test_whatever_ends_one_ends_both_and_the_run_resumes(ended, tmp_path):
     assert results(folder) == results(ended[0])
 
 
+@pytest.mark.slow
 def test_one_command_starts_two_processes_and_passes_a_signal_on(ended, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, TRAIN, *TWO, "resume=auto", f"hydra.run.dir={folder}"]

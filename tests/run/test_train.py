@@ -159,6 +159,7 @@ def test_a_gradient_is_scaled_down_to_the_norm_that_is_set(tmp_path):
     assert lengths["null"] > 0.02
 
 
+@pytest.mark.slow
 def test_memory_of_a_whitened_run_on_cifar10(cifar10_root, tmp_path):
     overrides = ["recipe=paper", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     overrides += ["trainer.limit_test_batches=1", f"data.root={cifar10_root}", "trainer.progress_bar=false"]

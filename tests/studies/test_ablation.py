@@ -280,6 +280,7 @@ def test_the_curve_is_recorded_unless_it_is_refused_or_images_are_held_out(
     assert printed.endswith("1 row in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
 
 
+@pytest.mark.slow
 def test_a_study_of_real_runs_that_is_killed_continues_and_repeats_nothing(tmp_path):
     small = ["data=digits", "trainer.max_epochs=30", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
     small += ["model.blocks=[{widths: [8, 8, 10]}]", "trainer.limit_test_batches=1", "seed=0,1"]

@@ -42,11 +42,12 @@ from nin.checks import one_line
 from nin.config import Config, quoted
 from nin.errors import INTERRUPTED, CheckpointError, DataError, NINError, RunError, SettingError, UsageError
 from nin.run import processes
+from nin.run.started import in_this_form, spelled
 
 if TYPE_CHECKING:
     from nin.studies.ablation import Point
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = files.shipped("conf")
 ConfigStore.instance().store("schema", Config)
 
 # Hydra passes on the last four as they are: a number too long to be read, a file that is not YAML
@@ -69,7 +70,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
     def run() -> int | None:
         if not {"--help", "-h"} & set(sys.argv[1:]):
             return main(sys.argv[1:])
-        print((main.__globals__["__doc__"] or "").strip())
+        print(in_this_form((main.__globals__["__doc__"] or "").strip()))
         return 0
 
     if code := _exit_code(run):
@@ -212,7 +213,7 @@ class _Script:
             raise SettingError(
                 "trainer.devices",
                 settings.trainer.devices,
-                "--multirun trains each net in one process; scripts/ablate.py takes the same values and any number",
+                f"--multirun trains each net in one process; {spelled('ablate')} takes the same values and any number",
             )
         return settings
 
@@ -693,7 +694,7 @@ def help_text(about: str, settings: Sequence[str] | None = None) -> str:
         settings: names of the settings and groups that it takes; by default all.
     """
     groups = [each.name for each in fields(Config) if is_dataclass(get_type_hints(Config)[each.name])]
-    lines = [about.strip(), "", "Files in conf/ to choose from:", ""]
+    lines = [in_this_form(about.strip()), "", "Files in conf/ to choose from:", ""]
     for group in [*groups, "experiment"]:
         if settings is None or group in settings:
             lines.append(f"  {group:<12}{', '.join(_names(group))}")

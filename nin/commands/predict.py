@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin.checks import one_of
-from nin.cli import plain_settings, run_script
+from nin.cli import looks_like_checkpoint, plain_settings, run_script
 from nin.errors import SettingError, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,12 @@ def main(arguments: list[str]) -> None:
 def check(settings: dict[str, str], paths: list[str]) -> None:
     """Raises UsageError or SettingError for a command line that is incomplete or contradicts itself."""
     figure = settings["figure"]
+    for path in paths:
+        if path.startswith("-") and not os.path.lexists(path):
+            raise UsageError(f"{path}: no such option; a setting is written NAME=VALUE, with {', '.join(DEFAULTS)}")
     if not settings["checkpoint"]:
+        for path in filter(looks_like_checkpoint, paths):
+            raise UsageError(f"{path}: did you mean checkpoint={path}?")
         raise UsageError("checkpoint= is required: a run's folder, a weights file or a published name")
     if figure:
         one_of(("paper", "blanking"), figure=figure)

@@ -147,6 +147,8 @@ def _train(run: _Run) -> Record:
     resumed = run.checkpoint if run.checkpoint.exists() else None
     if resumed:
         record = _continued(record, run)
+    elif run.config.resume and run.writes:
+        print(f"resume=auto: {run.folder} has no whole epoch to resume; training starts at epoch 1")
     if run.writes:  # what is known before the first step: a run that dies leaves it too
         files.write(run.folder / folders.SETTINGS, to_yaml(run.config))
         records.write(run.folder, record)

@@ -31,8 +31,24 @@ __all__ += ["available", "load", "multiply_accumulates"]
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module nin has no attribute {name}")
 
 
+def _version() -> str:
+    """The installed version; in a checkout that is only on PYTHONPATH, that of its pyproject.toml."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("network-in-network")
+    except metadata.PackageNotFoundError:
+        import tomllib
+        from pathlib import Path
+
+        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+        return project["version"]
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

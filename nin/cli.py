@@ -42,11 +42,12 @@ from nin.checks import one_line
 from nin.config import Config, quoted
 from nin.errors import INTERRUPTED, CheckpointError, DataError, NINError, RunError, SettingError, UsageError
 from nin.run import processes
+from nin.run.started import in_this_form, spelled
 
 if TYPE_CHECKING:
     from nin.studies.ablation import Point
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+CONF = files.shipped("conf")
 ConfigStore.instance().store("schema", Config)
 
 # Hydra passes on the last four as they are: a number too long to be read, a file that is not YAML
@@ -54,6 +55,25 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, O
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/sweeper", "hydra/launcher")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 DISK_ERRORS += (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+ALIASES = {  # settings under the names that they have elsewhere, as far as these are not similar
+    **dict.fromkeys(("device", "backend"), "trainer.accelerator"),
+    **dict.fromkeys(("gpus", "num_gpus", "nproc", "world_size"), "trainer.devices"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "dtype"), "trainer.precision"),
+    **dict.fromkeys(("clip", "grad_clip", "max_norm"), "trainer.gradient_clip_val"),
+    **dict.fromkeys(("optimizer", "optim", "opt", "solver"), "recipe.optimiser"),
+    **dict.fromkeys(("learning_rate", "base_lr", "eta"), "recipe.lr"),
+    **dict.fromkeys(("wd", "decay", "l2"), "recipe.weight_decay"),
+    **dict.fromkeys(("scheduler", "lr_scheduler"), "recipe.schedule"),
+    **dict.fromkeys(("bs", "batch", "train_batch_size"), "data.batch_size"),
+    **dict.fromkeys(("data_dir", "data_path", "folder", "path"), "data.root"),
+    **dict.fromkeys(("out", "output", "output_dir", "save_dir", "log_dir"), "hydra.run.dir"),
+    **dict.fromkeys(("ckpt", "pretrained", "pretrained_model", "init_from"), "checkpoint"),
+    **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+    **dict.fromkeys(("dataset", "set"), "data"),
+    **dict.fromkeys(("arch", "net", "network"), "model"),
+    **dict.fromkeys(("pool", "pooling", "classifier"), "head"),
+}
+WORKERS = ("workers", "num_workers", "n_workers", "pin_memory", "persistent_workers")
 
 
 # commands -------------------------------------------------------------------------------------------------------------
@@ -69,7 +89,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
     def run() -> int | None:
         if not {"--help", "-h"} & set(sys.argv[1:]):
             return main(sys.argv[1:])
-        print((main.__globals__["__doc__"] or "").strip())
+        print(in_this_form((main.__globals__["__doc__"] or "").strip()))
         return 0
 
     if code := _exit_code(run):
@@ -212,7 +232,7 @@ class _Script:
             raise SettingError(
                 "trainer.devices",
                 settings.trainer.devices,
-                "--multirun trains each net in one process; scripts/ablate.py takes the same values and any number",
+                f"--multirun trains each net in one process; {spelled('ablate')} takes the same values and any number",
             )
         return settings
 
@@ -306,7 +326,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     `head=glob(fc*,exclude=*_article)`. Raises SettingError or UsageError."""
     axes = []
     with _hydra():
-        for override in map(_parsed, overrides):
+        for override in _read(overrides):
             override.config_loader = GlobalHydra.instance().config_loader()  # glob asks it for names
             axis = [override.input_line]
             if override.is_sweep_override():
@@ -343,7 +363,7 @@ class _Composed:
     """
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        self.parsed = [_parsed(override) for override in overrides]
+        self.parsed = _read(overrides)
         for override in self.parsed:
             _check_override(override)
         hydras = [override for override in self.parsed if override.is_hydra_override()]
@@ -462,14 +482,37 @@ def _apply(override: Override, node: DictConfig) -> None:
 # refusing -------------------------------------------------------------------------------------------------------------
 
 
+def _read(overrides: Sequence[str]) -> list[Override]:
+    """The overrides, read. Raises UsageError."""
+    for place, override in enumerate(overrides):
+        if override.startswith("-"):
+            written = _without_dashes(override, overrides[place + 1 :])
+            raise UsageError(f"{one_line(override)}: no such option; {written}")
+    return [_parsed(override) for override in overrides]
+
+
+def _without_dashes(option: str, following: Sequence[str]) -> str:
+    """How to write what was given as an option: `--head gap` is head=gap."""
+    name, equals, value = option.lstrip("-").replace("-", "_").partition("=")
+    name = name if _is_group(name) or _field(name) is not None else _meant(name)
+    if not name:
+        return "a setting is written NAME=VALUE, --help lists them"
+    if equals:
+        value = option.partition("=")[2]
+    elif following and not following[0].startswith("-") and "=" not in following[0]:
+        value = following[0]
+    return f"write {name}={one_line(value) or 'VALUE'}"
+
+
 @cache
 def _parsed(override: str) -> Override:
     """An override, read. Raises UsageError."""
-    if override.startswith("-"):
-        raise UsageError(f"{override}: no such option; a setting is written NAME=VALUE, --help lists them")
     try:
         return OverridesParser.create().parse_overrides([override])[0]
     except OverrideParseException as error:
+        if looks_like_checkpoint(override):
+            reason = f"expected NAME=VALUE; did you mean checkpoint={override}?"
+            raise UsageError(f"{one_line(override)}: {reason}") from error
         raise UsageError(
             f"{one_line(override)}: expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
         ) from error
@@ -491,21 +534,28 @@ def _check_override(override: Override) -> None:
     elif not _is_group(name) and _field(name) is None:
         raise SettingError(name, _value_of(override), f"unknown setting; {_siblings(name)}{_suggestion(name)}")
     if override.is_sweep_override():
-        reason = "several values require --multirun or scripts/ablate.py; a list is written [A,B]"
+        study = f"{spelled('ablate')} {shlex.quote(one_line(line))}"
+        reason = f"several values require --multirun or {study}; a list is written [A,B]"
         raise SettingError(name, _value_of(override), reason)
     if override.is_add() and not _is_group(name):
         raise UsageError(f"{line}: {name} is a setting already; write it without +")
     if override.is_delete() and not _is_group(name):
         raise UsageError(f"{line}: a setting cannot be deleted")
     if _is_choice(override) and not override.is_delete():
-        chosen = override.value()
-        several = isinstance(chosen, list) and name == "experiment"
-        names = _names(name)
-        if chosen is None and name == "experiment":
-            return
-        for each in chosen if several else [chosen]:
-            if str(each) not in names:
-                raise SettingError(name, each, f"must be one of {', '.join(names)}")
+        _check_choice(name, override.value())
+
+
+def _check_choice(group: str, chosen: Any) -> None:
+    """Raises SettingError for a choice that has no file."""
+    several = isinstance(chosen, list) and group == "experiment"
+    names = _names(group)
+    if chosen is None and group == "experiment":
+        return
+    for each in chosen if several else [chosen]:
+        if str(each) not in names:
+            is_folder = group == "data" and ("/" in str(each) or os.path.isdir(str(each)))
+            root = f"; the folder of a set is written data.root={one_line(each)}" if is_folder else ""
+            raise SettingError(group, each, f"must be one of {', '.join(names)}{root}")
 
 
 def _is_group(name: str) -> bool:
@@ -592,12 +642,35 @@ def _siblings(name: str) -> str:
 
 
 def _suggestion(name: str) -> str:
-    """The setting that may have been meant, as a question: `lr` is recipe.lr, `epochs` is trainer.max_epochs."""
+    """The setting that may have been meant, as a question, with its choices if it has some."""
+    if name.rpartition(".")[2] in WORKERS:
+        return "; there are no workers: all images are in memory"
+    meant = _meant(name)
+    about = _field(meant).metadata if _field(meant) is not None else {}
+    choices = f" ({', '.join(about['choices'])})" if about.get("choices") else ""
+    return f"; did you mean {meant}{choices}?" if meant else ""
+
+
+def _meant(name: str) -> str:
+    """The setting that may have been meant: `lr` is recipe.lr, `device` is trainer.accelerator. Empty if none is
+    similar."""
+    last = name.rpartition(".")[2]
+    if last in ALIASES:
+        return ALIASES[last]
     known: dict[str, str] = {}
     for each in config.flat(config.settings_of(Config())):
         known.setdefault(each.rpartition(".")[2], each)
-    near = get_close_matches(name.rpartition(".")[2], known, n=1, cutoff=0.7)
-    return f"; did you mean {known[near[0]]}?" if near and near[0] != "name" else ""
+    near = get_close_matches(last, known, n=1, cutoff=0.7)
+    return known[near[0]] if near and near[0] != "name" else ""
+
+
+def looks_like_checkpoint(text: str) -> bool:
+    """Whether a text is a published name, a weights file or the folder of a run."""
+    if not text or "=" in text:
+        return False
+    run, published = Path(text), files.shipped("checkpoints") / f"{text}.json"
+    places = (published, run / "summary.json", run / "model.safetensors")
+    return text.endswith(".safetensors") or any(map(os.path.isfile, places))
 
 
 # settings back to a command line --------------------------------------------------------------------------------------
@@ -693,7 +766,7 @@ def help_text(about: str, settings: Sequence[str] | None = None) -> str:
         settings: names of the settings and groups that it takes; by default all.
     """
     groups = [each.name for each in fields(Config) if is_dataclass(get_type_hints(Config)[each.name])]
-    lines = [about.strip(), "", "Files in conf/ to choose from:", ""]
+    lines = [in_this_form(about.strip()), "", "Files in conf/ to choose from:", ""]
     for group in [*groups, "experiment"]:
         if settings is None or group in settings:
             lines.append(f"  {group:<12}{', '.join(_names(group))}")
@@ -725,9 +798,16 @@ def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[s
     settings = dict(defaults)
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        known = ", ".join(defaults)
+        if argument.startswith("-"):
+            raise UsageError(f"{argument}: no such option; expected NAME=VALUE, where NAME is one of {known}")
         if not equals:
-            raise UsageError(f"{argument}: expected NAME=VALUE, where NAME is one of {', '.join(defaults)}")
+            is_net = "checkpoint" in defaults and looks_like_checkpoint(argument)
+            meant = f"; did you mean checkpoint={argument}?" if is_net else ""
+            raise UsageError(f"{argument}: expected NAME=VALUE, where NAME is one of {known}{meant}")
         if name not in settings:
-            raise SettingError(name, value, f"unknown setting; known are {', '.join(defaults)}")
+            near = get_close_matches(name, defaults, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise SettingError(name, value, f"unknown setting; known are {known}{meant}")
         settings[name] = value
     return settings

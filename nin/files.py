@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPORARY = ".part-"  # how the name of a file that is being written begins
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = None if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # None where the wheel is installed
+
+
+def shipped(name: str) -> Path:
+    """A folder that travels in the wheel: inside the package there, beside it in a checkout."""
+    return PACKAGE / name if CHECKOUT is None else CHECKOUT / name
 
 
 @contextmanager

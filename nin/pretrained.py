@@ -29,8 +29,7 @@ from nin.errors import CheckpointError, SettingError
 from nin.model import NIN
 from nin.pictures import resize, to_tensor, upright
 
-INSTALLED = Path(__file__).parent / "checkpoints"  # in a wheel
-CHECKPOINTS = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "checkpoints"  # in a checkout
+CHECKPOINTS = files.shipped("checkpoints")
 PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
 MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
 UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs

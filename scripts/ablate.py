@@ -1,49 +1,6 @@
-"""Runs an ablation study: each combination of the given values is one run and one row of a CSV file.
+"""`nin ablate` from a checkout: nin/commands/ablate.py."""
 
-python scripts/ablate.py data=digits head=gap,fc seed=0,1                       four short runs
-python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the heads of the paper's Table 5
-python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
-python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_epochs=800 eval_curve=false
-                                                                  as many steps as with all images at 8 epochs
-
-The overrides are those of scripts/train.py, with Hydra's sweep syntax. The test error is recorded after each epoch,
-unless eval_curve=false is given or data.val holds training images out. Recorded runs are not repeated, and an
-interrupted study continues where it stopped. A run is known by its settings: after an edit of a recipe its runs are
-made anew, and the report keeps them apart from the old ones. Two more settings:
-
-study=FILE    the CSV file; by default checkpoints/runs.csv, from which README.md is made. Use your own for a new study
-jobs=N        runs side by side, by default 1
-"""
-
-import shlex
-import signal
-from pathlib import Path
-
-from nin import cli
-from nin.checks import counted
-from nin.errors import SettingError
-
-ROOT = Path(__file__).resolve().parents[1]
-OWN = {"study": str(ROOT / "checkpoints" / "runs.csv"), "jobs": "1"}
-
-
-def main(arguments: list[str]) -> None:
-    from nin.studies import ablation, report
-
-    own = [argument for argument in arguments if argument.partition("=")[0] in OWN]
-    overrides = [argument for argument in arguments if argument not in own]
-    settings = cli.plain_settings(own, OWN)
-    file, jobs = Path(settings["study"]), settings["jobs"]
-    if not jobs.isdecimal() or int(jobs) == 0:
-        raise SettingError("jobs", jobs, "expected a number of runs from 1")
-    points = cli.points(overrides)
-    if not any(override.lstrip("+").startswith("eval_curve=") for override in overrides):
-        points = [point.with_test_curve() for point in points]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C it ends the runs too
-    rows = ablation.study(points, file, ROOT / "runs" / "ablation", int(jobs))
-    command = f"python scripts/report.py {shlex.quote(f'study={file}')}"
-    print(f"\n{report.table(rows)}\n{counted(len(rows), 'row')} in {file}; the report: {command}")
-
+from nin.commands.ablate import start
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    start()

@@ -1,34 +1,6 @@
-"""Training images per second: this project's run, the bare step, and the loop of a usual port (nin/studies/speed.py).
+"""`nin benchmark` from a checkout: nin/commands/benchmark.py."""
 
-python scripts/benchmark.py                                                                the default recipe
-python scripts/benchmark.py model.norm=none model.dropout=0.5 recipe.optimiser=sgd         as the authors have it
-python scripts/benchmark.py trainer=cpu data.batch_size=64
-"""
-
-from pathlib import Path
-
-from nin.cli import command
-from nin.config import Config
-
-SETTINGS = ("model", "head", "data", "recipe", "trainer", "experiment", "seed")
-
-
-def main(config: Config, folder: Path) -> None:
-    from nin.run.machine import versions
-    from nin.run.trainer import precision
-    from nin.studies import speed
-
-    speeds = speed.benchmark(config)
-    print(f"\n{speeds.device}, torch {versions()['torch']}")
-    print(f"batch {config.data.batch_size}, {precision(config)}, norm {config.model.norm}\n")
-    print(speed.table(speeds))
-
-
-def check(config: Config) -> None:
-    from nin.run import build
-
-    build.check(config)
-
+from nin.commands.benchmark import start
 
 if __name__ == "__main__":
-    command(main, check=check, settings=SETTINGS)
+    start()

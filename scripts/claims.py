@@ -1,49 +1,6 @@
-"""Answers claims about pooling from trained nets and from a study's rows: tables, pictures and verdicts.
+"""`nin claims` from a checkout: nin/commands/claims.py."""
 
-python scripts/claims.py checkpoint=runs/A,runs/B            all claims about nets: size, shift, channels, objects
-python scripts/claims.py checkpoint=A,B,C claim=shift        one claim, of published nets
-python scripts/claims.py study=FILE                          all claims about runs: convergence, overfitting, transfer
-
-checkpoint=    folders of runs, weights files or published names
-study=         CSV file of scripts/ablate.py
-claim=         one or several of size, shift, channels, objects, convergence, overfitting, transfer
-images=N       number of test images, drawn once; by default all
-out=FOLDER     for pictures and two pages, nets.md and runs.md; by default claims/
-data.root=     folder of the sets, by default the environment variable NIN_DATA
-
-Convergence reads any study that varies head and seed. Overfitting reads a study that varies data.share. A small share
-makes an epoch short: with the epochs below all shares have the same number of steps. Fewer epochs take less time, and
-heads are compared within a share in any case:
-
-python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick
-python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.2 trainer.max_epochs=40
-python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.05 trainer.max_epochs=160
-python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.01 trainer.max_epochs=800
-
-Add eval_curve=false: then the test images are not evaluated after each of so many epochs. The warm-up keeps its epochs.
-"""
-
-import shlex
-import sys
-from pathlib import Path
-
-from nin import cli
-
-DEFAULTS = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "claims", "data.root": ""}
-
-
-def main(arguments: list[str]) -> None:
-    settings = cli.plain_settings(arguments, DEFAULTS)
-    from nin.studies.claims import Pages, Questions
-
-    questions = Questions.of_settings(settings)
-    stated = [argument for argument in arguments if not argument.startswith("data.root=")]
-    pages = Pages(Path(settings["out"]), f"python scripts/claims.py {shlex.join(stated)}")
-    for page, heading, answer in questions.answers():
-        print(pages.add(page, heading, answer), flush=True)
-    for reason in questions.unanswered:
-        print(f"not answered: {reason}", file=sys.stderr)
-
+from nin.commands.claims import start
 
 if __name__ == "__main__":
-    cli.run_script(main)
+    start()

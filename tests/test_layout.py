@@ -21,7 +21,8 @@ ORDER = [
     ["publish", "predict"],
     ["studies"],
     ["cli"],
-    ["scripts"],
+    ["commands"],
+    ["scripts", "__main__"],
 ]
 ROOM = {name: place for place, names in enumerate(ORDER) for name in names}
 SOURCES = sorted([*(ROOT / "nin").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])

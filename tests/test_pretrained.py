@@ -527,9 +527,8 @@ print("heavy:", *(name for name in {HEAVY} if name in sys.modules))
 """
 
 
-def test_a_wheel_carries_the_published_nets(tmp_path):
-    """Built from the tracked files and unpacked elsewhere, it loads every net without a network, in an empty folder,
-    and imports none of the heavy libraries for it."""
+def build_wheel(tmp_path):
+    """Builds the wheel from the tracked files and installs it in tmp_path/installed; returns the wheel."""
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("not a git checkout")
@@ -545,22 +544,60 @@ def test_a_wheel_carries_the_published_nets(tmp_path):
     assert built.returncode == 0, built.stderr
     assert sorted((tmp_path / "source").rglob("*")) == before  # nothing is left that could become stale
     (wheel,) = tmp_path.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "-q", "--target", str(tmp_path / "installed")]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    return wheel
+
+
+def outside(wheel, *command):
+    """Runs a command of the installed wheel in an empty folder, outside the checkout."""
+    installed, folder = wheel.parent / "installed", wheel.parent / "empty"
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_wheel_carries_the_published_nets(tmp_path):
+    """Installed elsewhere, it loads every net without a network, in an empty folder, and imports none of the heavy
+    libraries for it. Its commands train, predict and study there."""
+    wheel = build_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as opened:
         names = opened.namelist()
-        opened.extractall(tmp_path / "installed")
     published = {
         f"nin/checkpoints/{name}" for name in os.listdir(ROOT / "checkpoints") if name.endswith(("safetensors", "json"))
     }
     assert {name for name in names if name.startswith("nin/checkpoints/")} == published
     assert {name.split("/")[0].split("-")[0] for name in names} == {"nin", "network_in_network"}
-    (tmp_path / "empty").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOADS_ALL], cwd=tmp_path / "empty", env=environment, capture_output=True, text=True
-    )
+    settings = {f"nin/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
+    assert {name for name in names if name.startswith("nin/conf/")} == settings
+    done = outside(wheel, "-c", LOADS_ALL)
     assert done.returncode == 0, done.stderr
     where, listed, *loaded, heavy = done.stdout.splitlines()
-    assert where.startswith(str(tmp_path / "installed"))
+    assert where.startswith(str(wheel.parent / "installed"))
     assert listed.split() == nin.available()
     assert loaded == [f"{name} 2 10" for name in nin.available()]
     assert heavy == "heavy:"
+    commands_work(wheel)
+
+
+def commands_work(wheel):
+    """`nin` trains, predicts and says what belongs to a checkout; results go into the current folder."""
+    nin_command = str(wheel.parent / "installed" / "bin" / "nin")
+    small = ["head=gap", "data=digits", "model.blocks=[{widths: [8, 8, 10]}]", "trainer.max_epochs=1"]
+    small += ["trainer.limit_train_batches=2", "trainer.limit_test_batches=1", "trainer.progress_bar=false"]
+    trained = outside(wheel, nin_command, "train", *small, "trainer=cpu", "resume=auto", "hydra.run.dir=runs/a")
+    assert trained.returncode == 0, trained.stderr
+    assert "resume=auto: runs/a has no whole epoch to resume" in trained.stdout
+    assert "nin evaluate checkpoint=" in trained.stdout and "scripts" not in trained.stdout
+    assert (wheel.parent / "empty" / "runs" / "a" / "model.safetensors").is_file()
+    photo = str(ROOT / "scripts" / "chelsea.png")
+    predicted = outside(wheel, "-P", "-m", "nin", "predict", "checkpoint=cifar10-gap", photo)
+    assert predicted.returncode == 0, predicted.stderr
+    assert "chelsea.png: " in predicted.stdout
+    assert (wheel.parent / "empty" / "maps" / "chelsea_cifar10-gap.png").is_file()
+    study = outside(wheel, nin_command, "ablate", *small, "seed=0", "eval_curve=false")
+    assert study.returncode == 0, study.stderr
+    assert study.stdout.endswith("1 row in runs.csv\n") and "nin evaluate" in study.stdout
+    refused = outside(wheel, nin_command, "report")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: nin report: requires a checkout")
+    assert sorted(file.name for file in (wheel.parent / "empty").glob("[!.]*")) == ["maps", "runs", "runs.csv"]

@@ -39,6 +39,7 @@ from nin.run.evaluate import check_limits, evaluate
 from nin.run.machine import commit, device_name, peak_memory_gb, versions
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
 from nin.run.record import Record, Start
+from nin.run.started import spelled
 from nin.run.trainer import build_trainer, keep_freed_memory, precision, quiet
 from nin.task import Classifier
 
@@ -92,7 +93,7 @@ def train(config: Config, folder: Path) -> Record:
     devices, running = config.trainer.devices, world_size()
     if devices > 1 and running != devices:
         count = "1 process is" if running == 1 else f"{running} processes are"
-        raise SettingError("trainer.devices", devices, f"{count} running; start with scripts/train.py or torchrun")
+        raise SettingError("trainer.devices", devices, f"{count} running; start with {spelled('train')} or torchrun")
     advice = f"to resume after the last whole epoch, run the same command with resume=auto hydra.run.dir={folder}"
     with stoppable(advice), ending_together():
         run = _begin(config, folder)
@@ -146,6 +147,8 @@ def _train(run: _Run) -> Record:
     resumed = run.checkpoint if run.checkpoint.exists() else None
     if resumed:
         record = _continued(record, run)
+    elif run.config.resume and run.writes:
+        print(f"resume=auto: {run.folder} has no whole epoch to resume; training starts at epoch 1")
     if run.writes:  # what is known before the first step: a run that dies leaves it too
         files.write(run.folder / folders.SETTINGS, to_yaml(run.config))
         records.write(run.folder, record)
@@ -319,4 +322,4 @@ def closing_lines(record: Record, folder: Path) -> str:
   test error     {record.test_error:6.2f} %
 {chance}
 Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
-Evaluate it again: python scripts/evaluate.py checkpoint={folder}"""
+Evaluate it again: {spelled("evaluate")} checkpoint={folder}"""

@@ -1,4 +1,4 @@
-"""Ablation studies: many runs of `scripts/train.py`, each recorded as a row (`nin.studies.rows`)."""
+"""Ablation studies: many runs of `nin train`, each recorded as a row (`nin.studies.rows`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,12 +21,12 @@ from nin.errors import INTERRUPTED, CheckpointError, LockedError, RowsError, Run
 from nin.run import record
 from nin.run.folder import METRICS, is_training_in
 from nin.run.processes import STARTER
+from nin.run.started import arguments_of
 from nin.studies import rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TRAIN = (sys.executable, str(Path(__file__).parents[2] / "scripts" / "train.py"))
 CLAIM = ".study"  # in a run's folder: locked while a study trains or records that run
 GRACE = 60  # seconds that the run of a killed study has to end with its next batch
 ENDED = (0, 3)  # exit codes of a run that finished, and of one whose net died
@@ -91,9 +90,7 @@ class Point:
         return replace(self, overrides=overrides, config=replace(self.config, eval_curve=True))
 
 
-def study(
-    points: Sequence[Point], file: Path, runs: Path, jobs: int = 1, command: Sequence[str] = TRAIN
-) -> pd.DataFrame:
+def study(points: Sequence[Point], file: Path, runs: Path, jobs: int = 1, command: Sequence[str] = ()) -> pd.DataFrame:
     """Trains every point that has no row in `file` yet, and adds its row.
 
     A point that has a row with status ok or dead is not trained again, unless it asks for a test curve and the row has
@@ -106,8 +103,8 @@ def study(
         file: the study's file of rows; created if need be.
         runs: the folder of the runs' folders.
         jobs: runs side by side, each with its share of the cores and a log.txt in its folder.
-        command: trains one run: called with a point's overrides, hydra.run.dir=FOLDER and resume=auto, it leaves a
-            record in the folder and returns the exit codes of scripts/train.py.
+        command: trains one run; by default `nin train`. Called with a point's overrides, hydra.run.dir=FOLDER and
+            resume=auto, it leaves a record in the folder and returns the exit codes of `nin train`.
 
     Returns:
         the rows of all points, as returned by `nin.studies.rows.ended`.
@@ -124,7 +121,7 @@ def study(
     todo = [point for point in distinct.values() if not _is_recorded(point, known)]
     print(f"{counted(len(distinct), 'run')}, {len(distinct) - len(todo)} already recorded in {file}", flush=True)
     _print_other_precisions(todo, recorded)
-    working = _Study(file, Path(runs), jobs, tuple(command), todo)
+    working = _Study(file, Path(runs), jobs, tuple(command or arguments_of("train")), todo)
     goes_on = f"the same command continues the study, {file} has the rows so far"
     try:
         working.work()

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nin.errors import ClaimError
 from nin.plan import HEADS
+from nin.run.started import spelled
 from nin.studies.answer import Answer
 from nin.studies.comparisons import Group, comparable, judge
 from nin.studies.report import ACCURACIES, epochs_table
@@ -33,7 +34,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     if not groups:
         raise ClaimError(
             "claim=convergence: no run of the study that varies only head and seed has a test curve; train some with "
-            "scripts/ablate.py head=gap,fc seed=0,1,2 eval_curve=true"
+            f"{spelled('ablate')} head=gap,fc seed=0,1,2 eval_curve=true"
         )
     several = [group for group in groups if group.rows["head"].nunique() > 1]
     return [_answer(group) for group in several or groups]

@@ -10,6 +10,7 @@ from matplotlib.ticker import NullLocator
 from nin.checks import counted
 from nin.errors import ClaimError
 from nin.plan import HEADS
+from nin.run.started import spelled
 from nin.studies.answer import Answer
 from nin.studies.comparisons import Group, comparable, judge
 from nin.studies.tables import (
@@ -43,7 +44,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     if not several:
         raise ClaimError(
             "claim=overfitting: the study has no runs with several shares of the training images; train some with "
-            "scripts/ablate.py data.share=0.01,0.05,0.2,1"
+            f"{spelled('ablate')} data.share=0.01,0.05,0.2,1"
         )
     return [_answer(group) for group in several]
 

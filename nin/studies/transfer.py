@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from nin.errors import ClaimError
 from nin.plan import HEADS
 from nin.pretrained import available, read_card
+from nin.run.started import spelled
 from nin.studies.answer import Answer
 from nin.studies.comparisons import Group, comparable, judge
 from nin.studies.tables import (
@@ -76,7 +77,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     if not groups:
         raise ClaimError(
             "claim=transfer: no run of the study that varies nothing else started from a checkpoint; train some with "
-            "scripts/ablate.py data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
+            f"{spelled('ablate')} data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
         )
     trainings = published_trainings()
     return [_answer(group, trainings) for group in groups]

@@ -195,7 +195,7 @@ def test_torchrun_starts_the_same_run(ended, tmp_path):
 
 def test_without_its_processes_a_run_is_refused(tmp_path, monkeypatch):
     config = compose(TWO)
-    with pytest.raises(SettingError, match=r"trainer\.devices=2: 1 process is running; start with scripts/train\.py"):
+    with pytest.raises(SettingError, match=r"devices=2: 1 process is running; start with python scripts/train\.py"):
         train(config, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(SettingError, match=r"trainer\.devices=2: 3 processes are running"):

@@ -69,8 +69,9 @@ def test_a_signal_ends_with_its_code_and_a_way_to_resume(uninterrupted, tmp_path
         assert process.is_running
         time.sleep(0.05)
     process.kill(number)
-    ended, _, errors = process.wait()
+    ended, said, errors = process.wait()
     assert ended == code
+    assert said.startswith("resume=auto: run has no whole epoch to resume; training starts at epoch 1\n")
     assert errors == (
         "error: stopped; to resume after the last whole epoch, run the same command with resume=auto "
         "hydra.run.dir=run\n"

@@ -3,12 +3,12 @@
 import base64
 import http.client
 import os
-import runpy
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -144,9 +144,9 @@ def test_without_gradio_the_command_says_what_to_install(script, tmp_path, monke
 
 @pytest.fixture
 def demo():
-    """The functions of the script."""
+    """The functions of the command."""
     pytest.importorskip("gradio", reason="gradio is not installed")
-    return runpy.run_path(str(ROOT / "scripts" / "demo.py"))
+    return vars(import_module("nin.commands.demo"))
 
 
 def test_the_page_looks_at_pictures_and_refuses_what_is_none(demo, tmp_path):

@@ -1,6 +1,7 @@
 """What a script loads before it answers, and what it leaves behind."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -16,7 +17,11 @@ for name, *arguments in json.loads(sys.argv[1]):
     sys.argv, code = [name, *arguments], 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            runpy.run_path({str(ROOT / "scripts")!r} + "/" + name, run_name="__main__")
+            if name == "nin":
+                from nin.commands import main
+                main()
+            else:
+                runpy.run_path({str(ROOT / "scripts")!r} + "/" + name, run_name="__main__")
         except SystemExit as ended:
             code = ended.code or 0
     loaded = [module for module in {SLOW!r} if module in sys.modules]
@@ -35,11 +40,14 @@ def test_help_and_refusals_load_nothing_slow_and_leave_nothing(tmp_path):
     helps = [[name, "--help"] for name in ("train.py", "evaluate.py", "benchmark.py", "cost.py", "ablate.py")]
     wrong = [["train.py", "head=gpa"], ["train.py", "seed=-1"], ["train.py", "--multirun", "head=gap,gpa"]]
     wrong += [["evaluate.py", "head=gap"], ["benchmark.py", "nosuch=1"], ["cost.py", "nosuch=1"]]
+    helps += [["nin", "--help"], ["nin", "train", "--help"], ["nin", "predict", "--help"]]
+    wrong += [["nin"], ["nin", "nosuch"], ["nin", "train", "epochs=3"], ["nin", "evaluate", "cifar10-gap"]]
     answers = probe(tmp_path, *helps, *wrong)
     for command, (code, said, errors, loaded) in zip([*helps, *wrong], answers, strict=True):
         assert loaded == [], command
         if command in helps:
-            assert (code, errors) == (0, "") and f"python scripts/{command[0]}" in said
+            typed = shlex.join(command[:-1]) if command[0] == "nin" else f"python scripts/{command[0]}"
+            assert (code, errors) == (0, "") and f"{typed} " in said
         else:
             assert (code, said, errors.count("\n")) == (2, "", 1) and errors.startswith("error: "), command
     assert list(tmp_path.iterdir()) == []

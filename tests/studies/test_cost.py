@@ -115,4 +115,4 @@ def test_the_command(script):
     ):
         code, printed, errors = script("cost.py", *wrong)
         assert (code, printed, errors.count("\n")) == (2, "", 1) and words in errors
-    assert (ROOT / "scripts" / "cost.py").read_text().split('"""')[1].strip() in script("cost.py", "--help")[1]
+    assert (ROOT / "nin" / "commands" / "cost.py").read_text().split('"""')[1].strip() in script("cost.py", "--help")[1]

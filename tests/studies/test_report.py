@@ -125,7 +125,7 @@ def test_the_report_of_a_study(tmp_path, row, script):
 
 def test_a_study_that_does_not_exist_is_named(script, tmp_path):
     assert script("report.py", "study=no.csv")[::2] == (
-        *(2, "error: study=no.csv: does not exist; scripts/ablate.py creates it\n"),
+        *(2, "error: study=no.csv: does not exist; python scripts/ablate.py creates it\n"),
     )
     code, _, errors = script("report.py", "studies=no.csv")
     assert code == 2 and "studies" in errors

@@ -1,0 +1,55 @@
+"""Network in Network: trains, evaluates and explains nets.
+
+nin train        trains one net
+nin evaluate     test error and confusions of a trained net
+nin predict      classes of pictures, and where the net sees them
+nin ablate       a study: one run for each combination of values
+nin cost         parameters and operations, layer by layer
+nin demo         a page to try trained nets on
+nin benchmark    training images per second
+
+In a checkout of the repository:
+
+nin report       tables and figures of a study
+nin claims       what trained nets and studies say about pooling
+nin publish      a run's net under a name of its own
+
+nin COMMAND --help explains a command; nin --version prints the version. Results go into the current folder.
+"""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+import nin
+from nin import cli, files
+from nin.errors import UsageError
+
+ANYWHERE = ("train", "evaluate", "predict", "ablate", "cost", "demo", "benchmark")
+OF_A_CHECKOUT = ("report", "claims", "publish")
+
+
+def main() -> None:
+    """The entry point `nin`: runs the command that its first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ANYWHERE or (name in OF_A_CHECKOUT and files.CHECKOUT):
+        del sys.argv[1]
+        import_module(f"nin.commands.{name}").start()
+    else:
+        cli.run_script(_without_command)
+
+
+def _without_command(arguments: list[str]) -> None:
+    """Prints the version, or raises UsageError with the commands."""
+    if arguments == ["--version"]:
+        print(nin.__version__)
+        return
+    name = cli.one_line(arguments[0]) if arguments else ""
+    if name in OF_A_CHECKOUT:
+        raise UsageError(f"nin {name}: requires a checkout of the repository; run it there, after pip install -e .")
+    known = (*ANYWHERE, *OF_A_CHECKOUT) if files.CHECKOUT else ANYWHERE
+    near = get_close_matches(name, known, n=1)
+    meant = f"; did you mean nin {near[0]}?" if near else ""
+    raise UsageError(f"nin{f' {name}' * bool(name)}: expected a command, one of {', '.join(known)}{meant}")

@@ -1,0 +1,112 @@
+"""The classes that a trained net sees in pictures, and where it sees them.
+
+python scripts/predict.py checkpoint=runs/… IMAGE_OR_FOLDER …     top classes, and a picture of their class maps
+python scripts/predict.py checkpoint=runs/… size=native IMAGE     at the picture's own size instead of the training size
+python scripts/predict.py checkpoint=runs/… test=10               ten random images of the net's test set
+python scripts/predict.py checkpoint=runs/… figure=paper          the paper's figure: test images and all class maps
+python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
+
+The heads gap and gmp have a map for each class. Under every other head class activation maps are computed. Pictures are
+written to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA; seed=1, 2, … samples
+others. figure=blanking takes 1,000 of them, or test=N.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nin.checks import one_of
+from nin.cli import looks_like_checkpoint, plain_settings, run_script
+from nin.errors import SettingError, UsageError
+
+if TYPE_CHECKING:
+    from nin.pretrained import Pretrained
+
+DEFAULTS = {"checkpoint": "", "size": "training", "figure": "", "test": "0", "seed": "0", "out": "maps"}
+DEFAULTS |= {"data.root": ""}
+
+
+def main(arguments: list[str]) -> None:
+    assigned = [each for each in arguments if each.partition("=")[0] in DEFAULTS and "=" in each]
+    assigned = [each for each in assigned if not os.path.exists(each)]  # a file may be called size=big.png
+    paths = [each for each in arguments if each not in assigned]
+    settings = plain_settings(assigned, DEFAULTS)
+    check(settings, paths)
+    if settings["figure"] == "blanking":
+        draw_blanking(settings)
+        return
+
+    from tqdm import tqdm
+
+    from nin import pictures, predict, pretrained
+
+    predict.read_size(settings["size"])
+    trained, label = pretrained.load(settings["checkpoint"]), predict.label_of(settings["checkpoint"])
+    out, root, number = predict.make_folder(settings["out"]), settings["data.root"] or None, int(settings["test"])
+    if settings["figure"] == "paper":
+        draw_paper(trained, out / f"paper_{label}.png", root)
+        return
+    sources = [(str(file), file) for file in pictures.find_pictures(paths)]
+    sources += predict.sample_test_images(trained, number, root, int(settings["seed"])) if number else []
+    print(f"{label} knows {predict.known_classes(trained)}")
+    predictions = predict.predict_files(trained, sources, out, label, settings["size"])
+    for name, prediction, drawing in tqdm(predictions, total=len(sources), disable=len(sources) < 5):
+        print(f"{name}: {prediction}  ({drawing})")
+
+
+def check(settings: dict[str, str], paths: list[str]) -> None:
+    """Raises UsageError or SettingError for a command line that is incomplete or contradicts itself."""
+    figure = settings["figure"]
+    for path in paths:
+        if path.startswith("-") and not os.path.lexists(path):
+            raise UsageError(f"{path}: no such option; a setting is written NAME=VALUE, with {', '.join(DEFAULTS)}")
+    if not settings["checkpoint"]:
+        for path in filter(looks_like_checkpoint, paths):
+            raise UsageError(f"{path}: did you mean checkpoint={path}?")
+        raise UsageError("checkpoint= is required: a run's folder, a weights file or a published name")
+    if figure:
+        one_of(("paper", "blanking"), figure=figure)
+    for name in ("test", "seed"):
+        if not settings[name].isdecimal() or len(settings[name]) > 9:
+            raise SettingError(name, settings[name], "expected an integer from 0 to 999999999")
+        if figure == "paper" and int(settings[name]):
+            raise SettingError(name, settings[name], "figure=paper takes the first test images of each class")
+    if figure and settings["size"] != "training":
+        raise SettingError("size", settings["size"], f"figure={figure} takes test images as they are")
+    if figure == "blanking" and settings["test"] == "1":
+        raise SettingError("test", 1, "figure=blanking requires at least 2 test images")
+    if figure and paths:
+        raise SettingError("figure", figure, f"takes test images, got {paths[0]}")
+    if not paths and not figure and not int(settings["test"]):
+        raise UsageError("expected pictures or folders of pictures, or test= and a number of test images")
+
+
+def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
+    from nin import files
+    from nin.run.evaluate import images_of
+    from nin.studies import maps
+
+    test = images_of(trained, root).set
+    with files.writing(file) as temporary:
+        maps.draw_paper_figure(trained, test.test_images, test.test_labels).savefig(temporary, dpi=80)
+    print(file)
+
+
+def draw_blanking(settings: dict[str, str]) -> None:
+    from nin import files, predict
+    from nin.studies import nets, objects
+
+    checkpoint, number, seed = settings["checkpoint"], int(settings["test"]) or 1000, int(settings["seed"])
+    subjects = nets.gather([checkpoint], settings["data.root"] or None, number, seed)
+    file = predict.make_folder(settings["out"]) / f"blanking_{predict.label_of(checkpoint)}.png"
+    answer = objects.answer(subjects)
+    with files.writing(file) as temporary:
+        answer.figure.savefig(temporary, dpi=150)
+    print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
+    print(file)
+
+
+def start() -> None:
+    run_script(main)

@@ -46,7 +46,7 @@ def plot_curves(metrics: Path, file: Path, record: Record) -> None:
         axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.08 * highest or 1))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(rows) == 1:
-            axis.set(xlim=(0.5, 1.5), xticks=[1])
+            axis.set(xlim=(0.6, 2.2), xticks=[1])  # the legend is at the right
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)

@@ -16,19 +16,22 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from tqdm import tqdm
 
 from nin import files
+from nin.data.module import Batches, Images
 from nin.errors import DeadNetError, InterruptedRunError, LeftAloneError
 from nin.run.processes import is_orphaned
 
 QUICK_EPOCHS = 8  # of conf/recipe/quick.yaml, which the estimate recommends
+FORWARD = 1 / 3  # of the time of a training step: the backward pass computes twice as much as the forward pass
 
 # progress -------------------------------------------------------------------------------------------------------------
 
@@ -40,21 +43,64 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def say(trainer: L.Trainer, line: str) -> None:
+    """Prints a line above the progress bar, where there is one; process 0 prints."""
+    if trainer.is_global_zero and sys.stdout is not None:  # it is None where the terminal has closed it
+        tqdm.write(line)
+        sys.stdout.flush()
+
+
+class EpochLines(Checkpoint):
+    """Prints a line after each epoch: losses, errors and learning rate.
+
+    It is a `Checkpoint` for the reason that `MetricsFile` is one.
+    """
+
+    STAGES: ClassVar = {"train": "training", "val": "held-out", "test_curve": "test"}
+
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        measured = trainer.callback_metrics
+        parts = [
+            f"{name} loss {measured[f'{stage}/loss']:.3f}, error {measured[f'{stage}/error']:.2f} %"
+            for stage, name in self.STAGES.items()
+            if f"{stage}/loss" in measured
+        ]
+        if "lr" in measured:
+            parts.append(f"rate {measured['lr']:.3g}")
+        say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {'; '.join(parts)}")
+
+
 class RunProgress(TQDMProgressBar):
-    """Lightning's bar with the time left until the run's end, and with the names of the evaluated images. Lightning's
-    own shows the time left of an epoch, and "DataLoader 0".
+    """Lightning's bar with the time left until the run's end, evaluations included, and with the names of the evaluated
+    images. Lightning's own shows the time left of an epoch, and "DataLoader 0". The numbers come before the bar, so
+    that a narrow terminal cuts the bar.
 
     Args:
         evaluates: the images that a test evaluates.
     """
 
+    BAR_FORMAT = "{desc}: {n_fmt}/{total_fmt}{postfix} |{bar}|"
+    EVALUATION_FORMAT = "{desc}: {n_fmt}/{total_fmt}, {remaining} left |{bar}|"
+
     def __init__(self, evaluates: str = "test set") -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 20)  # fewer lines in a log file
         self.evaluates = evaluates
 
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
+        bar.leave = False  # the line of the last epoch stays
+        return bar
+
     def on_train_start(self, trainer: L.Trainer, *rest: Any) -> None:
         super().on_train_start(trainer, *rest)
-        self.started, self.started_at = time.monotonic(), trainer.global_step
+        self.started = time.monotonic()
+        self.after_epoch, self.at_end = evaluations_in_steps(trainer)
+        self.done_before = self._done(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *rest: Any) -> None:
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.train_progress_bar.set_description_str(epoch, refresh=False)
+        self.train_progress_bar.reset(self.total_train_batches)
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -62,27 +108,47 @@ class RunProgress(TQDMProgressBar):
         if self.has_dataloader_changed(dataloader_idx):
             stage = getattr(trainer.datamodule, "val_stages", ("val/",))[dataloader_idx]
             part = {"val/": "held-out images", "test_curve/": "test set"}[stage]
-            _name(self.val_progress_bar, part, self.total_val_batches_current_dataloader)
+            self._name(self.val_progress_bar, part, self.total_val_batches_current_dataloader)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self.has_dataloader_changed(dataloader_idx):
-            _name(self.test_progress_bar, self.evaluates, self.total_test_batches_current_dataloader)
+            self._name(self.test_progress_bar, self.evaluates, self.total_test_batches_current_dataloader)
 
     def get_metrics(self, trainer: L.Trainer, *rest: Any) -> dict[str, Any]:
-        measured = super().get_metrics(trainer, *rest)
-        texts = {name: f"{value:.2f}" for name, value in measured.items() if isinstance(value, float)}
-        if trainer.training and (done := trainer.global_step - self.started_at):
-            seconds = (time.monotonic() - self.started) / done
-            texts["left"] = in_words(seconds * (trainer.estimated_stepping_batches - trainer.global_step))
-        return texts
+        """The time left; losses and errors are in the epochs' lines."""
+        done = self._done(trainer)
+        if not trainer.training or done <= self.done_before:
+            return {}
+        pace = (time.monotonic() - self.started) / (done - self.done_before)
+        total = trainer.estimated_stepping_batches + trainer.max_epochs * self.after_epoch + self.at_end
+        return {"left": in_words(pace * (total - done))}
+
+    def _done(self, trainer: L.Trainer) -> float:
+        """Steps so far, with the evaluations after whole epochs."""
+        return trainer.global_step + trainer.current_epoch * self.after_epoch
+
+    def _name(self, bar: Any, part: str, batches: int | float) -> None:
+        """Begins a bar for the evaluation of a part of the set."""
+        bar.bar_format = self.EVALUATION_FORMAT
+        bar.set_description_str(f"Evaluating the {part}", refresh=False)
+        bar.reset(batches)
 
 
-def _name(bar: Any, part: str, batches: int | float) -> None:
-    """Begins a bar for the evaluation of a part of the set."""
-    bar.reset(batches)
-    bar.set_description(f"Evaluating the {part}")
+def evaluations_in_steps(trainer: L.Trainer) -> tuple[float, float]:
+    """The evaluations after each epoch and those after the last one, as numbers of training steps that take as long."""
+    data, limit = trainer.datamodule, trainer.limit_val_batches
+    if not isinstance(data, Images):
+        return 0.0, 0.0
+
+    def steps(loader: Batches) -> float:
+        batches = limit * len(loader) if isinstance(limit, float) else min(limit, len(loader))
+        return FORWARD * batches / len(loader) * len(loader.labels) / data.batch_size
+
+    after_epoch = dict(zip(data.val_stages, map(steps, data.val_dataloader()), strict=True))
+    at_end = steps(data.test_dataloader()) + steps(data.train_as_test_dataloader()) + after_epoch.get("val/", 0.0)
+    return sum(after_epoch.values()), at_end
 
 
 class Estimate(Callback):
@@ -115,8 +181,7 @@ class Estimate(Callback):
         if trainer.max_epochs > QUICK_EPOCHS:
             quick = pace * trainer.num_training_batches * QUICK_EPOCHS
             advice = f"; recipe=quick takes about {in_words(quick)}"
-        say = trainer.progress_bar_callback.print if trainer.progress_bar_callback else print
-        say(f"training takes about {in_words(pace * steps)} on this CPU{advice}")
+        say(trainer, f"training takes about {in_words(pace * steps)} on this CPU{advice}")
 
 
 class Stopwatch(Callback):

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from pathlib import Path
 
 from nin import files
+from nin.checks import counted
+from nin.run.record import Record
 
 STAGES = {"train": "training, augmented", "val": "held out", "test_curve": "test"}
+WIDTH = 84  # letters of a line of the title
 
 
-def plot_curves(metrics: Path, file: Path) -> None:
-    """Draws metrics.csv: loss on the left, error in % on the right, over the epochs.
+def plot_curves(metrics: Path, file: Path, record: Record) -> None:
+    """Draws metrics.csv: loss on the left, error in % on the right, over the epochs, and the final test error.
+
+    Args:
+        metrics: the run's metrics.csv.
+        file: the picture.
+        record: of the finished run.
 
     Raises:
         RunError: the picture cannot be written.
@@ -21,14 +30,23 @@ def plot_curves(metrics: Path, file: Path) -> None:
 
     with open(metrics, newline="") as opened:
         rows = list(csv.DictReader(opened))
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    title = f"{record.title}, {counted(record.epochs, 'epoch')}: test error {record.test_error:.2f} %"
+    figure.suptitle(textwrap.fill(title, WIDTH), fontsize=11)
+    style = {"marker": ".", "markersize": 12 if len(rows) == 1 else 6}  # one point is no line
+    final = {"marker": "D", "linestyle": "none", "color": "black", "markersize": 5, "clip_on": False, "zorder": 3}
     for axis, quantity, label in zip(figure.subplots(1, 2), ("loss", "error"), ("loss", "error (%)"), strict=True):
         for stage, name in STAGES.items():
             points = [(int(r["epoch"]) + 1, float(r[key])) for r in rows if r.get(key := f"{stage}/{quantity}")]
             if points:
-                axis.plot(*zip(*points, strict=True), marker=".", label=name)
-        axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+                axis.plot(*zip(*points, strict=True), label=name, **style)
+        if quantity == "error":
+            axis.plot([record.epochs], [record.test_error], label="test, after the last epoch", **final)
+        highest = max((max(line.get_ydata()) for line in axis.lines), default=0)
+        axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.08 * highest or 1))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(rows) == 1:
+            axis.set(xlim=(0.6, 2.2), xticks=[1])  # the legend is at the right
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)

@@ -106,6 +106,11 @@ class Record:
         return self.settings["trainer"]["max_epochs"]
 
     @property
+    def title(self) -> str:
+        """The run in words: "gap on digits, recipe modern, seed 0"."""
+        return f"{self.head} on {self.data}, recipe {self.recipe}, seed {self.seed}"
+
+    @property
     def held_out(self) -> int:
         """Number of training images that were held out."""
         return self.settings["data"]["val"]

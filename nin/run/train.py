@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from nin import files, pretrained
 from nin.backbones import Backbone
 from nin.checks import counted, one_line
-from nin.config import Config, settings_of, to_yaml
+from nin.config import Config, quoted, settings_of, to_yaml
 from nin.data.module import Images
 from nin.data.preprocess import Whiten
 from nin.errors import DeadNetError, RunError, SettingError
@@ -27,11 +29,13 @@ from nin.run.build import build_data, build_net, build_task, settings_under
 from nin.run.callbacks import (
     AtomicCheckpointIO,
     DeadNetWatch,
+    EpochLines,
     Estimate,
     HeedSignals,
     MetricsFile,
     Stopwatch,
     in_words,
+    say,
     stoppable,
 )
 from nin.run.curves import plot_curves
@@ -94,7 +98,8 @@ def train(config: Config, folder: Path) -> Record:
     if devices > 1 and running != devices:
         count = "1 process is" if running == 1 else f"{running} processes are"
         raise SettingError("trainer.devices", devices, f"{count} running; start with {spelled('train')} or torchrun")
-    advice = f"to resume after the last whole epoch, run the same command with resume=auto hydra.run.dir={folder}"
+    same_folder = _override("hydra.run.dir", folder)
+    advice = f"to resume after the last whole epoch, run the same command with resume=auto {same_folder}"
     with stoppable(advice), ending_together():
         run = _begin(config, folder)
         connect(run.trainer)
@@ -110,7 +115,7 @@ def _begin(config: Config, folder: Path) -> _Run:
     """The run with its Trainer; nothing is read or written."""
     stopwatch, metrics = Stopwatch(), MetricsFile(folder / folders.METRICS)
     saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-    callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), metrics, saving]
+    callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), metrics, saving, EpochLines()]
     trainer = build_trainer(
         config,
         precision(config),
@@ -131,7 +136,7 @@ def _finished(run: _Run) -> Record | None:
     """The record of this run, where it is finished; process 0 looks."""
     found = folders.finished_run(run.config, run.folder) if run.writes else None
     found = run.trainer.strategy.broadcast(found)
-    if found is not None:
+    if found is not None and run.writes:
         print(f"{run.folder} already contains this run, finished")
     return found
 
@@ -152,6 +157,7 @@ def _train(run: _Run) -> Record:
     if run.writes:  # what is known before the first step: a run that dies leaves it too
         files.write(run.folder / folders.SETTINGS, to_yaml(run.config))
         records.write(run.folder, record)
+        print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
         fit(run.trainer, task, data, resumed)
     except DeadNetError:
@@ -250,9 +256,9 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
             if not isinstance(found, dict) or not set(PARTS) <= set(found):
                 raise ValueError("parts of a checkpoint are missing")
             task.load_state_dict(found["state_dict"])
-            print(f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
             raise _damaged(checkpoint, error) from error
+        say(trainer, f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
     begun: list[bool] = []
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
     try:
@@ -298,10 +304,26 @@ def _written(record: Record, run: _Run, net: NIN | Backbone, data: Images) -> Re
     weights = run.folder / folders.WEIGHTS
     pretrained.save(weights, trained)
     run.metrics.write()
-    plot_curves(run.folder / folders.METRICS, run.folder / folders.CURVES)
+    plot_curves(run.folder / folders.METRICS, run.folder / folders.CURVES, record)
     record = replace(record, weights_sha256=files.sha256(files.read(weights)))
     records.write(run.folder, record)  # last: it says that the run is finished
     return record
+
+
+def opening_lines(record: Record, trainer: L.Trainer, data: Images, folder: Path) -> str:
+    """A run in a few lines for people, before its first step."""
+    images = [counted(len(data.train_labels), "training image"), counted(len(data.set.test_labels), "test image")]
+    if record.held_out:
+        images.insert(1, f"{record.held_out:,} held out")
+    model = record.settings["model"]
+    limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
+    steps = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    return f"""\
+net     {model["backbone"] or "NIN"}, head {record.head}: {record.parameters:,} parameters
+data    {record.data}: {", ".join(images)}
+recipe  {record.recipe}, seed {record.seed}: {counted(record.epochs, "epoch")} of {counted(steps, "step")}
+device  {record.device}, {record.precision}
+folder  {folder}"""
 
 
 def closing_lines(record: Record, folder: Path) -> str:
@@ -314,7 +336,7 @@ def closing_lines(record: Record, folder: Path) -> str:
             "recipe.lr, a longer run or another seed.\n"
         )
     return f"""
-{record.head} on {record.data}, recipe {record.recipe}, seed {record.seed}: {record.parameters:,} parameters
+{record.title}: {record.parameters:,} parameters
 {counted(record.epochs, "epoch")} in {in_words(record.seconds)}, {record.images_per_second:.0f} images/s, \
 {record.precision}, {record.device}
 
@@ -322,4 +344,12 @@ def closing_lines(record: Record, folder: Path) -> str:
   test error     {record.test_error:6.2f} %
 {chance}
 Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
-Evaluate it again: {spelled("evaluate")} checkpoint={folder}"""
+Evaluate it again: {spelled("evaluate")} {_override("checkpoint", folder)}"""
+
+
+def _override(name: str, path: Path) -> str:
+    """A path as an override that can be pasted into a shell: in quotes where the shell or Hydra needs them."""
+    plain = re.fullmatch(r"[A-Za-z/][\w./-]*", str(path), re.ASCII)
+    if plain and str(path).lower() not in ("null", "true", "false", "nan", "inf"):
+        return f"{name}={path}"
+    return shlex.quote(f"{name}={quoted(path)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ def worst_pairs(matrix: Tensor, classes: Sequence[str]) -> str:
 
 
 def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
-    """The matrix as a figure: shares of each true class in %. The colours show the confusions; the diagonal has none.
+    """The matrix as a figure: shares of each true class in %, and the numbers of images that they are shares of. The
+    colours show the confusions; the diagonal has none.
 
     Args:
         matrix: counts (K, K), the true class by row.
@@ -44,10 +46,12 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay
 
+    counts = matrix.sum(1).tolist()
     shares = (100 * matrix / matrix.sum(1, keepdim=True).clamp(min=1)).numpy()
     wrong = shares.copy()
     np.fill_diagonal(wrong, 0)
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    scale = min(max(1.0, len(classes) / 12), 6)
+    figure = Figure(figsize=(6.4 * scale, 5.6 * scale), layout="constrained")
     axis = figure.subplots()
     display = ConfusionMatrixDisplay(wrong, display_labels=classes)
     display.plot(ax=axis, cmap="Oranges", values_format=".1f", colorbar=False, im_kw={"vmin": 0}, text_kw={"size": 8})
@@ -56,7 +60,10 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     for text, share in zip(display.text_.diagonal(), shares.diagonal(), strict=True):
         text.set(text=f"{share:.1f}", color="black", weight="bold")
     axis.set_xticks(axis.get_xticks(), classes, rotation=45, ha="right")
+    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
+    axis.set_yticks(axis.get_yticks(), names)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set(xlabel="taken for", ylabel="true class", title=title)
+    axis.set(xlabel="taken for (% of the true class's images)", ylabel="true class (images)")
+    axis.set_title(textwrap.fill(title, int(48 * scale)), fontsize=11)
     return figure

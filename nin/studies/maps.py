@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 BATCH = 100  # images at a time
 SEED = 0  # of the random places
+SMALL, LARGE = 12, 15  # points: of scores, and of names
+TRUE, WRONG = "#1fa187", "#d1495b"  # colours of frames
 
 
 # the paper's figure ---------------------------------------------------------------------------------------------------
@@ -38,38 +41,58 @@ def draw_paper_figure(trained: Pretrained, images: Tensor, labels: Tensor, rows:
         rows: number of images.
     """
     chosen = one_of_each(labels, len(trained.classes), rows)
-    return draw_maps(images[chosen], labels[chosen], class_maps(trained, images[chosen])[1], trained.classes)
+    scores, maps = class_maps(trained, images[chosen])
+    return draw_maps(images[chosen], labels[chosen], scores, maps, trained.classes)
 
 
-def draw_maps(images: Tensor, labels: Tensor, maps: Tensor, classes: Sequence[str]) -> Figure:
-    """Images in rows and their class maps in columns, each row on its own scale; the true class's map has a frame.
+def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, classes: Sequence[str]) -> Figure:
+    """Images in rows and their class maps in columns, each row on its own scale, with the class's score below.
+
+    The true class's map has a frame. Where another class has the highest score, its map has a dashed frame, and the
+    row names it. The names are legible where the figure is shown 620 pixels wide.
 
     Args:
         images, labels: (N, C, H, W) uint8 and (N).
-        maps: (N, K, h, w).
+        scores, maps: (N, K) and (N, K, h, w).
         classes: names of the K classes.
     """
     from matplotlib.figure import Figure
 
     rows, columns = maps.shape[:2]
-    figure = Figure(figsize=(1.0 * (columns + 1.2), 1.05 * rows), layout="constrained")
+    overhang = max(0.0, 0.1 * len(classes[-1]) - 0.4)  # inches of the last column's slanted name
+    width = columns + 1.1 + 0.12 * max(map(len, (*classes, "taken for"))) + overhang
+    figure = Figure(figsize=(width, 1.2 * rows + 1.2), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, rect=(0, 0, 1 - overhang / width, 1))
     axes = figure.subplots(rows, columns + 1, squeeze=False)
-    for of_row, image, label, of_image in zip(axes, images, labels.tolist(), maps, strict=True):
+    for of_row, image, label, of_image, of_scores in zip(axes, images, labels.tolist(), maps, scores, strict=True):
         of_row[0].imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        of_row[0].set_ylabel(classes[label], fontsize=8, rotation=0, ha="right", va="center")
+        best = int(of_scores.argmax())
+        _name_row(of_row[0], classes[label], "" if best == label else classes[best])
         for k, axis in enumerate(of_row[1:]):
             axis.imshow(of_image[k], cmap="inferno", vmin=of_image.min(), vmax=of_image.max(), interpolation="bilinear")
-            _frame(axis, k == label)
+            score = round(of_scores[k].item(), 1) + 0.0  # not -0.0
+            axis.set_xlabel(f"{score:.1f}", fontsize=SMALL, labelpad=2, weight="bold" if k == best else "normal")
+            _frame(axis, k == label, k == best)
     for name, axis in zip(classes, axes[0, 1:], strict=True):
-        axis.set_title(name, fontsize=8)
+        axis.set_title(name, fontsize=LARGE, rotation=40, ha="left", x=0.2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
+    caption = "frame: the true class; dashed: a wrong answer; numbers: scores"
+    figure.supxlabel(textwrap.fill(caption, int(8 * width)), fontsize=LARGE)
     return figure
 
 
-def _frame(axis: Axes, visible: bool) -> None:
+def _name_row(axis: Axes, true: str, answer: str) -> None:
+    """Writes the true class beside an image, and the answer if it is another."""
+    name, colour = (f"{true},\ntaken for\n{answer}", WRONG) if answer else (true, "black")
+    axis.set_ylabel(name, fontsize=LARGE, rotation=0, ha="right", va="center", color=colour)
+
+
+def _frame(axis: Axes, is_true: bool, is_answer: bool) -> None:
+    """Frames the map of the true class, and with dashes that of a wrong answer."""
     for side in axis.spines.values():
-        side.set(visible=visible, color="#1fa187", linewidth=2.5)
+        side.set(visible=is_true or is_answer, color=TRUE if is_true else WRONG, linewidth=4)
+        side.set(linestyle="-" if is_true else (0, (1.5, 1)), capstyle="butt")
 
 
 # blanking -------------------------------------------------------------------------------------------------------------

@@ -176,7 +176,8 @@ def nets_table() -> str:
 
 def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
     """A figure of one condition and variant: a point for each seed's error, a column for each head, a line for the
-    mean, a cross at the top for each net that died, and the paper's figure beside them."""
+    mean, a cross at the top for each net that died, and the paper's figure beside them. All marks are inside the axes.
+    """
     figure, axis = _canvas(title)
     heads = [head for head in HEADS if (rows["head"] == head).any()]
     papers = rows.data.iloc[0] == "cifar10"
@@ -192,9 +193,12 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
         axis.plot([], [], color=GREY, linewidth=2, label="mean of the seeds")
     if rows.error.isna().any():
         axis.scatter([], [], marker="x", color=GREY, label="a seed that died")
-    axis.set(xticks=range(len(heads)), xlim=(-0.5, len(heads) - 0.4))
-    axis.set_xticklabels(heads)
-    axis.set_ylabel(f"{rows.condition.iloc[0].error_name} (%)")
+    axis.set(xlim=(-0.5, len(heads) - 0.4), ylabel=f"{rows.condition.iloc[0].error_name} (%)")
+    slanted = {"rotation": 25, "ha": "right"} if len(heads) > 4 else {}
+    axis.set_xticks(range(len(heads)), heads, **slanted)
+    axis.margins(y=0.1)
+    if rows.error.isna().all():
+        axis.set_ylim(0, 100)
     axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -202,26 +206,59 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
 def _draw_head(axis: Axes, x: float, colour: str, errors: pd.Series, dead: int) -> None:
     """One column of `draw_heads`."""
     axis.scatter([x] * len(errors), errors, color=colour, alpha=0.8, zorder=3)
-    at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
-    axis.scatter([x + 0.08 * n for n in range(dead)], [1.0] * dead, marker="x", color=colour, **at_the_top)
+    step, at_the_top = min(0.08, 0.7 / max(dead, 1)), axis.get_xaxis_transform()
+    places = [x + step * (n - (dead - 1) / 2) for n in range(dead)]
+    axis.scatter(places, [0.96] * dead, marker="x", color=colour, transform=at_the_top)
     if len(errors) > 1:
         axis.hlines(errors.mean(), x - 0.2, x + 0.2, color=colour, linewidth=2)
 
 
 def draw_curves(rows: pd.DataFrame, title: str) -> Figure:
-    """A figure of the test error after each epoch: a thin line for each seed, a colour for each head."""
+    """A figure of the test error after each epoch: for each head the mean over its seeds, a band from the lowest to the
+    highest of them, and a dotted line for each net that died."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     figure, axis = _canvas(title)
-    for head in HEADS:
-        for n, curve in enumerate(curve for curve in rows[rows["head"] == head].test_curve if curve):
-            axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], alpha=0.8, label="" if n else head)
-    axis.set(xlabel="epoch", ylabel="test error (%)", yscale="log")
+    rows = rows[rows.test_curve.map(bool)]
+    heads = [head for head in HEADS if (rows["head"] == head).any()]
+    for n, head in enumerate(heads):
+        of_head = rows[rows["head"] == head]
+        learnt = of_head.status == "ok"
+        _draw_mean(axis, list(of_head[learnt].test_curve), head, shift=n - (len(heads) - 1) / 2)
+        for curve in of_head[~learnt].test_curve:
+            axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], linestyle=":", marker="x", markevery=[-1])
+    if (rows[rows.status == "ok"].groupby("head").size() > 1).any():
+        axis.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="lowest to highest seed")
+    if (rows.status != "ok").any():
+        axis.plot([], [], color=GREY, linestyle=":", marker="x", label="a seed that died")
+    positive = all(min(curve) > 0 for curve in rows.test_curve)
+    axis.set(xlabel="epoch", ylabel="test error (%)", yscale="log" if positive else "linear")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if rows.test_curve.map(len).max() == 1:
+        axis.set(xlim=(0.6, 2), xticks=[1])  # the legend is at the right
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _draw_mean(axis: Axes, curves: Sequence[Sequence[float]], head: str, shift: float) -> None:
+    """One head of `draw_curves`; curves of a single epoch are points side by side, `shift` columns from the middle."""
+    import pandas as pd
+
+    if not curves:
+        return
+    table = pd.DataFrame([list(curve) for curve in curves])  # a seed a row, an epoch a column
+    mean, low, high, epochs = table.mean(), table.min(), table.max(), table.columns + 1
+    style = {"color": COLOURS[head], "label": head}
+    if len(curves) > 1:
+        style["label"] = f"{head}, mean of {len(curves)} seeds"
+    if len(epochs) == 1:
+        axis.errorbar([1 + 0.08 * shift], mean, yerr=[mean - low, high - mean], fmt="o", capsize=3, **style)
+        return
+    axis.plot(epochs, mean, **style)
+    if len(curves) > 1:
+        axis.fill_between(epochs, low, high, color=COLOURS[head], alpha=0.2, linewidth=0)
 
 
 def _canvas(title: str) -> tuple[Figure, Axes]:
@@ -229,7 +266,7 @@ def _canvas(title: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = clean(figure.subplots())
-    axis.set_title(textwrap.fill(title, 60), fontsize=10)
+    axis.set_title(textwrap.fill(title, 52), fontsize=10)
     return figure, axis
 
 

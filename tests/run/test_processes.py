@@ -117,7 +117,9 @@ def ended(tmp_path_factory) -> tuple[Path, list[tuple[int, str, str]]]:
 def test_two_processes_leave_one_folder_and_speak_once(ended):
     folder, (first, second) = ended
     assert (first[0], first[2], second) == (0, "", (0, "", ""))
-    assert first[1].count("test error") == 1
+    assert first[1].count("test error") == first[1].count("\nfolder  run\n") == 1
+    epochs = re.findall(r"^epoch (\d+)/30: training loss .*; held-out loss .*; rate ", first[1], re.M)
+    assert epochs == [str(number) for number in range(1, 31)]
     names = ("config.yaml", "curves.png", "last.ckpt", "metrics.csv", "model.safetensors", "summary.json")
     assert sorted(file.name for file in folder.iterdir()) == [".lock", *names]
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 30
@@ -168,7 +170,8 @@ def test_one_command_starts_two_processes_and_passes_a_signal_on(ended, tmp_path
 def test_a_dead_net_ends_both_with_exit_code_three(tmp_path):
     dies = ["train.py", *TWO, "recipe.lr=1e30", "recipe.optimiser=sgd", "hydra.run.dir=run"]
     (code, said, errors), other = (process.wait() for process in two(dies, tmp_path))
-    assert (code, said, other) == (3, "", (3, "", ""))
+    assert (code, other) == (3, (3, "", ""))
+    assert said.count("device  2 × cpu") == 1 and said.count("epoch 1/30: ") <= 1 and "test error" not in said
     assert errors.startswith("error: the loss is not finite") and len(errors.splitlines()) == 1
     assert record.read(tmp_path / "run").status == "dead"
 

@@ -1,13 +1,15 @@
 import csv
 import math
 import re
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import lightning
 import pytest
 import torch
 from builders import ROOT
-from runs import SHORT, in_a_fork, peak_of_a_run
+from runs import SHORT, in_a_fork, peak_of_a_run, results
 from safetensors.torch import load_file
 
 from nin import files, pretrained
@@ -47,6 +49,47 @@ def test_the_closing_lines(ended):
     good, bad = (replace(kept, val_error=None, test_error=error) for error in (2.5, 89.5))
     assert closing_lines(good, folder).count("%") == 2
     assert re.search(r"The test error is no better than chance, which is \d\d\.\d\d %: ", closing_lines(bad, folder))
+    assert "\n1 epoch in " in closing_lines(replace(kept, settings=with_epochs(kept, 1)), folder)
+
+
+def with_epochs(kept, number):
+    return {**kept.settings, "trainer": {**kept.settings["trainer"], "max_epochs": number}}
+
+
+@pytest.mark.parametrize(
+    "name", ["runs/a b", "it's", "$x", "a=1,b", "null", "1e3", "ä", "runs/2026-11-26_digits_gap_0"]
+)
+def test_the_closing_command_can_be_pasted(ended, name):
+    command = closing_lines(ended[1], Path(name)).splitlines()[-1].removeprefix("Evaluate it again: ")
+    python, script, override = shlex.split(command)
+    assert (python, script, compose([override]).checkpoint) == ("python", "scripts/evaluate.py", name)
+    assert (override == f"checkpoint={name}") == (name == "runs/2026-11-26_digits_gap_0")
+
+
+def test_the_first_lines_and_a_line_an_epoch(tmp_path, capsys):
+    short = [*SHORT, "data.val=100", "eval_curve=true", "trainer.max_epochs=1", "resume=auto"]
+    kept = train(compose(short), tmp_path / "a run")
+    resume, *first, epoch = capsys.readouterr().out.splitlines()
+    assert first == [
+        f"net     NIN, head gap: {kept.parameters:,} parameters",
+        "data    digits: 1,337 training images, 100 held out, 360 test images",
+        "recipe  modern, seed 0: 1 epoch of 6 steps",
+        f"device  {kept.device}, {kept.precision}",
+        f"folder  {tmp_path / 'a run'}",
+    ]
+    assert resume == f"resume=auto: {tmp_path / 'a run'} has no whole epoch to resume; training starts at epoch 1"
+    assert re.fullmatch(
+        r"epoch 1/1: training loss .*, error .* %; held-out loss .*, error .* %; test loss .*, error .* %; rate .*",
+        epoch,
+    )
+
+
+def test_the_bar_changes_no_weight(tmp_path, capsys):
+    for bar in ("true", "false"):
+        train(compose([*SHORT, f"trainer.progress_bar={bar}"]), tmp_path / bar)
+    said = capsys.readouterr().out
+    assert "Evaluating the test set" in said and "Evaluating the training images" in said
+    assert results(tmp_path / "true") == results(tmp_path / "false")
 
 
 def test_the_test_error_is_that_of_the_saved_net_computed_by_hand(ended):

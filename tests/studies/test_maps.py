@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from claims import Lit, tiny
+from matplotlib.colors import to_hex
 
 from nin.data.preprocess import Normalise
 from nin.errors import ClaimError
@@ -53,6 +54,32 @@ def test_maps_of_one_value_show_no_place():
         maps.quarter_sums(torch.zeros(4, 1, 1))
 
 
+def is_framed(axis, colour):
+    top = axis.spines["top"]
+    return top.get_visible() and to_hex(top.get_edgecolor()) == colour
+
+
+def test_a_figure_of_maps_marks_wrong_answers_and_prints_scores():
+    images, class_maps = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.rand(2, 3, 4, 4)
+    scores = torch.tensor([[5.04, -1.0, 0.0], [9.0, 0.5, 0.25]])
+    figure = maps.draw_maps(images, torch.tensor([0, 2]), scores, class_maps, ["cat", "dog", "bird"])
+    right, wrong = figure.axes[:4], figure.axes[4:]
+    assert (right[0].get_ylabel(), wrong[0].get_ylabel()) == ("cat", "bird,\ntaken for\ncat")
+    assert [axis.get_xlabel() for axis in right[1:]] == ["5.0", "-1.0", "0.0"]
+    assert [axis.xaxis.label.get_weight() for axis in wrong[1:]] == ["bold", "normal", "normal"]
+    assert [is_framed(axis, maps.WRONG) for axis in right[1:]] == [False] * 3
+    assert [is_framed(axis, maps.WRONG) for axis in wrong[1:]] == [True, False, False]
+    assert is_framed(right[1], maps.TRUE) and is_framed(wrong[3], maps.TRUE)
+
+
+def test_the_names_in_the_papers_figure_are_legible_on_its_page():
+    """nin/README.md shows it 620 pixels wide."""
+    figure = maps.draw_paper_figure(tiny(), torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10))
+    points_per_pixel = 72 * figure.get_figwidth() / 620
+    assert figure.axes[1].title.get_fontsize() / points_per_pixel >= 10
+    assert figure.axes[1].xaxis.label.get_fontsize() / points_per_pixel >= 8
+
+
 def test_the_papers_figure():
     images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8)
     trained = tiny()
@@ -60,7 +87,7 @@ def test_the_papers_figure():
     assert len(figure.axes) == 4 * 11
     assert [axis.get_title() for axis in figure.axes[1:11]] == list(trained.classes)
     rows = [figure.axes[11 * row : 11 * row + 11] for row in range(4)]
-    assert [row[0].get_ylabel() for row in rows] == list(trained.classes[:4])
-    framed = [[axis.spines["top"].get_visible() for axis in row[1:]].index(True) for row in rows]
-    assert framed == [0, 1, 2, 3]
+    assert [row[0].get_ylabel().split(",")[0] for row in rows] == list(trained.classes[:4])
+    solid = [[k for k, axis in enumerate(row[1:]) if is_framed(axis, maps.TRUE)] for row in rows]
+    assert solid == [[0], [1], [2], [3]]
     assert maps.one_of_each(torch.arange(40) % 10, 10, 12)[-2:] == [10, 11]  # the second of their classes

@@ -2,6 +2,7 @@ from itertools import product
 
 import pytest
 from builders import ROOT
+from matplotlib.collections import PathCollection
 
 from nin import files
 from nin.errors import RunError
@@ -90,15 +91,61 @@ def test_figures_show_each_seed_each_mean_and_each_death(frame, row, tmp_path):
     (axis,) = figure.axes
     assert [label.get_text() for label in axis.get_xticklabels()] == ["gap", "fc", "fc_article"]
     points = {tuple(point) for drawn in axis.collections for point in drawn.get_offsets().tolist()}
-    assert {(0.0, 10.0), (0.0, 11.0), (1.0, 10.0), (1.0, 11.0), (2.0, 1.0), (0.32, 10.41)} <= points
+    assert {(0.0, 10.0), (0.0, 11.0), (1.0, 10.0), (1.0, 11.0), (2.0, 0.96), (0.32, 10.41)} <= points
     legend = [text.get_text() for text in axis.get_legend().get_texts()]
     assert legend == ["paper, Table 5: no augmentation", "one seed", "mean of the seeds", "a seed that died"]
-    (axis,) = report.draw_curves(frame(*made), "title").axes
-    assert [list(each.get_ydata()) for each in axis.lines] == [[30.0, 19.0]] * 4
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["gap", "fc"]
     for name in ("a.png", "b.png"):
         files.save_figure(report.draw_heads(frame(*made), "title"), tmp_path / "new" / name)
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "new" / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("errors", [(8.0, 99.9), (10.0,), (0.0,)])
+@pytest.mark.parametrize("dead", [0, 9])
+def test_no_mark_of_the_heads_is_cut(frame, row, errors, dead):
+    made = [row("gap", s, error) for s, error in enumerate(errors)]
+    made += [row("fc", s, status="dead") for s in range(dead)] + [row("gmp", 0, 11.0)]
+    (axis,) = report.draw_heads(frame(*made), "title").axes
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    marks = [each for each in axis.collections if isinstance(each, PathCollection)]
+    for drawn in marks:
+        inside = drawn.get_offset_transform() == axis.transData
+        for x, y in drawn.get_offsets().tolist():
+            assert left < x < right and (low < y < high if inside else 0.9 < y < 1)
+    columns = [round(x) for each in marks for x, y in each.get_offsets().tolist() if y == 0.96]
+    assert columns == [1] * dead  # no cross is nearer to another head
+
+
+def test_where_every_seed_died_the_axis_has_all_errors(frame, row):
+    (axis,) = report.draw_heads(frame(row(status="dead"), row("fc", status="dead")), "title").axes
+    assert axis.get_ylim() == (0, 100)
+
+
+def legend(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_curves_of_seeds_are_a_mean_and_a_band(frame, row):
+    made = [row("gap", s, curve=(30.0 + 2 * s, 19.0 - s)) for s in range(3)] + [row("fc", curve=(40.0, 20.0))]
+    made.append(row("fc", 1, status="dead", curve=(90.0,)))
+    (axis,) = report.draw_curves(frame(*made), "title").axes
+    assert [list(each.get_ydata()) for each in axis.lines] == [[32.0, 18.0], [40.0, 20.0], [90.0], []]
+    band, _ = axis.collections  # the other one is in the legend
+    assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} == {(1, 30), (1, 34), (2, 17), (2, 19)}
+    assert legend(axis) == ["gap, mean of 3 seeds", "fc", "lowest to highest seed", "a seed that died"]
+    assert axis.get_yscale() == "log"
+
+
+def test_curves_of_one_epoch_are_points(frame, row):
+    made = [row("gap", s, curve=(30.0 + s,)) for s in range(3)] + [row("fc", curve=(40.0,))]
+    (axis,) = report.draw_curves(frame(*made), "title").axes
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "o"]
+    assert points == [(pytest.approx(0.96), 31.0), (pytest.approx(1.04), 40.0)]
+    assert list(axis.get_xticks()) == [1] and axis.get_xlim()[0] < 0.96
+
+
+def test_an_error_of_zero_is_drawn(frame, row):
+    (axis,) = report.draw_curves(frame(row(curve=(3.0, 0.0)), row("fc", curve=(4.0, 1.0))), "title").axes
+    assert axis.get_yscale() == "linear"
 
 
 def test_the_report_of_a_study(tmp_path, row, script):

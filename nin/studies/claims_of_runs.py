@@ -69,7 +69,7 @@ def _convergence(rows: Sequence[Row], accuracies: Sequence[float]) -> Answer:
             lines.append(table_row(f"`{head}`", *cells))
     lines += ["", "Between the ends of two epochs the error is taken to fall in a straight line. In the verdict what"]
     lines[-1] += " was never reached counts as reached an epoch after the last; what neither head reached does not"
-    lines[-1] += f" count. All hold for schedules of this length, whose rate ends at 0. {made_with(rows)}"
+    lines[-1] += f" count. All hold for this recipe and this number of epochs. {made_with(rows)}"
 
     figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(heads) * len(accuracies)), layout="constrained")
     axis = clean(figure.subplots(), "x")

@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side (pytest -n): a cor
 
 import pytest
 import torch
+
 from builders import ROOT
 
 for name in [name for name in os.environ if name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") or name.startswith("SLURM_")]:

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from builders import Payload
 from torch import nn
 
+from builders import Payload
 from nin.backbones import BACKBONES, Backbone
 from nin.errors import WeightsError
 from nin.model import GAP

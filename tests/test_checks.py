@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from builders import anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import anything
 from nin import checks
 from nin.errors import NINError, SettingError, one_line
 

@@ -11,10 +11,10 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from builders import CONF
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import CONF
 from nin import cli, errors
 from nin.config import Config, flat, from_settings, settings_of
 from nin.errors import NINError, SettingError, UsageError

@@ -4,10 +4,10 @@ from typing import get_type_hints
 
 import pytest
 import yaml
-from builders import Ended, anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import Ended, anything
 from nin import config
 from nin.config import Config, DataConfig, RecipeConfig, TrainerConfig, check, from_settings, settings_of
 from nin.errors import SettingError

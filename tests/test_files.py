@@ -5,10 +5,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from builders import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builders import ROOT
 from nin import files
 from nin.errors import LockedError, RunError
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from builders import Ended, one_with_anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from builders import Ended, one_with_anything
 from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv, multiply_accumulates
 from nin.model import build_head
 

@@ -3,9 +3,9 @@
 import re
 
 import pytest
-from builders import ROOT
 
 import nin
+from builders import ROOT
 from nin import cli
 from nin.studies import pages, report, rows
 

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from damaged import FORMATS, damaged_pictures, gradient
 from PIL import Image
 
+from damaged import FORMATS, damaged_pictures, gradient
 from nin import pictures
 from nin.errors import PictureError
 

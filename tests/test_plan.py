@@ -3,10 +3,10 @@ import sys
 from dataclasses import asdict
 
 import pytest
-from builders import ROOT, Ended, one_with_anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import ROOT, Ended, one_with_anything
 from nin.errors import SettingError
 from nin.plan import BLOCKS, HEADS, Block, Plan, read_blocks
 

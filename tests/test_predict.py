@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from claims import tiny
-from damaged import FORMATS, damaged_pictures, gradient
 from PIL import Image
 from torch import nn
 
+from claims import tiny
+from damaged import FORMATS, damaged_pictures, gradient
 from nin import GAP, NIN, Block, predict, pretrained
 from nin.data.preprocess import Normalise, Whiten
 from nin.data.sets import SETS

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import ROOT, Payload
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
 import nin
+from builders import ROOT, Payload
 from nin import NIN, Block, pretrained, publish
 from nin.checks import sides
 from nin.data.preprocess import Normalise, Whiten

@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from builders import Ended, anything, one_with_anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import Ended, anything, one_with_anything
 from nin.cli import compose
 from nin.config import Config, flat, settings_of
 from nin.data import SETS

@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from claims import tiny
-from runs import NARROW
 
 import nin
+from claims import tiny
 from nin import cli, config, pretrained, publish
 from nin.data.preprocess import Whiten
 from nin.errors import CheckpointError, RunError
@@ -21,6 +20,7 @@ from nin.run import record
 from nin.run.evaluate import evaluate_pretrained
 from nin.run.record import Record
 from nin.run.train import train
+from runs import NARROW
 
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.progress_bar=false"]
 

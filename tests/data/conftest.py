@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flowers import make_flowers
 
+from flowers import make_flowers
 from nin.data import archive
 from nin.data.archive import Archive, md5
 from nin.data.sets import CIFAR10

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import Payload
 
+from builders import Payload
 from nin import files
 from nin.data import archive
 from nin.data.archive import md5, no_files, unpickle

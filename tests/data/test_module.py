@@ -6,10 +6,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from builders import Ended, one_with_anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from builders import Ended, one_with_anything
 from nin import NIN, Block, files
 from nin.config import DataConfig
 from nin.data import SETS, Batches, Images, ImageSet, Normalise, Set, archive

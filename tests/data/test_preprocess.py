@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import ROOT, Ended, one_with_anything
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from builders import ROOT, Ended, one_with_anything
 from nin import config
 from nin.data import SETS, Normalise, Whiten
 from nin.data.preprocess import PREPROCESSINGS, ImageNet

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import ROOT
 
+from builders import ROOT
 from nin.data import SETS, ImageSet
 from nin.data.archive import md5
 from nin.data.sets import CIFAR10, FLOWERS, FLOWERS17, read_cifar10

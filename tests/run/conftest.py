@@ -1,8 +1,8 @@
 import pytest
-from runs import SHORT
 
 from nin.cli import compose
 from nin.run.train import train
+from runs import SHORT
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import NARROW
 
+from builders import NARROW
 from nin import NIN
 from nin.backbones import Backbone
 from nin.cli import compose

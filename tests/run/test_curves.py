@@ -1,6 +1,6 @@
 import pytest
-from claims import drawn
 
+from claims import drawn
 from nin.config import Config, settings_of
 from nin.run import curves
 from nin.run.record import Record

@@ -3,7 +3,6 @@ import signal
 
 import pytest
 import torch
-from runs import SHORT
 
 from nin.cli import compose
 from nin.data.sets import SETS
@@ -11,6 +10,7 @@ from nin.errors import CheckpointError, InterruptedRunError, SettingError
 from nin.pretrained import load
 from nin.run.evaluate import Evaluation, check_limit, evaluate_pretrained, images_of
 from nin.task import Classifier
+from runs import SHORT
 
 
 def test_a_run_is_evaluated_again(ended):

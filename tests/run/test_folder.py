@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from runs import SHORT, forked, hold, race, results
 
 from nin.cli import compose
 from nin.errors import RunError, SettingError
 from nin.run.folder import finished_run, is_training_in, training_in
 from nin.run.train import train
+from runs import SHORT, forked, hold, race, results
 
 OF_ENDED = [*SHORT, "data.val=100", "eval_curve=true", "logger=tensorboard"]
 

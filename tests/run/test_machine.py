@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 import torch
-from runs import in_a_fork, pages_mapped
 
 from nin.run import machine
+from runs import in_a_fork, pages_mapped
 
 
 def test_the_commit_says_whether_anything_was_changed_that_counts(tmp_path, monkeypatch):

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import NARROW, ROOT
-from runs import Command, abandon, end, first_step, forked, in_a_fork, launched, results, two
 
+from builders import NARROW, ROOT
 from nin import files
 from nin.cli import compose
 from nin.data import Batches, Normalise
@@ -23,6 +22,7 @@ from nin.run import record
 from nin.run.evaluate import evaluate_pretrained
 from nin.run.processes import STARTER, ending_together, free_port, is_orphaned, rank, world_size
 from nin.run.train import train
+from runs import Command, abandon, end, first_step, forked, in_a_fork, launched, results, two
 
 TRAIN = str(ROOT / "scripts" / "train.py")
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=30", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import NARROW, Payload
-from runs import Command, results
 
+from builders import NARROW, Payload
 from nin import files
 from nin.cli import compose
 from nin.errors import InterruptedRunError, LeftAloneError, RunError
 from nin.run import record
 from nin.run.train import train
 from nin.task import Classifier
+from runs import Command, results
 
 SHORT = ["data=digits", NARROW, "trainer.max_epochs=30", "trainer.limit_train_batches=4", "trainer.progress_bar=false"]
 SHORT += ["model.dropout=0.5", "data.batch_size=16", "eval_curve=true", "resume=auto", "trainer.accelerator=cpu"]

@@ -8,10 +8,9 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from builders import ROOT
-from runs import SHORT, in_a_fork, peak_of_a_run, results
 from safetensors.torch import load_file
 
+from builders import ROOT
 from nin import files, pretrained
 from nin.cli import compose
 from nin.data.sets import SETS
@@ -22,6 +21,7 @@ from nin.run.build import build_net
 from nin.run.evaluate import evaluate_pretrained
 from nin.run.record import Start
 from nin.run.train import closing_lines, train
+from runs import SHORT, in_a_fork, peak_of_a_run, results
 
 
 def test_the_folder_of_a_run(ended):

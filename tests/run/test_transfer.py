@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from flowers import make_flowers
 
+from flowers import make_flowers
 from nin import pretrained
 from nin.cli import compose
 from nin.data import Normalise, Whiten

@@ -12,11 +12,11 @@ from importlib import import_module
 
 import pytest
 import torch
-from builders import ROOT
-from claims import tiny
 from PIL import Image
 from torch import nn
 
+from builders import ROOT
+from claims import tiny
 from nin import pictures, predict, pretrained
 from nin.data.sets import SETS
 

@@ -5,9 +5,9 @@ import tomllib
 from importlib import metadata
 
 import pytest
-from builders import ROOT
 
 import nin
+from builders import ROOT
 from nin import commands, files
 from nin.run import started
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 import torch
-from claims import tiny
 
+from claims import tiny
 from nin import pretrained
 from nin.data.sets import SETS
 from nin.task import Classifier

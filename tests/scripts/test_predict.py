@@ -4,9 +4,9 @@ import random
 import re
 
 import pytest
+
 from claims import tiny
 from damaged import FORMATS, damaged_pictures, gradient
-
 from nin import NIN, Block, pretrained
 from nin.pretrained import Pretrained
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from builders import ROOT
 
 SLOW = ("torch", "lightning", "torchvision", "torchmetrics", "matplotlib", "pandas", "scipy", "sklearn", "numpy")

@@ -4,11 +4,12 @@ import re
 
 import nbformat
 import pytest
-from builders import ROOT
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
+
+from builders import ROOT
 
 FILE = ROOT / "scripts" / "tour.ipynb"
 

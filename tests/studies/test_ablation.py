@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from builders import ROOT
 from nin import config, files
 from nin.config import Config, DataConfig, RecipeConfig, TrainerConfig
 from nin.errors import RowsError, StudyStoppedError

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from claims import CLASSES, Lit, cells, drawn, subject, tiny
 
+from claims import CLASSES, Lit, cells, drawn, subject, tiny
 from nin.errors import ClaimError
 from nin.pretrained import Pretrained
 from nin.studies import channels

@@ -3,10 +3,10 @@ from functools import partial
 
 import numpy as np
 import pytest
-from builders import ROOT
-from claims import claim_row, tiny
 from PIL import Image
 
+from builders import ROOT
+from claims import claim_row, tiny
 from nin import pretrained
 from nin.errors import RunError, SettingError, UsageError
 from nin.studies import claims, rows

@@ -1,8 +1,8 @@
 from functools import partial
 
 import pytest
-from claims import claim_row
 
+from claims import claim_row
 from nin.studies.comparisons import comparable, judge
 
 

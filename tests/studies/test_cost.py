@@ -2,9 +2,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from builders import ROOT
 from torch import nn
 
+from builders import ROOT
 from nin import NIN
 from nin.backbones import Backbone
 from nin.errors import SettingError

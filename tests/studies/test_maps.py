@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from claims import Lit, tiny
 from matplotlib.colors import to_hex
 
+from claims import Lit, tiny
 from nin.data.preprocess import Normalise
 from nin.errors import ClaimError
 from nin.pretrained import Pretrained

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from claims import cells, subject, tiny
 
+from claims import cells, subject, tiny
 from nin import pretrained
 from nin.errors import CheckpointError
 from nin.studies import channels

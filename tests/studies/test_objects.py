@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from claims import CLASSES, Lit, cells, drawn, subject, tiny
 
+from claims import CLASSES, Lit, cells, drawn, subject, tiny
 from nin import NIN, Block
 from nin.data import Normalise
 from nin.errors import ClaimError

@@ -1,9 +1,9 @@
 from itertools import product
 
 import pytest
-from builders import ROOT
 from matplotlib.collections import PathCollection
 
+from builders import ROOT
 from nin import files
 from nin.errors import RunError
 from nin.studies import report, rows

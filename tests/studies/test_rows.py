@@ -2,8 +2,8 @@ import json
 import subprocess
 
 import pytest
-from builders import ROOT
 
+from builders import ROOT
 from nin import config
 from nin.config import Config
 from nin.errors import RowsError

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from claims import cells, drawn, subject, tiny
 
+from claims import cells, drawn, subject, tiny
 from nin.studies import shift
 
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from claims import BLACK, CLASSES, cells, drawn, subject, tiny
 
+from claims import BLACK, CLASSES, cells, drawn, subject, tiny
 from nin import NIN, Block
 from nin.backbones import Backbone
 from nin.data import Whiten

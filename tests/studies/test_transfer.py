@@ -1,8 +1,8 @@
 from functools import partial
 
 import pytest
-from claims import body, claim_row, drawn
 
+from claims import body, claim_row, drawn
 from nin import pretrained
 from nin.errors import ClaimError
 from nin.studies import transfer

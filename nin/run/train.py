@@ -256,9 +256,10 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
             if not isinstance(found, dict) or not set(PARTS) <= set(found):
                 raise ValueError("parts of a checkpoint are missing")
             task.load_state_dict(found["state_dict"])
+            place = f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}"
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
             raise _damaged(checkpoint, error) from error
-        say(trainer, f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
+        say(trainer, place)
     begun: list[bool] = []
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
     try:

@@ -58,7 +58,7 @@ def is_orphaned() -> bool:
 def launch(processes: int, command: Sequence[str]) -> int:
     """Runs a command in several processes and returns its exit code: that of the first to fail, or 0.
 
-    Ctrl-C and SIGTERM are passed on. If the process that started this one exits, the others are told to end.
+    Ctrl-C and SIGTERM are passed on. If the process that started this one exits, the others get SIGTERM.
     Lightning's own launcher makes this process one of them and kills it when another ends: neither a sentence nor an
     exit code is left.
     """

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from nin import files
 from nin.data.module import Batches, Images
-from nin.errors import DeadNetError, InterruptedRunError, LeftAloneError
+from nin.errors import DeadNetError, InterruptedRunError
 from nin.run.processes import is_orphaned
 
 QUICK_EPOCHS = 8  # of conf/recipe/quick.yaml, which the estimate recommends
@@ -396,6 +396,9 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the block within a step, as InterruptedRunError; Lightning's own leaves a traceback, or
     exit code 0.
 
+    Whatever the block raises after a signal counts as the signal's doing: Lightning turns KeyboardInterrupt into
+    SystemExit, and C++ that calls Python turns it into RuntimeError.
+
     Args:
         how_to_resume: end of the sentence "stopped; …".
     """
@@ -408,7 +411,7 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, LeftAloneError) as error:  # Lightning turns the first into the second
+    except (KeyboardInterrupt, SystemExit, Exception) as error:
         if not _received:
             raise
         raise InterruptedRunError(f"stopped; {how_to_resume}", 128 + _received[0]) from error

@@ -15,6 +15,7 @@ from nin import files
 from nin.cli import compose
 from nin.errors import InterruptedRunError, LeftAloneError, RunError
 from nin.run import record
+from nin.run.callbacks import stoppable
 from nin.run.train import train
 from nin.task import Classifier
 from runs import Command, results
@@ -70,7 +71,7 @@ def test_a_signal_ends_with_its_code_and_a_way_to_resume(uninterrupted, tmp_path
         time.sleep(0.05)
     process.kill(number)
     ended, said, errors = process.wait()
-    assert ended == code
+    assert ended == code, errors
     assert said.startswith("resume=auto: run has no whole epoch to resume; training starts at epoch 1\n")
     assert errors == (
         "error: stopped; to resume after the last whole epoch, run the same command with resume=auto "
@@ -132,6 +133,19 @@ def test_a_signal_during_the_last_evaluation_is_no_success(whole, copy, monkeypa
     assert not (copy / "model.safetensors").exists()
     train(compose(TWO_EPOCHS), copy)
     assert results(copy) == results(whole)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, OSError, RunError, SystemExit, LeftAloneError, MemoryError])
+def test_a_signal_that_comes_back_as_another_error_is_a_signal(raised):
+    """A callback called from C++ turns KeyboardInterrupt into RuntimeError, say."""
+    with pytest.raises(InterruptedRunError) as error, stoppable("go on"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise raised("the file could not be written") from None
+    assert (error.value.exit_code, str(error.value)) == (143, "stopped; go on")
+    with pytest.raises(raised), stoppable("go on"):  # without a signal it is itself
+        raise raised("the file could not be written")
 
 
 def test_a_run_whose_starter_is_gone_ends(copy, monkeypatch):

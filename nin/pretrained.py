@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nin import files
 from nin.backbones import Backbone
 from nin.checks import is_sha256, one_line, one_of
-from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten
+from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten, symmetric
 from nin.errors import CheckpointError, SettingError
 from nin.model import NIN
 from nin.pictures import resize, to_tensor, upright
@@ -33,6 +33,7 @@ CHECKPOINTS = files.shipped("checkpoints")
 PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
 MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
 UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
+TRIANGLE = "preprocess.triangle"  # of a shared whitening's matrix, the upper one
 # arguments that may differ between a checkpoint and the net that starts from it
 FREE = ("num_classes", "head", "image_size", "dropout", "init")
 
@@ -241,7 +242,17 @@ def _shared_whitening(folder: Path, described: dict[str, Any], checkpoint: str) 
         raise SettingError("sha256", described["sha256"], "expected 64 hexadecimal digits")
     file = folder / Path(described["file"]).name
     tensors = _parse(_read(file, checkpoint, described["sha256"]), file, checkpoint)[1]
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    return read_whitening(tensors)
+
+
+def read_whitening(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean and matrix in fp32, of the tensors of a shared whitening: the matrix is symmetric, and half of it is stored.
+
+    Files from before store all of it. Raises LookupError or SettingError for tensors of anything else."""
+    read = {name: tensor.float() for name, tensor in tensors.items()}
+    if TRIANGLE in read:
+        read["preprocess.matrix"] = symmetric(read.pop(TRIANGLE), read["preprocess.mean"].numel())
+    return read
 
 
 def _read(file: Path, checkpoint: str, sha256: str = "") -> bytes:

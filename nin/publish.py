@@ -15,7 +15,7 @@ from nin import files, pretrained
 from nin.checks import one_line, sides
 from nin.config import Config
 from nin.cost import multiply_accumulates
-from nin.data.preprocess import Whiten
+from nin.data.preprocess import Whiten, upper_triangle
 from nin.errors import CheckpointError, NINError
 from nin.plan import LARGEST
 from nin.pretrained import Pretrained
@@ -144,7 +144,8 @@ def share_whitening(trained: Pretrained, folder: Path | None = None) -> tuple[Pa
 
 
 def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path, Whiten]:
-    """Writes a whitening that several nets share, its matrix in fp16; returns the file and the whitening in it.
+    """Writes a whitening that several nets share, half of its symmetric matrix in fp16; returns the file and the
+    whitening in it.
 
     A file that already contains the same whitening, up to rounding, is returned instead.
 
@@ -154,13 +155,13 @@ def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path,
     folder = folder or pretrained.CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.glob("whitening-*.safetensors")):
-        tensors = safetensors.torch.load(files.read(file))
-        mean, matrix = (tensors[f"preprocess.{name}"].float() for name in ("mean", "matrix"))
+        tensors = pretrained.read_whitening(safetensors.torch.load(files.read(file)))
+        mean, matrix = (tensors[f"preprocess.{name}"] for name in ("mean", "matrix"))
         pairs = (mean, whiten.mean), (matrix, whiten.matrix)
         if all(here.shape == there.shape and (here - there).abs().max() < TOLERANCE for here, there in pairs):
             return file, Whiten(mean, matrix, whiten.shape)
-    half = whiten.matrix.half()
-    content = safetensors.torch.save({"preprocess.mean": whiten.mean, "preprocess.matrix": half})
+    stored = {"preprocess.mean": whiten.mean, pretrained.TRIANGLE: upper_triangle(whiten.matrix.half())}
+    content = safetensors.torch.save(stored)
     file = folder / f"whitening-{files.sha256(content)[:8]}.safetensors"
     files.write(file, content)
-    return file, Whiten(whiten.mean, half.float(), whiten.shape)
+    return file, Whiten(whiten.mean, pretrained.read_whitening(stored)["preprocess.matrix"], whiten.shape)

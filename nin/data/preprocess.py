@@ -141,6 +141,20 @@ class Whiten(nn.Module):
         return ((self._normalise_contrast(images) - self.mean) @ self.matrix).view(images.shape)
 
 
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """The rows of a symmetric matrix (n, n) from the diagonal on, one after the other: (n·(n+1)/2), half of it."""
+    return matrix[torch.ones_like(matrix, dtype=torch.bool).triu()]
+
+
+def symmetric(triangle: Tensor, size: int) -> Tensor:
+    """The symmetric matrix (size, size) of its `upper_triangle`. Raises SettingError if the two do not agree."""
+    if triangle.shape != (size * (size + 1) // 2,):
+        raise SettingError("triangle", list(triangle.shape), f"expected [{size * (size + 1) // 2}]")
+    matrix = triangle.new_zeros(size, size)
+    matrix[torch.ones_like(matrix, dtype=torch.bool).triu()] = triangle
+    return matrix + matrix.triu(1).T
+
+
 def _check_finite(**values: Tensor) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.numel() or value.is_complex() or not value.isfinite().all():

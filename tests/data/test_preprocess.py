@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from builders import ROOT, Ended, one_with_anything
 from nin import config
 from nin.data import SETS, Normalise, Whiten
-from nin.data.preprocess import PREPROCESSINGS, ImageNet
+from nin.data.preprocess import PREPROCESSINGS, ImageNet, symmetric, upper_triangle
 from nin.errors import SettingError
+from nin.pretrained import read_whitening
 
 
 def generator(seed=0):
@@ -75,10 +76,21 @@ def test_an_image_without_contrast_is_whitened_to_numbers():
     assert Whiten.fit(images)(images).isfinite().all()
 
 
+@given(st.integers(1, 40), st.integers(0, 2**31))
+@settings(max_examples=30, deadline=None)
+def test_a_symmetric_matrix_is_stored_as_its_half(size, seed):
+    matrix = torch.randn(size, size, generator=generator(seed))
+    matrix = matrix.triu() + matrix.triu(1).T
+    half = upper_triangle(matrix)
+    assert half.shape == (size * (size + 1) // 2,) and torch.equal(symmetric(half, size), matrix)
+    with pytest.raises(SettingError, match=r"triangle=\[\d+\]: expected"):
+        symmetric(half[1:], size)
+
+
 def test_the_published_whitening_is_that_of_cifar10(cifar10_root):
     """Fitting it takes a minute; a few random directions show as well that it is the inverse square root."""
     (file,) = (ROOT / "checkpoints").glob("whitening-*.safetensors")
-    numbers = load_file(file)
+    numbers = read_whitening(load_file(file))
     whiten = Whiten(numbers["preprocess.mean"], numbers["preprocess.matrix"], (3, 32, 32))
     images = SETS["cifar10"].parse(SETS["cifar10"].fetch(cifar10_root, download=False), 32).train_images
     assert whiten(images[:2000]).std().item() == pytest.approx(0.52, abs=0.01)

@@ -96,7 +96,7 @@ class NIN(nn.Module):
     """The net: mlpconv blocks with 3×3 stride-2 pooling between them, then a head. Default: the authors' CIFAR-10 net.
 
     Args:
-        blocks: a list of `Block`, or one of the authors' nets: "cifar10", "imagenet".
+        blocks: a list of `Block`, or a name of `nin.plan.BLOCKS`: the authors' nets.
         num_classes, head: K, and one of "gap", "gmp" (which accept any image size), "fc", "fc_dropout".
         in_channels, image_size: of an image; height and width in pixels, or one number for both. FC heads depend on it.
         last_pool: "max" or "average", the pooling before the last block: the authors' two releases differ in it.
@@ -139,14 +139,15 @@ class NIN(nn.Module):
                 self.blocks.add_module(f"drop{number}", nn.Dropout(dropout))
             channels = widths[-1]
         self.head = build_head(head, channels, num_classes, plan.map_size)
-        self.apply(self._init_weights)
+        self._init_weights()
 
-    def _init_weights(self, layer: nn.Module) -> None:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+    def _init_weights(self) -> None:
+        layers = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        for layer, std in zip(layers, self.plan.stds, strict=False):  # a head that pools has no weights
             if self.plan.init == "kaiming":
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             else:
-                nn.init.normal_(layer.weight, std=0.05)
+                nn.init.normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from nin.checks import boolean, fraction, integer, one_of, sides
+from nin.checks import boolean, fraction, integer, one_of, positive, sides
 from nin.config import INITS, NORMS, POOLS, HeadConfig, ModelConfig
 from nin.errors import SettingError
 
 WIDEST = 65_536  # channels or classes: twenty times the widest net; more is a typing error
 LARGEST = 10_000  # pixels of a side, a window, a stride or a padding
 DEEPEST = 1_000  # blocks
+STD = 0.05  # of the authors' initial weights, where a block has no other
 LARGEST_MAP = 100_000  # side of a map that a fully connected head reads
 ONE_SIZE = "a fully connected head accepts the image size that it was trained with; resize, or take a head that pools"
 
@@ -65,6 +66,7 @@ class Block:
         stride: of the first convolution.
         padding: zeros around the first convolution's input; None keeps the size (kernel_size // 2).
         dropout: whether the net's dropout follows this block and its pooling.
+        std: standard deviations of the three convolutions' initial weights under init=gaussian, or one number for all.
 
     Raises:
         SettingError: a value that no convolution accepts.
@@ -75,6 +77,7 @@ class Block:
     stride: int = 1
     padding: int | None = None
     dropout: bool = False
+    std: float | Sequence[float] = STD
 
     def __post_init__(self) -> None:
         widths = self.widths if isinstance(self.widths, list | tuple) else (self.widths,) * 3
@@ -85,7 +88,13 @@ class Block:
         integer(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
         integer(0, LARGEST, padding=0 if self.padding is None else self.padding)
         boolean(dropout=self.dropout)
+        stds = self.std if isinstance(self.std, list | tuple) else (self.std,) * len(widths)
+        if len(stds) != len(widths):
+            raise SettingError("std", self.std, f"expected one number, or one for each of {len(widths)} convolutions")
+        for std in stds:
+            positive(std=std)
         object.__setattr__(self, "widths", tuple(widths))
+        object.__setattr__(self, "std", tuple(stds))
 
     @property
     def effective_padding(self) -> int:
@@ -124,6 +133,24 @@ BLOCKS = {
         Block((192, 160, 96), kernel_size=5, dropout=True),  # 32×32, then pooled to 16×16
         Block((192, 192, 192), kernel_size=5, dropout=True),  # 16×16, then pooled to 8×8
         Block((192, 192, None), kernel_size=3),  # 8×8, one map per class
+    ),
+    # The authors' CIFAR-100 net: 984,356 parameters with 100 classes. Their initial weights differ in the first block.
+    "cifar100": (
+        Block((192, 160, 96), kernel_size=5, dropout=True, std=(0.001, 0.01, 0.01)),
+        Block((192, 192, 192), kernel_size=5, dropout=True),
+        Block((192, 192, None), kernel_size=3),
+    ),
+    # The authors' SVHN net: 1,986,026 parameters.
+    "svhn": (
+        Block((128, 96, 64), kernel_size=5, dropout=True),
+        Block((320, 256, 128), kernel_size=5, dropout=True),
+        Block((384, 256, None), kernel_size=5),
+    ),
+    # The authors' MNIST net: 349,674 parameters, for grey images of 28×28.
+    "mnist": (
+        Block((96, 64, 48), kernel_size=5, dropout=True),  # 28×28, then pooled to 14×14
+        Block((128, 96, 48), kernel_size=5, dropout=True),  # 14×14, then pooled to 7×7
+        Block((128, 96, None), kernel_size=5),  # 7×7, one map per class
     ),
     # The authors' ImageNet net: 7,595,176 parameters with 1,000 classes, for images of 224×224.
     "imagenet": (
@@ -180,6 +207,11 @@ class Plan:
             )
             raise SettingError("head", self.head, f"{reason} {self.num_classes} channels, or choose head=fc")
         _ = self.map_size  # raises where the blocks leave nothing of an image
+
+    @property
+    def stds(self) -> list[float]:
+        """The standard deviation of each layer's initial weights under init=gaussian, the head's last."""
+        return [std for block in self.blocks for std in block.std] + [STD]
 
     @property
     def map_size(self) -> tuple[int, int]:

@@ -21,6 +21,16 @@ def test_the_authors_counts():
     assert parameters(net) == 966_986
     assert multiply_accumulates(net, 3, 32, 32) == 222_486_528
     assert parameters(NIN("imagenet", 1000, image_size=224)) == 7_595_176
+    assert parameters(NIN("cifar100", 100)) == 984_356
+    assert parameters(NIN("svhn")) == 1_986_026
+    mnist = NIN("mnist", in_channels=1, image_size=28)
+    assert parameters(mnist) == 349_674 and mnist.forward_maps(torch.zeros(1, 1, 28, 28)).shape == (1, 10, 7, 7)
+
+
+def test_initial_weights_have_the_blocks_deviations():
+    first, second, _ = NIN("cifar100", 100).blocks[::3]
+    stds = [layer.weight.std().item() for block in (first, second) for layer in block if isinstance(layer, nn.Conv2d)]
+    assert stds == pytest.approx([0.001, 0.01, 0.01, 0.05, 0.05, 0.05], rel=0.1)
 
 
 @pytest.mark.parametrize("last_pool", ["max", "average"])

@@ -136,6 +136,58 @@ class Archive:
         return {name: parts[name] for name in self.parts}
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a set whose authors publish them one by one.
+
+    Attributes:
+        folder: folder of the files, below the data folder.
+        urls: addresses of folders that contain them all, tried in turn.
+        parts: the md5 of each file by its name.
+    """
+
+    folder: str
+    urls: Sequence[str]
+    parts: Mapping[str, str]
+
+    def fetch(self, root: str | Path, *, download: bool = True, urls: Sequence[str] | None = None) -> dict[str, bytes]:
+        """Returns the verified bytes of every file by name. Files that are missing or damaged are downloaded.
+
+        Args and Raises are those of `Archive.fetch`; `urls` are addresses of folders.
+        """
+        folder = Path(root) / self.folder
+        try:
+            return {
+                name: self._fetch(folder / name, download, self.urls if urls is None else urls) for name in self.parts
+            }
+        except (OSError, RunError) as error:
+            raise DataError(
+                f"{self.folder} cannot be read from or written to {folder.absolute()} ({one_line(error)}); make "
+                "room or change the permissions, or set data.root=FOLDER"
+            ) from error
+
+    def _fetch(self, file: Path, allowed: bool, urls: Sequence[str]) -> bytes:
+        """The bytes of one file, read or downloaded."""
+        expected = self.parts[file.name]
+        content = files.read(file) if file.is_file() else None
+        if content is not None and md5(content) == expected:
+            return content
+        damage = "is missing" if content is None else f"has md5 {md5(content)}, expected {expected}"
+        wanted = "put it there, or use data=digits, which requires no download"
+        if not allowed:
+            raise DataError(f"{file.absolute()} {damage} and data.download=false; {wanted}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            content = download([f"{url.rstrip('/')}/{file.name}" for url in urls], expected)
+        except DataError as error:
+            raise DataError(
+                f"{file.absolute()} {damage} and {error}; set data.urls='[\"URL\"]' to the address of another folder "
+                f"that contains it, {wanted}"
+            ) from error
+        files.write(file, content)
+        return content
+
+
 def no_files(root: str | Path, *, download: bool = True, urls: Sequence[str] | None = None) -> dict[str, bytes]:
     """Returns no file: the `fetch` of a set that a library contains."""
     return {}

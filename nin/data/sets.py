@@ -5,8 +5,10 @@ A new set is a function that reads its files, an entry in SETS and a file in con
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nin.data.archive import Archive, no_files, unpickle
+from nin.checks import one_line
+from nin.data.archive import Archive, Files, no_files, unpickle
 from nin.errors import DataError
 
 
@@ -187,6 +190,97 @@ def read_cifar(files: dict[str, bytes], names: Sequence[str], labels: str, size:
     return torch.from_numpy(pixels), torch.tensor([label for batch in batches for label in batch[labels]])
 
 
+CIFAR100 = Archive(
+    file="cifar-100-python.tar.gz",
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
+    urls=("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+    folder="cifar-100-python",
+    parts={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+)
+
+
+def read_cifar100(files: dict[str, bytes], size: int) -> ImageSet:
+    """Returns CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 32×32 pixels, 100 classes."""
+    train, test = (read_cifar(files, [name], "fine_labels", size) for name in ("train", "test"))
+    return ImageSet(*train, *test, tuple(unpickle(files["meta"], "meta")["fine_label_names"]), flip=True)
+
+
+DIGITS = tuple("0123456789")
+MNIST = Files(
+    folder="MNIST/raw",
+    urls=("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
+    parts={
+        "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+        "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+        "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+        "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+    },
+)
+
+
+def read_mnist(files: dict[str, bytes], size: int) -> ImageSet:
+    """Returns MNIST (LeCun et al., 1998): 60,000 training and 10,000 test images of 28×28 grey pixels."""
+    images = [read_idx(files, f"{split}-images-idx3-ubyte.gz")[:, None] for split in ("train", "t10k")]
+    labels = [read_idx(files, f"{split}-labels-idx1-ubyte.gz").long() for split in ("train", "t10k")]
+    return ImageSet(images[0], labels[0], images[1], labels[1], DIGITS)
+
+
+def read_idx(files: dict[str, bytes], name: str) -> Tensor:
+    """Returns the array of bytes in a packed file of MNIST's IDX format: two zeros, the type 8, the number of
+    dimensions, each of them in four bytes, then the values.
+
+    Raises:
+        DataError: the file is damaged; the message names it.
+    """
+    try:
+        content = gzip.decompress(files[name])
+        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)
+    except (OSError, EOFError, zlib.error, ValueError, IndexError) as error:
+        raise DataError(f"{name} cannot be read ({one_line(error)})") from error
+    return torch.from_numpy(values.copy())
+
+
+SVHN = Files(
+    folder="svhn",
+    urls=("http://ufldl.stanford.edu/housenumbers/",),
+    parts={
+        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+        "extra_32x32.mat": "a93ce644f1a588dc4d68dda5feec44a7",
+        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+    },
+)
+
+
+def read_svhn(files: dict[str, bytes], size: int) -> ImageSet:
+    """Returns SVHN's house numbers (Netzer et al., 2011): 73,257 training images and 531,131 extra ones, as in the
+    paper, and 26,032 test images of 32×32 pixels. The digit 0 has the label 10 in the files and 0 here."""
+    (train, train_labels), (extra, extra_labels), test = (read_mat(files, name) for name in SVHN.parts)
+    images, labels = torch.cat([extra, train]), torch.cat([extra_labels, train_labels])  # the last ones are held out
+    return ImageSet(images, labels, *test, DIGITS)
+
+
+def read_mat(files: dict[str, bytes], name: str) -> tuple[Tensor, Tensor]:
+    """Returns the images (N, 3, H, W) uint8 and labels (N) int64 of one of SVHN's files, which is removed.
+
+    Raises:
+        DataError: the file is damaged; the message names it.
+    """
+    from scipy.io import loadmat
+
+    try:
+        found = loadmat(io.BytesIO(files.pop(name)), variable_names=["X", "y"])
+        pixels, labels = found["X"], found["y"].reshape(-1).astype(np.int64)
+        images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)))  # from (H, W, 3, N)
+    except Exception as error:  # SciPy's reader raises anything
+        raise DataError(f"{name} cannot be read ({one_line(error) or type(error).__name__})") from error
+    return images, torch.from_numpy(labels % 10)
+
+
 FLOWERS = (
     *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tiger lily", "tulip", "fritillary"),
     *("sunflower", "daisy", "coltsfoot", "dandelion", "cowslip", "buttercup", "windflower", "pansy"),
@@ -239,6 +333,9 @@ SETS: dict[str, Set] = {
     entry.name: entry
     for entry in (
         Set("cifar10", 10, channels=3, size=32, train=50_000, fetch=CIFAR10.fetch, read=read_cifar10),
+        Set("cifar100", 100, channels=3, size=32, train=50_000, fetch=CIFAR100.fetch, read=read_cifar100),
+        Set("svhn", 10, channels=3, size=32, train=604_388, fetch=SVHN.fetch, read=read_svhn),
+        Set("mnist", 10, channels=1, size=28, train=60_000, fetch=MNIST.fetch, read=read_mnist),
         Set("digits", 10, channels=3, size=32, train=1437, fetch=no_files, read=read_digits),
         Set("flowers17", 17, channels=3, size=None, train=1190, fetch=FLOWERS17.fetch, read=read_flowers17),
     )

@@ -51,7 +51,7 @@ def server(made, monkeypatch):
             if self.path == "/nonsense":
                 self.wfile.write(b"nonsense\r\n")
                 return
-            if self.path == "/missing":
+            if self.path.startswith("/missing"):
                 self.send_error(404)
                 return
             body = made.packed[::-1] if self.path == "/altered" else made.packed

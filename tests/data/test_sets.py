@@ -1,3 +1,4 @@
+import gzip
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,11 @@ import torch
 
 from builders import ROOT
 from nin.data import SETS, ImageSet
-from nin.data.archive import md5
-from nin.data.sets import CIFAR10, FLOWERS, FLOWERS17, read_cifar10
+from nin.data.archive import Files, md5
+from nin.data.sets import CIFAR10, CIFAR100, FLOWERS, FLOWERS17, MNIST, SVHN, read_cifar10
 from nin.errors import DataError
+
+REAL = Path(os.environ.get("NIN_DATA", "data"))
 
 
 def made_set(channels=3, **changed) -> ImageSet:
@@ -110,6 +113,97 @@ def test_cifar10_is_parsed_from_the_bytes_that_were_fetched(tmp_path, made):
         read_cifar10(dict.fromkeys(made.parts, b"damaged"), 32)
 
 
+@pytest.mark.skipif(not (REAL / "cifar-100-python").is_dir(), reason="CIFAR-100 is not here: set NIN_DATA")
+def test_cifar100():
+    from torchvision.datasets import CIFAR100 as Original
+
+    cifar, original = SETS["cifar100"].load(REAL, download=False), Original(REAL, train=False)
+    assert_as_in_the_table("cifar100", cifar, 32)
+    assert cifar.test_images.shape == (10_000, 3, 32, 32) and cifar.flip
+    assert (cifar.test_images.permute(0, 2, 3, 1).numpy() == original.data).all()
+    assert cifar.test_labels.tolist() == original.targets and cifar.classes == tuple(original.classes)
+    assert torch.bincount(cifar.train_labels).tolist() == [500] * 100
+
+
+def test_checksums_are_those_of_torchvision():
+    from torchvision import datasets
+
+    assert dict(datasets.MNIST.resources) == MNIST.parts
+    assert {file: checksum for _, file, checksum in datasets.SVHN.split_list.values()} == SVHN.parts
+    assert datasets.CIFAR100.tgz_md5 == CIFAR100.md5
+    listed = [*datasets.CIFAR100.train_list, *datasets.CIFAR100.test_list, ("meta", datasets.CIFAR100.meta["md5"])]
+    assert dict(listed) == CIFAR100.parts
+
+
+def packed_idx(values: np.ndarray) -> bytes:
+    return gzip.compress(bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes())
+
+
+def make_mnist(root, number=20) -> Files:
+    """Files of MNIST's form in a data folder, and their entry."""
+    rng, parts = np.random.default_rng(0), {}
+    (root / MNIST.folder).mkdir(parents=True)
+    for name in MNIST.parts:
+        images = rng.integers(0, 256, (number, 28, 28), dtype=np.uint8)
+        content = packed_idx(images if "images" in name else np.arange(number, dtype=np.uint8) % 10)
+        (root / MNIST.folder / name).write_bytes(content)
+        parts[name] = md5(content)
+    return replace(MNIST, parts=parts)
+
+
+def test_mnist(tmp_path):
+    made = make_mnist(tmp_path)
+    mnist = SETS["mnist"].parse(made.fetch(tmp_path, download=False), 32)
+    assert mnist.train_images.shape == (20, 1, 28, 28) and mnist.channels == 1 and not mnist.flip
+    assert mnist.classes[3] == "3" and mnist.test_labels.tolist() == [n % 10 for n in range(20)]
+    first = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    assert (mnist.train_images[:, 0].numpy() == first).all()
+
+
+def test_damaged_files_of_mnist_are_named(tmp_path):
+    files = make_mnist(tmp_path).fetch(tmp_path)
+    name = "train-images-idx3-ubyte.gz"
+    short = gzip.compress(gzip.decompress(files[name])[:1000])
+    for content in (b"", b"no archive", files[name][:300], gzip.compress(b""), short):
+        with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz cannot be read"):
+            SETS["mnist"].parse({**files, name: content}, 28)
+
+
+def test_files_published_one_by_one_are_fetched_one_by_one(tmp_path, server, made):
+    url, asked = server
+    entry = Files("one/by/one", [url("/missing"), url("/good")], {"part": md5(made.packed)})
+    with pytest.raises(DataError, match=r"one/by/one/part is missing and data\.download=false; put it there"):
+        entry.fetch(tmp_path, download=False)
+    with pytest.raises(DataError, match=r"part is missing and no address has it .*set data\.urls="):
+        entry.fetch(tmp_path, urls=[url("/missing")])
+    assert entry.fetch(tmp_path) == {"part": made.packed} and asked[-2:] == ["/missing/part", "/good/part"]
+    (tmp_path / "one" / "by" / "one" / "part").write_bytes(b"damaged")
+    assert entry.fetch(tmp_path, urls=[url("/folder/")]) == {"part": made.packed}
+    assert asked[-1] == "/folder/part"
+    assert entry.fetch(tmp_path, download=False) == {"part": made.packed}
+
+
+def test_svhn(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN as Original
+
+    files, rng = {}, np.random.default_rng(0)
+    for name, number in zip(SVHN.parts, (30, 50, 20), strict=True):
+        labels = np.arange(number)[:, None] % 10 + 1  # 10 for the digit 0
+        savemat(tmp_path / name, {"X": rng.integers(0, 256, (32, 32, 3, number), dtype=np.uint8), "y": labels})
+        files[name] = (tmp_path / name).read_bytes()
+    svhn = SETS["svhn"].parse(dict(files), 32)
+    assert svhn.train_images.shape == (80, 3, 32, 32) and svhn.test_images.shape == (20, 3, 32, 32)
+    assert svhn.test_labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+    own = {split: [url, name, md5(files[name])] for split, (url, name, _) in Original.split_list.items()}
+    monkeypatch.setattr(Original, "split_list", own)  # the same files, with their own checksums
+    for split, images in (("test", svhn.test_images), ("train", svhn.train_images[-30:])):
+        assert (images.numpy() == Original(tmp_path, split).data).all()
+    with pytest.raises(DataError, match=r"test_32x32\.mat cannot be read"):
+        SETS["svhn"].parse({**files, "test_32x32.mat": files["test_32x32.mat"][:500]}, 32)
+
+
 def test_photographs_become_a_set(flowers_root):
     flowers = SETS["flowers17"].parse(FLOWERS17.fetch(flowers_root, download=False), 8)
     assert_as_in_the_table("flowers17", flowers, 8)
@@ -132,9 +226,6 @@ def test_missing_and_damaged_photographs_are_named(flowers_root, tmp_path):
     for content in (b"", photographs["image_0700.jpg"][:300], b"no photograph"):
         with pytest.raises(DataError, match=r"image_0700\.jpg is damaged"):
             SETS["flowers17"].parse({**photographs, "image_0700.jpg": content}, 8)
-
-
-REAL = Path(os.environ.get("NIN_DATA", "data"))
 
 
 @pytest.mark.skipif(not (REAL / "flowers17").is_dir(), reason="the real flowers are not here: set NIN_DATA")

@@ -19,6 +19,7 @@ ORDER = [
     ["pretrained"],
     ["run"],
     ["publish", "predict"],
+    ["export"],
     ["studies"],
     ["cli"],
     ["commands"],

@@ -71,7 +71,7 @@ def test_links_to_lines_name_what_stands_there():
 def test_the_python_of_a_page_runs(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S):
-        if "L.Trainer" not in code:  # tests/run/test_train.py trains
+        if "L.Trainer" not in code and "onnxruntime" not in code:  # in test_train.py and test_export.py
             exec(code, {})
     assert "cat" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ nin evaluate     test error and confusions of a trained net
 nin predict      classes of pictures, and where the net sees them
 nin ablate       a study: one run for each combination of values
 nin cost         parameters and operations, layer by layer
+nin export       a trained net as one file for programs without PyTorch
 nin demo         a page to try trained nets on
 nin benchmark    training images per second
 
@@ -27,7 +28,7 @@ import nin
 from nin import cli, files
 from nin.errors import UsageError
 
-ANYWHERE = ("train", "evaluate", "predict", "ablate", "cost", "demo", "benchmark")
+ANYWHERE = ("train", "evaluate", "predict", "ablate", "cost", "export", "demo", "benchmark")
 OF_A_CHECKOUT = ("report", "claims", "publish")
 
 

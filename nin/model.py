@@ -142,7 +142,8 @@ class NIN(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        layers = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        # no weights on torch's meta device: an initial value there would import torch's compiler
+        layers = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.Linear) and not m.weight.is_meta]
         for layer, std in zip(layers, self.plan.stds, strict=False):  # a head that pools has no weights
             if self.plan.init == "kaiming":
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -96,7 +96,7 @@ def pages_mapped(kept: bool) -> int:
 
     import torch
 
-    from nin.run.trainer import keep_freed_memory
+    from nin.run.machine import keep_freed_memory
 
     if kept:
         keep_freed_memory()

@@ -12,6 +12,7 @@ ORDER = [
     ["plan"],
     ["model"],
     ["cost", "backbones"],
+    ["fold"],
     ["data"],
     ["optim"],
     ["task"],

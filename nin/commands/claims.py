@@ -34,8 +34,10 @@ DEFAULTS = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "cl
 
 def main(arguments: list[str]) -> None:
     settings = cli.plain_settings(arguments, DEFAULTS)
+    from nin.run.machine import keep_freed_memory
     from nin.studies.claims import Pages, Questions
 
+    keep_freed_memory()
     questions = Questions.of_settings(settings)
     stated = [argument for argument in arguments if not argument.startswith("data.root=")]
     pages = Pages(Path(settings["out"]), f"python scripts/claims.py {shlex.join(stated)}")

@@ -42,8 +42,10 @@ def main(arguments: list[str]) -> None:
         raise UsageError("checkpoint= is required: runs' folders, weights files or published names")
 
     from nin import predict, pretrained
+    from nin.run.machine import keep_freed_memory
 
-    nets = {name: pretrained.load(name) for name in settings["checkpoint"].split(",")}
+    keep_freed_memory()
+    nets = {name: pretrained.load(name, fold=True) for name in settings["checkpoint"].split(",")}
     if importlib.util.find_spec("gradio") is None:
         raise UsageError("the page requires gradio: pip install 'network-in-network[demo]'")
     if not is_free(port):

@@ -34,6 +34,10 @@ def main(arguments: list[str]) -> None:
     paths = [each for each in arguments if each not in assigned]
     settings = plain_settings(assigned, DEFAULTS)
     check(settings, paths)
+
+    from nin.run.machine import keep_freed_memory
+
+    keep_freed_memory()
     if settings["figure"] == "blanking":
         draw_blanking(settings)
         return
@@ -43,7 +47,7 @@ def main(arguments: list[str]) -> None:
     from nin import pictures, predict, pretrained
 
     predict.read_size(settings["size"])
-    trained, label = pretrained.load(settings["checkpoint"]), predict.label_of(settings["checkpoint"])
+    trained, label = pretrained.load(settings["checkpoint"], fold=True), predict.label_of(settings["checkpoint"])
     out, root, number = predict.make_folder(settings["out"]), settings["data.root"] or None, int(settings["test"])
     if settings["figure"] == "paper":
         draw_paper(trained, out / f"paper_{label}.png", root)

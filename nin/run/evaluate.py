@@ -16,7 +16,8 @@ from nin.data.sets import SETS
 from nin.errors import CheckpointError, SettingError
 from nin.pretrained import Pretrained
 from nin.run.callbacks import HeedSignals, stoppable
-from nin.run.trainer import build_trainer, keep_freed_memory, precision, quiet
+from nin.run.machine import keep_freed_memory
+from nin.run.trainer import build_trainer, precision, quiet
 from nin.task import Classifier
 
 PARTS = {"test": "test set", "train": "training images", "val": "held-out images"}

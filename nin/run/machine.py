@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -40,6 +42,15 @@ def peak_memory_gb() -> float:
 def memory_gb() -> float:
     """The memory of this machine, in GB."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed memory. By default it returns the memory of every large tensor to the system, so that each
+    training step has the pages of all activations zeroed and mapped anew: a fifth of its time on a CPU."""
+    with suppress(OSError, AttributeError):  # another system's library
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 def versions() -> dict[str, str]:

@@ -40,11 +40,11 @@ from nin.run.callbacks import (
 )
 from nin.run.curves import plot_curves
 from nin.run.evaluate import check_limits, evaluate
-from nin.run.machine import commit, device_name, peak_memory_gb, versions
+from nin.run.machine import commit, device_name, keep_freed_memory, peak_memory_gb, versions
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
 from nin.run.record import Record, Start
 from nin.run.started import spelled
-from nin.run.trainer import build_trainer, keep_freed_memory, precision, quiet
+from nin.run.trainer import build_trainer, precision, quiet
 from nin.task import Classifier
 
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")

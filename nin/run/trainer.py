@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import lightning as L
@@ -56,15 +54,6 @@ def precision(config: Config) -> str:
     elif accelerator in ("auto", "mps") and torch.backends.mps.is_available():
         device = "mps"
     return "bf16-mixed" if computes_bfloat16(device) else "32-true"
-
-
-def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory. By default it returns the memory of every large tensor to the system, so that each
-    training step has the pages of all activations zeroed and mapped anew: a fifth of its time on a CPU."""
-    with suppress(OSError, AttributeError):  # another system's library
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap does not shrink
 
 
 def quiet() -> None:

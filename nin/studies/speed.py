@@ -28,8 +28,8 @@ from nin.data.module import Images
 from nin.data.sets import ImageSet
 from nin.errors import SettingError
 from nin.run.build import build_data, build_net, build_task
-from nin.run.machine import device_name
-from nin.run.trainer import build_trainer, keep_freed_memory, precision, quiet
+from nin.run.machine import device_name, keep_freed_memory
+from nin.run.trainer import build_trainer, precision, quiet
 
 WARMUP = 3  # steps before the clock starts
 SIDE = 32  # pixels, as CIFAR-10 has them

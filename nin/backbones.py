@@ -33,18 +33,21 @@ class Spec:
     Attributes:
         features: the layer whose outputs are the feature maps.
         smallest: pixels of a side below which no feature map is left.
-        options: arguments of torchvision's constructor.
+        slow_init: whether torchvision's constructor has `init_weights`. Drawing them takes half a minute.
+        options: further arguments of torchvision's constructor.
     """
 
     features: str
     smallest: int
+    slow_init: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
 
 BACKBONES = {
-    "vgg19": Spec("features", 32),
+    "vgg19": Spec("features", 32, slow_init=True),
     # its ImageNet weights were trained on images scaled to −1 … 1; with this option it takes ImageNet's normalisation
-    "inception_v3": Spec("Mixed_7c", 75, {"transform_input": True}),
+    "inception_v3": Spec("Mixed_7c", 75, slow_init=True, options={"transform_input": True}),
+    "squeezenet1_1": Spec("features", 17),  # NIN's nearest descendant: its own head is a 1×1 convolution, then GAP
 }
 
 
@@ -52,7 +55,7 @@ class Backbone(nn.Module):
     """A net of torchvision up to its last feature maps, then a head: (N, 3, H, W) ─► logits (N, K).
 
     Args:
-        backbone: "vgg19" or "inception_v3".
+        backbone: "vgg19", "inception_v3" or "squeezenet1_1".
         num_classes: K.
         head: a name of `nin.plan.HEADS`: on K class maps that a 1×1 convolution makes of the features, or, for the
             article's heads, on the features themselves.
@@ -99,9 +102,19 @@ class Backbone(nn.Module):
             self.classes = nn.Conv2d(channels, num_classes, 1)
             self.head = build_head(head, num_classes, num_classes, map_size)
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The backbone's feature maps (N, C, h, w) of normalised images (N, 3, H, W)."""
+        return self.features(images)["maps"]
+
+    def above_features(self) -> nn.Sequential:
+        """The layers above the features, with the same weights: from feature maps (N, C, h, w) to logits (N, K)."""
+        layers = nn.Sequential(self.classes, self.head)
+        layers.num_classes = self.num_classes
+        return layers
+
     def forward_maps(self, images: Tensor) -> Tensor:
         """What the head reads: class maps (N, K, h, w), or feature maps (N, C, h, w) under the article's heads."""
-        return self.classes(self.features(images)["maps"])
+        return self.classes(self.forward_features(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, K) of normalised images (N, 3, H, W)."""
@@ -121,8 +134,9 @@ def _features(backbone: str, weights: str) -> nn.Module:
     from torchvision.models.feature_extraction import create_feature_extractor
 
     source, on_meta = BACKBONES[backbone], torch.get_default_device().type == "meta"
-    # Inception's and VGG's own initial weights take half a minute to draw; torch's defaults where they are replaced
-    net = get_model(backbone, weights=None, init_weights=weights == "none" and not on_meta, **source.options)
+    # where weights are loaded, torch's own initial weights do: they are drawn faster
+    drawn = {"init_weights": weights == "none" and not on_meta} if source.slow_init else {}
+    net = get_model(backbone, weights=None, **drawn, **source.options)
     if weights != "none" and not on_meta:
         _load_imagenet(net, backbone, weights)
     with warnings.catch_warnings():

@@ -181,13 +181,16 @@ class Config:
     eval_curve: bool = setting(False, "whether to record the test error after each epoch, for curves alone", boolean)
     resume: str | None = setting(None, "auto resumes the run in hydra.run.dir")
     checkpoint: str | None = setting(None, "name, run or weights file: where training starts, what is evaluated", _path)
-    freeze: bool = setting(False, "whether to freeze the layers that the checkpoint brings", boolean)
+    freeze: bool = setting(
+        False, "whether to freeze the layers that the checkpoint, or the backbone's weights, bring", boolean
+    )
 
     def check_together(self) -> None:
         if self.resume not in (None, "auto"):
             raise SettingError("resume", self.resume, "must be auto, which resumes the run in hydra.run.dir, or null")
-        if self.freeze and not self.checkpoint:
-            raise SettingError("freeze", True, "requires checkpoint=: it freezes the layers loaded from it")
+        if self.freeze and not self.checkpoint and (self.model.backbone is None or self.model.weights == "none"):
+            reason = "requires checkpoint=, or a backbone with weights: it freezes the layers loaded from it"
+            raise SettingError("freeze", True, reason)
         if self.data.batch_size % self.trainer.devices:
             devices = self.trainer.devices
             raise SettingError(

@@ -120,6 +120,7 @@ class Images(L.LightningDataModule):
         set: the images; None before `setup`. If they are assigned before, nothing is fetched.
         preprocess: turns images into the input of the net, fitted by `setup` on the images that are trained on. If it
             is assigned before, because a trained net brings its own, nothing is fitted.
+        encode: frozen layers that are applied to each image once, where nothing augments: batches are their outputs.
         train_images, train_labels, val_images, val_labels: the two splits of the training set, after `setup`.
 
     Raises:
@@ -141,6 +142,7 @@ class Images(L.LightningDataModule):
         self.eval_curve = eval_curve
         self.set: ImageSet | None = None
         self.preprocess: nn.Module | None = None
+        self.encode: Callable[[Tensor], Tensor] | None = None
         self._files: dict[str, bytes] | None = None  # verified, and not read yet
         self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -216,7 +218,7 @@ class Images(L.LightningDataModule):
             images,
             labels,
             self.batch_size if augment else max(self.batch_size, evaluated),
-            nn.Identity() if isinstance(preprocess, Whiten) else preprocess,
+            nn.Identity() if isinstance(preprocess, Whiten) or self.encode else preprocess,
             augment=augment,
             seed=self.seed,
             epoch=lambda: trainer.current_epoch if trainer else 0,
@@ -238,7 +240,21 @@ class Images(L.LightningDataModule):
             for raw, out in zip(images.split(1000), whitened.split(1000), strict=True):
                 out.copy_(self.preprocess(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
             images = whitened
+        if self.encode:  # frozen layers under no augmentation: their outputs are the same in every epoch
+            images = self._encoded(images)
         return images, labels.to(device)
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor) -> Tensor:
+        """Outputs (N, h, w, C) of `encode` for images (N, H, W, C) on a device."""
+        preprocess = nn.Identity() if isinstance(self.preprocess, Whiten) else self.preprocess
+        maps = [self.encode(preprocess(some.permute(0, 3, 1, 2))).permute(0, 2, 3, 1) for some in images.split(50)]
+        return torch.cat(maps)
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images differ from epoch to epoch; known after `setup`."""
+        return bool(self.settings.pad or (self.settings.flip and self.set.flip))
 
 
 def _settings_of(data: str | DataConfig, changed: dict[str, object]) -> DataConfig:

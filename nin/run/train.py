@@ -145,7 +145,7 @@ def _train(run: _Run) -> Record:
     L.seed_everything(run.config.seed, verbose=False)
     data, start = _load_images(run)
     net = _build_net(run, data, start)
-    task = build_task(run.config, net)
+    task = build_task(run.config, _trained_part(run, net, data))
     data.trainer = run.trainer  # the batches are made on its device
     check_limits(run.config, data)
     record = _record_of(run, net, start)
@@ -193,7 +193,10 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
 def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backbone:
     """The net, with the weights that it starts from, frozen where the settings say so."""
     net = build_net(run.config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
-    new = pretrained.copy_weights(start, net) if start else []
+    if start:
+        new = pretrained.copy_weights(start, net)
+    else:
+        new = [name for name, _ in net.named_parameters() if not name.startswith("features.")]
     if run.config.freeze:
         if not new:
             reason = "nothing is left to train: the checkpoint has this head and these classes, and brings all layers"
@@ -201,6 +204,16 @@ def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backb
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in new)
     return net.to(memory_format=torch.channels_last)
+
+
+def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> nn.Module:
+    """The net, or the layers above a backbone's features where these are frozen and the same in every epoch: `data`
+    then computes them once."""
+    if not isinstance(net, Backbone) or data.augments or any(p.requires_grad for p in net.features.parameters()):
+        return net
+    net.features.to(run.trainer.strategy.root_device).eval()
+    data.encode = net.forward_features
+    return net.above_features()
 
 
 def _record_of(run: _Run, net: NIN | Backbone, start: Pretrained | None) -> Record:

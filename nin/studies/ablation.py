@@ -286,7 +286,8 @@ class _Study:
             if run.process.returncode not in INTERRUPTED:
                 self.failed.append(f"the run {run.point.command} left no record in {run.folder}")
             return
-        row = rows.row_of(recorded, _test_curve(run.folder), run.point.variant)
+        test_curve, curves = _curves(run.folder)
+        row = rows.row_of(recorded, test_curve, run.point.variant, curves)
         rows.append(self.file, [row])
         if rows.identity(row["settings"], row["precision"], row["start_sha256"]) != run.point.identity:
             self.failed.append(
@@ -316,12 +317,14 @@ def _claim(folder: Path) -> ExitStack | None:
     return claim
 
 
-def _test_curve(folder: Path) -> tuple[float, ...]:
-    """Test error in % after each epoch, as a run's metrics.csv has it."""
+def _curves(folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
+    """Test error in % after each epoch, and the curves of `nin.studies.rows.CURVES`, as a run's metrics.csv has them.
+    A run without test errors has none."""
     import pandas as pd
 
     metrics, column = folder / METRICS, "test_curve/error"
-    if not metrics.exists():
-        return ()
-    table = pd.read_csv(metrics)
-    return tuple(table[column].dropna().round(2)) if column in table else ()
+    table = pd.read_csv(metrics) if metrics.exists() else pd.DataFrame()
+    if column not in table:
+        return (), {}
+    curves = {name: table[of].dropna().round(4).tolist() for name, of in rows.CURVES.items() if of in table}
+    return tuple(table[column].dropna().round(2)), curves

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from nin import files
-from nin.checks import boolean, counted, integer, one_line, one_of, share
+from nin.checks import boolean, counted, integer, is_number, one_line, one_of, share
 from nin.config import Config, consequential, settings_of
 from nin.errors import RowsError, RunError
 from nin.plan import HEADS
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("data", "head", "recipe", "seed", "epochs", "status", "test_error", "train_error", "val_error", "seconds"),
     *("images_per_second", "precision", "hardware", "torch", "commit", "clean"),
-    *("start_name", "start_sha256", "start_head", "variant", "settings", "test_curve"),
+    *("start_name", "start_sha256", "start_head", "variant", "settings", "test_curve", "curves"),
 )
+HEADER, BEFORE_CURVES = ",".join(COLUMNS).encode(), ",".join(COLUMNS[:-1]).encode()
+CURVES = {"train_error": "train/error", "train_loss": "train/loss", "test_loss": "test_curve/loss"}  # of metrics.csv
 NUMBERS = ("test_error", "train_error", "val_error", "seconds", "images_per_second")
 # a row's status by that of its run's record: a dead net is a result, a run that was stopped has none yet
 STATUS_OF = {"finished": "ok", "dead": "dead", "running": "stopped"}
@@ -71,13 +73,16 @@ class Condition(NamedTuple):
         return "-".join(filter(None, [self.data, self.recipe, epochs, self.precision, held_out]))
 
 
-def row_of(record: Record, curve: Sequence[float] = (), variant: str = "") -> dict[str, Any]:
+def row_of(
+    record: Record, curve: Sequence[float] = (), variant: str = "", curves: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Any]:
     """The row of a run.
 
     Args:
         record: of the run's folder.
         curve: test error in % after each epoch.
         variant: the settings that were varied, for people; nothing is derived from it.
+        curves: for names of CURVES a number after each epoch.
 
     Returns:
         a dictionary of COLUMNS; errors and timings are None unless the run finished.
@@ -88,7 +93,8 @@ def row_of(record: Record, curve: Sequence[float] = (), variant: str = "") -> di
     row |= {"status": status, "hardware": record.device, "torch": record.versions.get("torch", "")}
     start = record.start
     row |= {f"start_{name}": getattr(start, name, None) or "" for name in ("name", "sha256", "head")}
-    return row | {"variant": variant, "settings": consequential(record.settings), "test_curve": tuple(curve)}
+    row |= {"variant": variant, "settings": consequential(record.settings), "test_curve": tuple(curve)}
+    return row | {"curves": dict(curves or {})}
 
 
 def identity(settings: Mapping[str, Any], precision: str, start_sha256: str = "") -> str:
@@ -109,8 +115,8 @@ def read(file: str | Path) -> pd.DataFrame:
     """The rows of a study; an empty frame if the file does not exist.
 
     Returns:
-        a frame of COLUMNS, with settings as dictionaries, complete, and test_curve as tuples of errors (%), and of
-        columns derived from them:
+        a frame of COLUMNS, with settings as dictionaries, complete, test_curve as tuples of errors (%) and curves as
+        dictionaries of lists (empty in rows that were written before curves were recorded), and of columns derived:
         held_out: training images held out (int); share: of the training images (float); frozen (bool);
         error: in %, by which runs are compared: of the images held out, if there are any, else of the test set;
         condition: a Condition; identity: as returned by `identity`.
@@ -187,6 +193,8 @@ def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(file.with_name(f".{file.name}.lock"), timeout=-1):
             before = files.read(file) if file.exists() else b""
+            if before.startswith(BEFORE_CURVES + b"\n"):  # rows may lack the last column, which came later
+                before = before.replace(BEFORE_CURVES, HEADER, 1)
             files.write(file, before + _written(file, before, rows))
     except (OSError, RunError) as error:
         raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
@@ -198,7 +206,7 @@ def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> by
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     if not before:
         writer.writeheader()
-    elif before.splitlines()[0] != ",".join(COLUMNS).encode():
+    elif before.splitlines()[0] != HEADER:
         raise RowsError(f"{file} is not a study's file: expected the columns {', '.join(COLUMNS)}")
     elif not before.endswith(b"\n"):
         text.write("\n")
@@ -206,15 +214,18 @@ def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> by
         curve = " ".join(f"{error:.2f}" for error in row["test_curve"])
         numbers = {name: "" if _is_missing(row[name]) else row[name] for name in NUMBERS}
         settings = json.dumps(row["settings"], sort_keys=True)
-        writer.writerow({**row, **numbers, "settings": settings, "test_curve": curve})
+        curves = json.dumps(row["curves"], sort_keys=True) if row.get("curves") else ""
+        writer.writerow({**row, **numbers, "settings": settings, "test_curve": curve, "curves": curves})
     return text.getvalue().encode()
 
 
 def _typed(row: dict[str, str]) -> dict[str, Any]:
     """A row's values with their types, and the values derived from them. Raises ValueError, KeyError or TypeError."""
+    curves = row.pop("curves", None) or "{}"
     if None in row or None in row.values():
         raise ValueError(f"expected {len(COLUMNS)} columns")
-    typed: dict[str, Any] = {name: row[name] for name in COLUMNS}
+    typed: dict[str, Any] = {name: row[name] for name in COLUMNS[:-1]}
+    typed["curves"] = _curves(json.loads(curves))
     typed |= {name: float(row[name]) if row[name] else math.nan for name in NUMBERS}
     typed |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
     typed["test_curve"] = tuple(float(error) for error in row["test_curve"].split())
@@ -235,6 +246,16 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     typed |= {"held_out": held_out, "share": part, "frozen": frozen, "error": error}
     typed["condition"] = Condition(*(typed[name] for name in Condition._fields))
     return typed | {"identity": identity(settings, typed["precision"], typed["start_sha256"])}
+
+
+def _curves(curves: Any) -> dict[str, list[float]]:
+    """The curves of a row. Raises ValueError where they are no lists of numbers under names of CURVES."""
+    if not isinstance(curves, dict) or not set(curves) <= set(CURVES):
+        raise ValueError(f"expected curves named {', '.join(CURVES)}")
+    for name, curve in curves.items():
+        if not isinstance(curve, list) or not all(is_number(value) for value in curve):
+            raise ValueError(f"{name} is no list of numbers")
+    return curves
 
 
 def _compared(row: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ integer(1, 10, epochs=epochs, warmup=warmup)
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
@@ -12,8 +13,8 @@ from typing import Any
 
 from nin.errors import SettingError, one_line
 
-__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_sha256", "non_negative"]
-__all__ += ["one_line", "one_of", "positive", "share", "sides"]
+__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_sha256", "memory_gb"]
+__all__ += ["non_negative", "one_line", "one_of", "positive", "share", "sides"]
 
 
 def is_integer(value: Any) -> bool:
@@ -80,6 +81,11 @@ def sides(most: int, **settings: Any) -> tuple[int, int]:
     if not all(1 <= side <= most for side in both):
         raise SettingError(name, value, f"expected 1 to {most} pixels")
     return both[0], both[1]
+
+
+def memory_gb() -> float:
+    """The memory of this machine, in GB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def _all(settings: dict[str, Any], holds: Callable[[Any], bool], reason: str) -> None:

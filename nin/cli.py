@@ -66,6 +66,7 @@ ALIASES = {  # settings under the names that they have elsewhere, as far as thes
     **dict.fromkeys(("scheduler", "lr_scheduler"), "recipe.schedule"),
     **dict.fromkeys(("bs", "batch", "train_batch_size"), "data.batch_size"),
     **dict.fromkeys(("data_dir", "data_path", "folder", "path"), "data.root"),
+    **dict.fromkeys(("num_workers", "n_workers"), "data.workers"),
     **dict.fromkeys(("out", "output", "output_dir", "save_dir", "log_dir"), "hydra.run.dir"),
     **dict.fromkeys(("ckpt", "pretrained", "pretrained_model", "init_from"), "checkpoint"),
     **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
@@ -73,7 +74,6 @@ ALIASES = {  # settings under the names that they have elsewhere, as far as thes
     **dict.fromkeys(("arch", "net", "network"), "model"),
     **dict.fromkeys(("pool", "pooling", "classifier"), "head"),
 }
-WORKERS = ("workers", "num_workers", "n_workers", "pin_memory", "persistent_workers")
 
 
 # commands -------------------------------------------------------------------------------------------------------------
@@ -346,12 +346,15 @@ def points(overrides: Sequence[str]) -> list[Point]:
 
     Raises SettingError or UsageError.
     """
+    composed = [(point, compose(point)) for point in sweep(overrides)]  # a typo is refused before torch is loaded
+
+    from nin.run.build import identified
     from nin.studies.ablation import Point
 
     made = []
-    for point in sweep(overrides):
-        settings = compose(point)
-        made.append(Point(tuple(point), settings, variant_of(config.settings_of(settings))))
+    for point, settings in composed:
+        variant = variant_of(config.settings_of(settings))
+        made.append(Point(tuple(point), identified(settings), variant))
     return made
 
 
@@ -643,8 +646,6 @@ def _siblings(name: str) -> str:
 
 def _suggestion(name: str) -> str:
     """The setting that may have been meant, as a question, with its choices if it has some."""
-    if name.rpartition(".")[2] in WORKERS:
-        return "; there are no workers: all images are in memory"
     meant = _meant(name)
     about = _field(meant).metadata if _field(meant) is not None else {}
     choices = f" ({', '.join(about['choices'])})" if about.get("choices") else ""

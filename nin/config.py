@@ -15,7 +15,18 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from nin.checks import boolean, fraction, integer, is_integer, is_number, non_negative, one_of, positive, share
+from nin.checks import (
+    boolean,
+    fraction,
+    integer,
+    is_integer,
+    is_number,
+    is_sha256,
+    non_negative,
+    one_of,
+    positive,
+    share,
+)
 from nin.errors import SettingError
 
 NORMS = ("none", "batch")
@@ -63,6 +74,18 @@ def _limit(**settings: Any) -> None:
             )
 
 
+def _sha256(**settings: Any) -> None:
+    for name, value in settings.items():
+        if value is not None and not is_sha256(value):
+            raise SettingError(name, value, "expected 64 hexadecimal digits, or null")
+
+
+def _workers(**settings: Any) -> None:
+    for name, value in settings.items():
+        if value is not None:
+            integer(0, 256, **{name: value})
+
+
 def _above_0(**settings: Any) -> None:
     for name, value in settings.items():
         if value is not None:
@@ -97,7 +120,18 @@ class DataConfig:
     """The images."""
 
     name: str = setting("cifar10", "the set of images")
-    root: str | None = setting(None, "folder of the set; null: the environment variable NIN_DATA, else data", _path)
+    root: str | None = setting(
+        None, "folder of the set, or of one's own pictures; null: the environment variable NIN_DATA, else data", _path
+    )
+    sha256: str | None = setting(
+        None, "of a folder's pictures, by which its runs are known; null: computed from them", _sha256
+    )
+    memory: float | None = setting(
+        None, "GB that a folder's images may take, else they are streamed; null: half of the machine's", _above_0
+    )
+    workers: int | None = setting(
+        None, "processes that decode a folder's pictures; null: one a core, at most 8", _workers
+    )
     size: int = setting(32, "pixels a side, where the set has photographs", partial(integer, 8, 1024))
     download: bool = setting(True, "whether to download what is missing", boolean)
     urls: list[str] | None = setting(
@@ -229,7 +263,8 @@ def quoted(text: object) -> str:
 # as plain values ------------------------------------------------------------------------------------------------------
 
 # a run's result does not depend on them
-OF_NO_CONSEQUENCE = ("data.root", "data.download", "data.urls", "trainer.progress_bar", "logger.name", "resume")
+OF_NO_CONSEQUENCE = ("data.root", "data.download", "data.urls", "data.memory", "data.workers")
+OF_NO_CONSEQUENCE += ("trainer.progress_bar", "logger.name", "resume")
 
 
 def settings_of(config: Config) -> dict[str, Any]:

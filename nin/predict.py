@@ -19,13 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import files
-from nin.checks import one_line, sides
+from nin.checks import memory_gb, one_line, sides
 from nin.cost import activations
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
 from nin.plan import HEADS
 from nin.pretrained import Pretrained
-from nin.run.machine import memory_gb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

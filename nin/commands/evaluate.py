@@ -11,7 +11,15 @@ from nin.cli import command
 from nin.config import Config
 from nin.errors import UsageError
 
-SETTINGS = ("checkpoint", "data.root", "data.download", "data.urls", "trainer")  # the others come with the checkpoint
+SETTINGS = (
+    "checkpoint",
+    "data.root",
+    "data.download",
+    "data.urls",
+    "data.memory",
+    "data.workers",
+    "trainer",
+)  # the others come with the checkpoint
 
 
 def main(settings: Config, folder: Path) -> None:

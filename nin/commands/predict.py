@@ -90,9 +90,9 @@ def check(settings: dict[str, str], paths: list[str]) -> None:
 def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
     from nin import files
     from nin.run.evaluate import images_of
-    from nin.studies import maps
+    from nin.studies import maps, nets
 
-    test = images_of(trained, root).set
+    test = images_of(trained, root, memory=nets.WHOLE).set
     with files.writing(file) as temporary:
         maps.draw_paper_figure(trained, test.test_images, test.test_labels).savefig(temporary, dpi=80)
     print(file)

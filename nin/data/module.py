@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from nin import config
-from nin.checks import integer, one_of
+from nin.checks import integer, memory_gb, one_of
 from nin.config import DataConfig
 from nin.data.augment import random_crop, random_flip
+from nin.data.folder import Listing, Streamed, list_folder, scan
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import SETS, ImageSet, data_folder
-from nin.errors import SettingError
+from nin.errors import DataError, SettingError
 
+FITTED = 5000  # images of a folder that its means and deviations are fitted on
+WHITENED = 64  # pixels a side from which a whitening matrix no longer fits into memory
 EVALUATION_BATCH = 250  # images of 32×32; more are no faster on a CPU and need more memory
 
 
@@ -43,7 +48,7 @@ class Batches:
     with random numbers of its own.
 
     Args:
-        images: (N, H, W, C), channels last in memory; `preprocess` receives them as (B, C, H, W).
+        images: (N, H, W, C), channels last in memory, or streamed; `preprocess` receives them as (B, C, H, W).
         labels: (N) int64.
         batch_size: B, of all processes together. Without `augment` the last batch is smaller if need be. With it that
             rest is dropped (another rest each epoch), unless it is the only batch.
@@ -53,11 +58,12 @@ class Batches:
         epoch: returns the epoch's number; called when an epoch begins.
         rank: number of this process, from 0.
         processes: how many there are.
+        device: where the batches are made; None is where the images are.
     """
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | Streamed,
         labels: Tensor,
         batch_size: int,
         preprocess: nn.Module,
@@ -67,6 +73,7 @@ class Batches:
         epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         processes: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -77,6 +84,7 @@ class Batches:
         self.epoch = epoch
         self.rank = rank
         self.processes = processes
+        self.device = device or labels.device
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
@@ -84,39 +92,52 @@ class Batches:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device, n = self.images.device, len(self.labels)
-        generator = torch.Generator(device).manual_seed(draw_seed(self.seed, self.epoch(), "batches"))
-        shuffled = self.augment is not None
-        order = torch.randperm(n, generator=generator, device=device) if shuffled else torch.arange(n, device=device)
+        n = len(self.labels)
+        generator = torch.Generator(self.device).manual_seed(draw_seed(self.seed, self.epoch(), "batches"))
+        order = torch.arange(n, device=self.device)
+        if self.augment is not None:
+            order = torch.randperm(n, generator=generator, device=self.device)
         if self.rank:
             generator.manual_seed(draw_seed(self.seed, self.epoch(), "batches", self.rank))
-        for i in range(len(self)):
-            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            if shuffled:  # equal shares, since gradients are averaged over processes
-                chosen = chosen[: len(chosen) // self.processes * self.processes]
-            chosen = chosen[self.rank :: self.processes]
-            if len(chosen) == 0:
-                return  # the last batch has fewer images than there are processes
-            images = self.preprocess(self.images[chosen].permute(0, 3, 1, 2))
+        for pixels, labels in self._read(order):
+            images = self.preprocess(pixels.permute(0, 3, 1, 2))
             if self.augment is not None:
                 images = self.augment(images, generator)
-            yield images.contiguous(memory_format=torch.channels_last), self.labels[chosen]
+            yield images.contiguous(memory_format=torch.channels_last), labels
+
+    def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels (B, H, W, C) and labels (B) of this process's share of each batch, on the device."""
+        batches = list(order[: len(self) * self.batch_size].split(self.batch_size))
+        if self.augment is not None:  # equal shares, since gradients are averaged over processes
+            batches = [batch[: len(batch) // self.processes * self.processes] for batch in batches]
+        # the last batch may have fewer images than there are processes
+        shares = [share for share in (batch[self.rank :: self.processes] for batch in batches) if len(share)]
+        if not isinstance(self.images, Streamed):
+            for share in shares:
+                yield self.images[share.to(self.images.device)].to(self.device), self.labels[share]
+            return
+        pin = self.device.type == "cuda"
+        for share, (pixels, places) in zip(shares, self.images.read(shares, pin), strict=True):
+            yield pixels.to(self.device, non_blocking=pin), self.labels[share[places.to(self.device)]]
 
 
 class Images(L.LightningDataModule):
-    """A set of images, whole in memory and on the device; no worker processes.
+    """A set of images: whole in memory and on the device, without worker processes, or streamed from a folder.
 
     data = Images("cifar10", batch_size=64, val=10_000)
+    data = Images("folder", root="photos", size=64)  # one subfolder a class
 
     Args:
         data: name of the set, one of `nin.data.SETS`, or the settings; each is explained in `nin.config.DataConfig`.
         seed: of order, augmentation and the sampled share.
         eval_curve: whether the test error after each epoch is recorded too, as `test_curve/error`. It is for learning
             curves: nothing may be chosen by it.
+        processes: that share the machine's memory, where a folder's images are all in each.
         settings: fields of `nin.config.DataConfig` that differ from `data`. For a set of one size, `size` is that size.
 
     Attributes:
         entry: the set's entry in the table of sets.
+        listing: of a folder, its pictures and their split; None before `prepare_data`.
         set: the images; None before `setup`. If they are assigned before, nothing is fetched.
         preprocess: turns images into the input of the net, fitted by `setup` on the images that are trained on. If it
             is assigned before, because a trained net brings its own, nothing is fitted.
@@ -129,7 +150,13 @@ class Images(L.LightningDataModule):
     """
 
     def __init__(
-        self, data: str | DataConfig = "cifar10", *, seed: int = 0, eval_curve: bool = False, **settings: object
+        self,
+        data: str | DataConfig = "cifar10",
+        *,
+        seed: int = 0,
+        eval_curve: bool = False,
+        processes: int = 1,
+        **settings: object,
     ) -> None:
         super().__init__()
         self.settings = _settings_of(data, settings)
@@ -140,6 +167,8 @@ class Images(L.LightningDataModule):
         self.batch_size = self.settings.batch_size
         self.seed = seed
         self.eval_curve = eval_curve
+        self.processes = processes
+        self.listing: Listing | None = None
         self.set: ImageSet | None = None
         self.preprocess: nn.Module | None = None
         self.encode: Callable[[Tensor], Tensor] | None = None
@@ -148,7 +177,11 @@ class Images(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Fetches the set: downloads what is missing, verifies it, and keeps its bytes until `setup` reads them."""
-        if self.set is None and self._files is None:
+        if self.set is not None:
+            return
+        if self.entry.is_folder and self.listing is None:
+            self.listing = listed(self.root, self.settings.sha256)
+        if not self.entry.is_folder and self._files is None:
             download, urls = self.settings.download, self.settings.urls
             self._files = self.entry.fetch(self.root, download=download, urls=urls)
 
@@ -156,8 +189,7 @@ class Images(L.LightningDataModule):
         """Reads the set, holds out images, samples the share that is trained on, and fits the preprocessing to it."""
         if self.set is None:
             self.prepare_data()
-            files, self._files = self._files, None
-            self.set = self.entry.parse(files, self.settings.size)
+            self.set = self._parsed()
         count = len(self.set.train_labels)
         integer(0, count - 1, val=self.settings.val)
         kept = count - self.settings.val
@@ -170,7 +202,26 @@ class Images(L.LightningDataModule):
         if unseen := [name for name, count in zip(self.set.classes, seen, strict=True) if not count]:
             warnings.warn(f"no training image shows {', '.join(unseen)}: the net cannot learn them", stacklevel=1)
         if self.preprocess is None:
-            self.preprocess = PREPROCESSINGS[self.settings.preprocessing].fit(self.train_images)
+            self.preprocess = PREPROCESSINGS[self.settings.preprocessing].fit(self._to_fit())
+
+    def _parsed(self) -> ImageSet:
+        """The set, read from what `prepare_data` left."""
+        if self.listing is None:
+            files, self._files = self._files, None
+            return self.entry.parse(files, self.settings.size)
+        for note in self.listing.notes:
+            warnings.warn(note, stacklevel=1)
+        limit = memory_gb() / 2 if self.settings.memory is None else self.settings.memory
+        own = {"seed": self.seed, "memory": limit / self.processes, "workers": self.settings.workers}
+        return self.entry.parse(self.listing, self.settings.size, **own)
+
+    def _to_fit(self) -> Tensor:
+        """The training images that the preprocessing is fitted on: all, of a folder at most FITTED."""
+        if not self.entry.is_folder:
+            return self.train_images
+        chosen = torch.linspace(0, len(self.train_labels) - 1, min(FITTED, len(self.train_labels))).long()
+        images = self.train_images[chosen]
+        return images.in_memory()[0] if isinstance(images, Streamed) else images
 
     def _sample_share(self) -> Tensor:
         """Indices of the sampled training images, in order; of each class at least one. A smaller share of the same
@@ -210,31 +261,40 @@ class Images(L.LightningDataModule):
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         preprocess = self.preprocess.to(device)
-        if split not in self._on_device or self._on_device[split][0].device != device:
+        if split not in self._on_device or self._on_device[split][1].device != device:
             self._on_device[split] = self._moved(split, device)
         images, labels = self._on_device[split]
-        evaluated = EVALUATION_BATCH * 32 * 32 // (images.shape[1] * images.shape[2])
+        evaluated = EVALUATION_BATCH * 32 * 32 // math.prod(self.train_images.shape[2:])
+        is_whitened = isinstance(preprocess, Whiten) and isinstance(images, Tensor)
         return Batches(
             images,
             labels,
             self.batch_size if augment else max(self.batch_size, evaluated),
-            nn.Identity() if isinstance(preprocess, Whiten) or self.encode else preprocess,
+            nn.Identity() if is_whitened or self.encode else preprocess,
             augment=augment,
             seed=self.seed,
             epoch=lambda: trainer.current_epoch if trainer else 0,
             rank=trainer.global_rank if trainer else 0,
             processes=trainer.world_size if trainer else 1,
+            device=device,
         )
 
-    def _moved(self, split: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images (N, H, W, C), whitened if the settings say so, and labels of a split, on the device."""
+    def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor]:
+        """Images (N, H, W, C), whitened if the settings say so, and labels of a split, on the device. Streamed images
+        stay on the disk, and those of a folder in memory where they would take half of what the GPU has free."""
         images, labels = {
             "train": (self.train_images, self.train_labels),
             "val": (self.val_images, self.val_labels),
             "test": (self.set.test_images, self.set.test_labels),
         }[split]
         # channels last in memory: convolutions are fastest with it, and a gather copies whole rows of pixels
-        images = images.permute(0, 2, 3, 1).contiguous().to(device)
+        if isinstance(images, Streamed):
+            return images, labels.to(device)
+        images = images.permute(0, 2, 3, 1).contiguous()
+        on_gpu = device.type == "cuda" and self.entry.is_folder and not self.encode
+        if on_gpu and images.numel() > torch.cuda.mem_get_info(device)[0] / 2:
+            return images, labels.to(device)
+        images = images.to(device)
         if isinstance(self.preprocess, Whiten):  # a matrix product of 6 % of a CPU step: done once, not every epoch
             whitened = torch.empty(images.shape, device=device)
             for raw, out in zip(images.split(1000), whitened.split(1000), strict=True):
@@ -253,8 +313,27 @@ class Images(L.LightningDataModule):
 
     @property
     def augments(self) -> bool:
-        """Whether training images differ from epoch to epoch; known after `setup`."""
-        return bool(self.settings.pad or (self.settings.flip and self.set.flip))
+        """Whether training images differ from epoch to epoch, or are decoded anew; known after `setup`."""
+        changed = self.settings.pad or (self.settings.flip and self.set.flip)
+        return bool(changed or isinstance(self.train_images, Streamed))
+
+
+@cache
+def _listed(root: str, state: tuple) -> Listing:
+    return list_folder(root)
+
+
+def listed(root: str, sha256: str | None = None) -> Listing:
+    """Returns the pictures of a folder. An unchanged folder is read once a process.
+
+    Raises:
+        DataError: as `list_folder`, and where its pictures do not have the sha256.
+    """
+    paths = [file for part in scan(root).parts for one in part.values() for file in one]
+    listing = _listed(root, tuple((str(file), file.lstat().st_size, file.stat().st_mtime_ns) for file in paths))
+    if sha256 not in (None, listing.sha256):
+        raise DataError(f"data.sha256={sha256}: the pictures in {root} are others, with sha256 {listing.sha256}")
+    return listing
 
 
 def _settings_of(data: str | DataConfig, changed: dict[str, object]) -> DataConfig:
@@ -278,6 +357,12 @@ def _check_against_set(settings: DataConfig) -> None:
     entry = SETS[settings.name]
     if entry.size is not None and settings.size != entry.size:
         raise SettingError("size", settings.size, f"the images of {entry.name} have {entry.size} pixels a side")
+    if entry.is_folder and settings.root is None:
+        raise SettingError("root", None, f"data={entry.name} requires a folder with one subfolder of pictures a class")
+    if settings.preprocessing == Whiten.name and settings.size > WHITENED:
+        values = 3 * settings.size**2
+        reason = f"preprocessing=whiten requires at most {WHITENED}, its matrix would have {values:,}² values"
+        raise SettingError("size", settings.size, f"{reason}; choose normalise")
     if entry.train is not None:
         integer(0, entry.train - 1, val=settings.val)
         integer(1, entry.train, batch_size=settings.batch_size)

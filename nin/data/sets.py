@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from nin.checks import one_line
 from nin.data.archive import Archive, Files, no_files, unpickle
+from nin.data.folder import Listing, Streamed, list_folder
 from nin.errors import DataError
 
 
@@ -28,7 +30,8 @@ class ImageSet:
     """A whole set in memory.
 
     Attributes:
-        train_images, test_images: (N, C, H, W) uint8 in 0…255, with C of 1 or 3.
+        train_images, test_images: (N, C, H, W) uint8 in 0…255, with C of 1 or 3; of a folder that does not fit into
+            memory a `nin.data.folder.Streamed`, which decodes them anew each time.
         train_labels, test_labels: (N) int64 in 0…K − 1.
         classes: the K names.
         flip: whether a mirrored image still shows its class.
@@ -37,9 +40,9 @@ class ImageSet:
         DataError: images or labels of another form, not as many images as labels, or a label outside 0…K − 1.
     """
 
-    train_images: Tensor
+    train_images: Tensor | Streamed
     train_labels: Tensor
-    test_images: Tensor
+    test_images: Tensor | Streamed
     test_labels: Tensor
     classes: tuple[str, ...]
     flip: bool = False
@@ -61,7 +64,7 @@ class ImageSet:
         return torch.randperm(len(self.test_labels), generator=torch.Generator().manual_seed(seed))[:number]
 
 
-def _check_split(split: str, images: Tensor, labels: Tensor, classes: int) -> None:
+def _check_split(split: str, images: Tensor | Streamed, labels: Tensor, classes: int) -> None:
     is_image = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
     if not is_image or labels.dtype != torch.int64:
         raise DataError(
@@ -95,6 +98,8 @@ class Set:
             the set's files by name.
         read: called with those files, which it may remove as it goes to save memory, and the size of the images to
             make; returns the set.
+        is_folder: whether it is a folder of one's own, data.root: `fetch` then returns its `nin.data.folder.Listing`,
+            and `read` reads that.
     """
 
     name: str
@@ -103,11 +108,14 @@ class Set:
     size: int | None
     train: int | None
     fetch: Callable[..., dict[str, bytes]]
-    read: Callable[[dict[str, bytes], int], ImageSet]
+    read: Callable[..., ImageSet]
+    is_folder: bool = False
 
-    def parse(self, files: dict[str, bytes], size: int) -> ImageSet:
-        """Returns the set that fetched files contain; at `size` pixels if the entry has no size of its own."""
-        return self.read(files, self.size or size)
+    def parse(self, files: dict[str, bytes] | Listing, size: int, **settings: Any) -> ImageSet:
+        """Returns the set that fetched files contain; at `size` pixels if the entry has no size of its own.
+
+        Of a folder, `settings` are the arguments of `read_folder`."""
+        return self.read(files, self.size or size, **settings)
 
     def load(
         self,
@@ -327,6 +335,36 @@ def read_photograph(content: bytes, name: str, size: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def read_folder(
+    listing: Listing, size: int, *, seed: int = 0, memory: float | None = None, workers: int | None = None
+) -> ImageSet:
+    """Returns a folder's pictures as a set: in memory if they fit, else streamed.
+
+    Args:
+        listing: the folder's.
+        size: height and width of the images in pixels.
+        seed: of the split, where it is drawn.
+        memory: GB that all images may take; None sets no limit.
+        workers: processes that decode, as in `Streamed`.
+
+    Raises:
+        DataError: all pictures for training or testing are damaged.
+    """
+    splits = listing.split(seed)
+    fits = memory is None or sum(map(len, splits)) * 3 * size * size <= memory * 1e9
+    parts = []
+    for part, pictures in zip(("training", "test"), splits, strict=True):
+        images: Tensor | Streamed = Streamed([picture.file for picture in pictures], size, workers)
+        labels = torch.tensor([picture.label for picture in pictures])
+        if fits:
+            images, whole = images.in_memory()
+            labels = labels[whole]
+        if not len(labels):
+            raise DataError(f"data.root={listing.root}: all {part} pictures are damaged")
+        parts += [images, labels]
+    return ImageSet(*parts, listing.classes, flip=True)
+
+
 # the table ------------------------------------------------------------------------------------------------------------
 
 SETS: dict[str, Set] = {
@@ -338,5 +376,6 @@ SETS: dict[str, Set] = {
         Set("mnist", 10, channels=1, size=28, train=60_000, fetch=MNIST.fetch, read=read_mnist),
         Set("digits", 10, channels=3, size=32, train=1437, fetch=no_files, read=read_digits),
         Set("flowers17", 17, channels=3, size=None, train=1190, fetch=FLOWERS17.fetch, read=read_flowers17),
+        Set("folder", None, channels=3, size=None, train=None, fetch=list_folder, read=read_folder, is_folder=True),
     )
 }

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from nin.backbones import Backbone
-from nin.checks import one_line
+from nin.checks import memory_gb, one_line
 from nin.config import Config, TrainerConfig
 from nin.config import check as check_settings
 from nin.cost import activations
+from nin.data.folder import scan
 from nin.data.module import Images
 from nin.errors import SettingError
 from nin.model import NIN
-from nin.run.machine import memory_gb
 from nin.task import Classifier
 
 OF_THE_NET = {"head": "head.name", "image_size": "data.size"}  # arguments of a net that no field of `model` sets
@@ -39,7 +40,20 @@ def settings_under(group: str, others: dict[str, str] | None = None) -> Iterator
 def build_data(config: Config) -> Images:
     """The data module. Raises SettingError."""
     with settings_under("data"):
-        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve)
+        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve, processes=config.trainer.devices)
+
+
+def identified(config: Config) -> Config:
+    """The same settings; of a folder of pictures with the sha256 of its contents, by which its runs are known.
+
+    Raises:
+        DataError: the folder cannot be read, or has other pictures than the settings say.
+    """
+    data = build_data(config)
+    if not data.entry.is_folder:
+        return config
+    data.prepare_data()
+    return replace(config, data=replace(config.data, sha256=data.listing.sha256))
 
 
 def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
@@ -81,9 +95,11 @@ def check(config: Config) -> None:
     check_settings(config)
     with settings_under("trainer"):
         _check_devices(config.trainer)
-    entry = build_data(config).entry
+    data = build_data(config)
+    entry = data.entry
+    classes = len(scan(data.root).classes) if entry.is_folder else entry.classes
     with torch.device("meta"):
-        net = build_net(config, classes=entry.classes or 10, channels=entry.channels or 3)  # until the set is read
+        net = build_net(config, classes=classes or 10, channels=entry.channels or 3)  # until the set is read
         build_task(config, net)
     _check_step(config, net, images=min(config.data.batch_size, (entry.train or 10**9) - config.data.val))
 

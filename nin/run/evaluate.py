@@ -13,7 +13,7 @@ from nin.checks import one_line
 from nin.config import Config
 from nin.data.module import Batches, Images
 from nin.data.sets import SETS
-from nin.errors import CheckpointError, SettingError
+from nin.errors import CheckpointError, DataError, SettingError
 from nin.pretrained import Pretrained
 from nin.run.callbacks import HeedSignals, stoppable
 from nin.run.machine import keep_freed_memory
@@ -41,6 +41,16 @@ class Evaluation:
     def images(self) -> int:
         """Number of evaluated images."""
         return int(self.confusion.sum())
+
+    @property
+    def class_errors(self) -> dict[str, dict[str, float]]:
+        """Number of images, and their error in %, of each class that has one."""
+        numbers, right = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        return {
+            name: {"images": number, "error": round(100 * (1 - hits / number), 4)}
+            for name, number, hits in zip(self.classes, numbers, right, strict=True)
+            if number
+        }
 
     @property
     def chance_error(self) -> float:
@@ -94,7 +104,8 @@ def evaluate_pretrained(trained: Pretrained, config: Config) -> Evaluation:
     quiet()
     keep_freed_memory()
     with stoppable("run the same command again"):
-        data = images_of(trained, config.data.root, download=config.data.download, urls=config.data.urls)
+        own = {name: getattr(config.data, name) for name in ("download", "urls", "memory", "workers")}
+        data = images_of(trained, config.data.root, **own)
         check_limit(config.trainer.limit_test_batches, "test", data.test_dataloader())
         task = Classifier(trained.net.to(memory_format=torch.channels_last))
         return evaluate(config, task, data, "test")
@@ -105,21 +116,46 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
 
     Args:
         trained: the net.
-        root: folder of the sets, as in `nin.data.Images`.
+        root: folder of the sets, as in `nin.data.Images`; by default a folder of pictures is where the net found it.
         settings: other arguments of `nin.data.Images`.
 
     Raises:
-        CheckpointError: the net does not say on which set it was trained.
-        DataError: the set is missing or damaged.
+        CheckpointError: the net does not say on which set it was trained, or a folder has other classes.
+        DataError: the set is missing or damaged, or a folder's drawn test pictures may have been trained on.
     """
     name, size = trained.facts.get("data"), trained.net.arguments["image_size"]
     if not isinstance(name, str) or name not in SETS:
         raise CheckpointError(f"the net was trained on data={one_line(name)}, which is not one of {', '.join(SETS)}")
-    data = Images(name, root=root, size=size if isinstance(size, int) else size[0], **settings)
+    facts = _facts_of_folder(trained) if SETS[name].is_folder else {}
+    size = size if isinstance(size, int) else size[0]
+    data = Images(name, root=root or facts.get("root"), size=size, seed=facts.get("seed", 0), **settings)
     data.preprocess = trained.preprocess
     data.prepare_data()
+    if data.listing:
+        _check_folder(data, trained, facts.get("sha256"))
     data.setup()
     return data
+
+
+def _facts_of_folder(trained: Pretrained) -> dict[str, Any]:
+    """Root, sha256 and seed of the folder that a net was trained on, as far as its record has them."""
+    settings = trained.facts.get("settings")
+    data = settings.get("data") if isinstance(settings, dict) else None
+    known = {**(data if isinstance(data, dict) else {}), "seed": trained.facts.get("seed")}
+    kinds = {"root": str, "sha256": str, "seed": int}
+    return {name: known[name] for name, kind in kinds.items() if isinstance(known.get(name), kind)}
+
+
+def _check_folder(data: Images, trained: Pretrained, sha256: str | None) -> None:
+    """Raises CheckpointError or DataError where a net cannot be tested on a folder."""
+    if data.listing.classes != trained.classes:
+        there, here = (one_line(", ".join(names)) for names in (trained.classes, data.listing.classes))
+        raise CheckpointError(f"the net's classes are {there}; those of data.root={data.root} are {here}")
+    if not data.listing.is_split and data.listing.sha256 != sha256:
+        raise DataError(
+            f"data.root={data.root}: the pictures are not those of the training, so drawn test pictures may have been "
+            "trained on; put the test pictures into subfolders of test/, and any others into train/"
+        )
 
 
 def check_limits(config: Config, data: Images) -> None:

@@ -5,6 +5,7 @@ metrics.csv          loss, error and learning rate after each epoch
 last.ckpt            Lightning's checkpoint of the last whole epoch
 model.safetensors    the trained net, for `nin.load`
 curves.png           loss and error over the epochs
+split.csv            of a folder of pictures: which are trained on, which are for testing
 summary.json         the run's record (`nin.run.record`)
 .lock                locked while a process trains here
 
@@ -31,6 +32,7 @@ METRICS = "metrics.csv"
 CHECKPOINT = "last.ckpt"
 WEIGHTS = "model.safetensors"
 CURVES = "curves.png"
+SPLIT = "split.csv"
 LOCK = ".lock"
 PARTIAL_EPOCHS = "hpc_ckpt_*.ckpt"  # Lightning's on SLURM, of the middle of an epoch
 

@@ -39,11 +39,6 @@ def peak_memory_gb() -> float:
     return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
 
 
-def memory_gb() -> float:
-    """The memory of this machine, in GB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-
-
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory. By default it returns the memory of every large tensor to the system, so that each
     training step has the pages of all activations zeroed and mapped anew: a fifth of its time on a CPU."""

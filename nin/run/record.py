@@ -59,6 +59,7 @@ class Record:
         peak_memory_gb: the most memory that the process held.
         test_images: number of test images of which `test_error` is the error.
         chance_error: error in % of a net that always answers the most frequent class of these images.
+        class_errors: of a folder of pictures, by class: number of test `images`, and their `error` in %.
         weights_sha256: of model.safetensors.
     """
 
@@ -79,6 +80,7 @@ class Record:
     peak_memory_gb: float | None = None
     test_images: int | None = None
     chance_error: float | None = None
+    class_errors: dict[str, dict[str, float]] | None = None
     weights_sha256: str | None = None
 
     @property
@@ -180,6 +182,13 @@ def _is_amount(value: Any) -> bool:
     return checks.is_number(value) and value >= 0
 
 
+def _are_class_errors(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(each, dict) and _is_count(each.get("images")) and _is_error(each.get("error"))
+        for each in value.values()
+    )
+
+
 def _is_count(value: Any) -> bool:
     return checks.is_integer(value) and value >= 0
 
@@ -199,6 +208,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("test_error", "train_error", "val_error", "chance_error"), (_is_error, "a number from 0 to 100")),
     **dict.fromkeys(("seconds", "images_per_second", "peak_memory_gb"), (_is_amount, "a number of at least 0")),
     "test_images": (_is_count, "a number of images"),
+    "class_errors": (lambda value: _are_class_errors(value), "an object with images and error of each class"),
     "weights_sha256": (checks.is_sha256, "64 hexadecimal digits"),
 }
 _ALWAYS = ("status", "settings", "start", "parameters", "precision", "device", "versions", "commit", "clean")

@@ -18,6 +18,7 @@ from nin import files, pretrained
 from nin.backbones import Backbone
 from nin.checks import counted, one_line
 from nin.config import Config, quoted, settings_of, to_yaml
+from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
 from nin.data.preprocess import Whiten
 from nin.errors import DeadNetError, RunError, SettingError
@@ -25,7 +26,7 @@ from nin.model import NIN
 from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
-from nin.run.build import build_data, build_net, build_task, settings_under
+from nin.run.build import build_data, build_net, build_task, identified, settings_under
 from nin.run.callbacks import (
     AtomicCheckpointIO,
     DeadNetWatch,
@@ -103,6 +104,7 @@ def train(config: Config, folder: Path) -> Record:
     with stoppable(advice), ending_together():
         run = _begin(config, folder)
         connect(run.trainer)
+        run.config = run.trainer.strategy.broadcast(identified(config) if run.writes else config)
         if (finished := _finished(run)) is not None:
             return finished
         with folders.training_in(folder) if run.writes else nullcontext():
@@ -157,6 +159,8 @@ def _train(run: _Run) -> Record:
     if run.writes:  # what is known before the first step: a run that dies leaves it too
         files.write(run.folder / folders.SETTINGS, to_yaml(run.config))
         records.write(run.folder, record)
+        if data.listing:
+            files.write(run.folder / folders.SPLIT, table_of(data.listing, run.config.seed))
         print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
         fit(run.trainer, task, data, resumed)
@@ -308,6 +312,7 @@ def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Reco
         peak_memory_gb=peak_memory_gb(),
         test_images=test.images,
         chance_error=round(test.chance_error, 4),
+        class_errors=test.class_errors if data.listing else None,
     )
 
 
@@ -337,7 +342,20 @@ net     {model["backbone"] or "NIN"}, head {record.head}: {record.parameters:,} 
 data    {record.data}: {", ".join(images)}
 recipe  {record.recipe}, seed {record.seed}: {counted(record.epochs, "epoch")} of {counted(steps, "step")}
 device  {record.device}, {record.precision}
-folder  {folder}"""
+folder  {folder}{_lines_of_pictures(data)}"""
+
+
+def _lines_of_pictures(data: Images) -> str:
+    """Classes, split and place of a folder's pictures for people; "" for another set."""
+    if data.listing is None:
+        return ""
+    names, size = data.set.classes, data.settings.size
+    shown = f"{', '.join(map(one_line, names[:20]))}{f' and {len(names) - 20:,} more' * (len(names) > 20)}"
+    kept = "decoded anew each epoch" if isinstance(data.train_images, Streamed) else "in memory"
+    return f"""
+classes {len(names)}: {shown}
+split   {data.listing.split_in_words(data.seed)}; {folders.SPLIT} lists both parts
+images  {size}×{size} pixels, {kept}"""
 
 
 def closing_lines(record: Record, folder: Path) -> str:
@@ -349,16 +367,30 @@ def closing_lines(record: Record, folder: Path) -> str:
             f"\nThe test error is no better than chance, which is {record.chance_error:.2f} %: choose a higher "
             "recipe.lr, a longer run or another seed.\n"
         )
+    of_classes = _lines_of_classes(record)
     return f"""
 {record.title}: {record.parameters:,} parameters
 {counted(record.epochs, "epoch")} in {in_words(record.seconds)}, {record.images_per_second:.0f} images/s, \
 {record.precision}, {record.device}
 
   training error {record.train_error:6.2f} %{held_out}
-  test error     {record.test_error:6.2f} %
+  test error     {record.test_error:6.2f} %{of_classes}
 {chance}
 Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
 Evaluate it again: {spelled("evaluate")} {_override("checkpoint", folder)}"""
+
+
+def _lines_of_classes(record: Record) -> str:
+    """The test error of each class for people, the worst first; "" where the record has none."""
+    if not record.class_errors:
+        return ""
+    width = max(len(one_line(name)) for name in record.class_errors)
+    worst = sorted(record.class_errors.items(), key=lambda item: (-item[1]["error"], item[0]))
+    lines = [
+        f"    {one_line(name):{width}} {found['error']:6.2f} % of {counted(found['images'], 'image')}"
+        for name, found in worst
+    ]
+    return "\n" + "\n".join(lines)
 
 
 def _override(name: str, path: Path) -> str:

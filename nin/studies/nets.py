@@ -19,6 +19,8 @@ from nin.pretrained import Pretrained
 from nin.run.evaluate import images_of
 from nin.studies.tables import COLOURS, LINES, table_row, table_rule
 
+WHOLE = 1e6  # GB: a folder's pictures are read into memory, however many
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -109,7 +111,7 @@ def _set_of(trained: Pretrained) -> tuple:
 
 def _draw_images(trained: Pretrained, root: str | None, count: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Test images, their labels, and the mean colour of the training images."""
-    whole = images_of(trained, root).set
+    whole = images_of(trained, root, memory=WHOLE).set
     order = torch.randperm(len(whole.test_labels), generator=torch.Generator().manual_seed(seed))[:count]
     chosen = order.sort().values
     blank = whole.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]

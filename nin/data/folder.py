@@ -1,0 +1,411 @@
+"""A folder of one's own pictures: its classes, its split, its identity, and its images in memory or from the disk.
+
+PHOTOS/rose/1.jpg, PHOTOS/tulip/2.png, …              one subfolder a class; training and test pictures are drawn
+PHOTOS/train/rose/1.jpg, …, PHOTOS/test/rose/9.jpg, …  the split is given; val/ counts as test/ where there is no test/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from nin import files
+from nin.checks import counted, one_line
+from nin.errors import DataError, PictureError
+from nin.pictures import FORMATS, SUFFIXES, read_picture, resize, to_tensor
+
+TEST_PART = 5  # where the split is drawn, one of so many pictures of a class is a test picture
+FEW = 10  # pictures of a class below which a warning says that they are few
+UNEQUAL = 5  # ratio of the largest class to the smallest from which a warning says that they are unequal
+READ_AT_ONCE = 64  # pictures of a batch while a folder is read into memory
+MOST_WORKERS = 8  # more seldom decode faster than a net learns
+NAMED = 5  # files that a warning names
+
+
+class Picture(NamedTuple):
+    """A picture of a folder: its file, the number of its class, and the sha256 of its bytes."""
+
+    file: Path
+    label: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a folder; none is decoded yet.
+
+    Their order depends on their contents alone, so that renaming a file changes no run.
+
+    Attributes:
+        root: the folder.
+        classes: the K names, sorted.
+        given: training and test pictures where the folder has train/ and test/, else all pictures and none.
+        is_split: whether the folder has them.
+        notes: sentences about what was left out or is unusual.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    given: tuple[tuple[Picture, ...], tuple[Picture, ...]]
+    is_split: bool
+    notes: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of names of classes and contents of pictures, by which the folder's runs are known."""
+        digest = hashlib.sha256(repr((self.classes, self.is_split)).encode(errors="surrogateescape"))
+        for part in self.given:
+            digest.update(repr([(picture.label, picture.sha256) for picture in part]).encode())
+        return digest.hexdigest()
+
+    def split(self, seed: int) -> tuple[list[Picture], list[Picture]]:
+        """Training and test pictures. Where they are drawn, a fifth of each class is for testing.
+
+        The classes are mixed evenly: the last training pictures, which may be held out, have the shares of all.
+        """
+        train, test = (_by_class(part, len(self.classes)) for part in self.given)
+        if not self.is_split:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = [[one[i] for i in torch.randperm(len(one), generator=generator)] for one in train]
+            numbers = [max(1, round(len(one) / TEST_PART)) if len(one) > 1 else 0 for one in drawn]
+            test = [one[:number] for one, number in zip(drawn, numbers, strict=True)]
+            train = [one[number:] for one, number in zip(drawn, numbers, strict=True)]
+        return _mixed(train), _mixed(test)
+
+    def split_in_words(self, seed: int) -> str:
+        """The split for people: "the folder's train/ and test/", or how it is drawn."""
+        return "the folder's own" if self.is_split else f"1 of {TEST_PART} pictures of a class drawn with seed {seed}"
+
+
+def _by_class(pictures: Sequence[Picture], classes: int) -> list[list[Picture]]:
+    found: list[list[Picture]] = [[] for _ in range(classes)]
+    for picture in pictures:
+        found[picture.label].append(picture)
+    return found
+
+
+def _mixed(classes: Sequence[Sequence[Picture]]) -> list[Picture]:
+    placed = [((place + 0.5) / len(one), picture) for one in classes for place, picture in enumerate(one)]
+    return [picture for _, picture in sorted(placed, key=lambda each: (each[0], each[1].label))]
+
+
+# listing --------------------------------------------------------------------------------------------------------------
+
+
+def list_folder(root: str | Path, **_: Any) -> Listing:
+    """Returns the pictures of a folder. Every file is read, for the sha256 of its content, several at a time.
+
+    Raises:
+        DataError: it does not exist, cannot be read, or has fewer than two classes with pictures.
+    """
+    found = scan(root)
+    contents = _contents([file for part in found.parts for one in part.values() for file in one])
+    notes = list(found.notes)
+    damaged = [f"{file} ({reason})" for file, (_, reason) in contents.items() if reason]
+    if damaged:
+        notes.append(f"left out {counted(len(damaged), 'damaged picture')}: {_first(damaged)}")
+    kept = [
+        {name: [file for file in one if not contents[file][1]] for name, one in part.items()} for part in found.parts
+    ]
+    classes = tuple(name for name in found.classes if any(part.get(name) for part in kept))
+    if empty := [name for name in found.classes if name not in classes]:
+        notes.append(f"left out {counted(len(empty), 'empty folder')}: {_first(empty)}")
+    _check_classes(found.root, classes)
+    given = tuple(_pictures(part, classes, contents) for part in kept)
+    listing = Listing(found.root, classes, given, found.is_split, tuple(notes + _duplicates(given)))
+    return _warned_of_sizes(listing)
+
+
+class Found(NamedTuple):
+    """The files of a folder by part (training and test, or all and none) and class."""
+
+    root: Path
+    parts: tuple[dict[str, list[Path]], dict[str, list[Path]]]
+    is_split: bool
+    notes: list[str]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, sorted, those without a picture included."""
+        return sorted({*self.parts[0], *self.parts[1]})
+
+
+def scan(root: str | Path) -> Found:
+    """Returns the files of a folder by class; no file is opened. Raises DataError as `list_folder` does."""
+    root = Path(root)
+    notes: list[str] = []
+    folders = [folder.name for folder in _subfolders(root)]
+    test = next((name for name in ("test", "val") if name in folders), "")
+    is_split = "train" in folders and bool(test)
+    parts: list[dict[str, list[Path]]] = [{}, {}]
+    others: Counter[str] = Counter()
+    for part, base in zip(parts, (root / "train", root / test) if is_split else (root,), strict=False):
+        for folder in _subfolders(base):
+            part[folder.name] = _pictures_below(folder, others)
+        others.update(
+            file.suffix.lower() or "no ending" for file in base.iterdir() if _is_shown(file) and file.is_file()
+        )
+    if others:
+        names = ", ".join(f"{number:,} {suffix}" for suffix, number in others.most_common(NAMED))
+        notes.append(f"ignored files that are no pictures of a class in a supported format: {names}")
+    with_pictures = tuple(sorted({name for part in parts for name, one in part.items() if one}))
+    _check_classes(root, with_pictures)
+    return Found(root, tuple(parts), is_split, notes)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(each for each in folder.iterdir() if _is_shown(each) and each.is_dir())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"data.root={one_line(folder)}: cannot be read ({reason}); expected a folder with one subfolder a class"
+        ) from error
+
+
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith((".", "__MACOSX"))
+
+
+def _pictures_below(folder: Path, others: Counter[str]) -> list[Path]:
+    """The pictures in a folder and its subfolders, sorted; counts the endings of its other files."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if _is_shown(Path(name)))
+        for name in sorted(names):
+            file = Path(parent, name)
+            if file.suffix.lower() in SUFFIXES and _is_shown(file) and file.is_file():
+                found.append(file)
+            elif _is_shown(file):
+                others[file.suffix.lower() or "no ending"] += 1
+    return found
+
+
+def _check_classes(root: Path, classes: Sequence[str]) -> None:
+    """Raises DataError for fewer than two classes."""
+    if len(classes) < 2:
+        got = f"one, {classes[0]}" if classes else f"no subfolder with a picture ({', '.join(SUFFIXES)})"
+        hint = f"; if its subfolders are the classes, set data.root={root / classes[0]}" if classes else ""
+        raise DataError(
+            f"data.root={one_line(root)}: expected two classes, a subfolder with pictures each, got {got}{hint}"
+        )
+
+
+def _contents(paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+    """The sha256 of each file, and why it is no picture, or ""."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused when it is decoded
+        progress = tqdm(
+            pool.map(_examined, paths), "listing pictures", len(paths), unit=" pictures", delay=2, leave=False
+        )
+        return dict(zip(paths, progress, strict=True))
+
+
+def _examined(file: Path) -> tuple[str, str]:
+    try:
+        content = files.read(file)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            opened.verify()
+        return files.sha256(content), ""
+    except Exception as error:  # Pillow's decoders raise anything
+        reason = "not a picture in a supported format" if isinstance(error, Image.UnidentifiedImageError) else error
+        return "", one_line(reason) or type(error).__name__
+
+
+def _pictures(
+    part: dict[str, list[Path]], classes: Sequence[str], contents: dict[Path, tuple[str, str]]
+) -> tuple[Picture, ...]:
+    """The pictures of a part by class and content; one that is there twice in a class counts once."""
+    found = {}
+    for label, name in enumerate(classes):
+        for sha256, file in sorted((contents[file][0], file) for file in part.get(name, ())):
+            found.setdefault((label, sha256), Picture(file, label, sha256))
+    return tuple(found.values())
+
+
+def _duplicates(parts: Sequence[Sequence[Picture]]) -> list[str]:
+    """Sentences about pictures that stand in several classes, or in train/ and test/."""
+    seen: dict[str, Picture] = {}
+    classes, both = [], []
+    for part, pictures in enumerate(parts):
+        for picture in pictures:
+            first = seen.setdefault(picture.sha256, picture)
+            if first.label != picture.label:
+                classes.append(f"{first.file} and {picture.file}")
+            elif part and first.file != picture.file:
+                both.append(f"{first.file} and {picture.file}")
+    notes = []
+    if classes:
+        notes.append(f"{counted(len(classes), 'picture')} in several classes: {_first(classes)}")
+    if both:
+        notes.append(
+            f"{counted(len(both), 'test picture')} also in train/, which makes the error too low: {_first(both)}"
+        )
+    return notes
+
+
+def _warned_of_sizes(listing: Listing) -> Listing:
+    """The listing with sentences about small and unequal classes. Raises DataError if no test picture is left."""
+    numbers = Counter(picture.label for part in listing.given for picture in part)
+    count = {listing.classes[label]: number for label, number in sorted(numbers.items())}
+    notes = list(listing.notes)
+    if few := [f"{name} {number}" for name, number in count.items() if number < FEW]:
+        notes.append(f"under {FEW} pictures: {_first(few)}; their errors say little")
+    most, least = max(count, key=count.get), min(count, key=count.get)
+    if count[most] >= UNEQUAL * count[least]:
+        notes.append(
+            f"unequal classes: {most} has {counted(count[most], 'picture')}, {least} {count[least]:,}; a net prefers "
+            "the frequent ones"
+        )
+    if not all(listing.split(0)):
+        raise DataError(
+            f"data.root={one_line(listing.root)}: expected at least two pictures of a class: one to train, one to test"
+        )
+    return Listing(listing.root, listing.classes, listing.given, listing.is_split, tuple(notes))
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{', '.join(map(one_line, names[:NAMED]))}{more}"
+
+
+def table_of(listing: Listing, seed: int) -> bytes:
+    """The split as a CSV file: part, class, file below the folder, sha256."""
+    import csv
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["part", "class", "file", "sha256"])
+    for part, pictures in zip(("train", "test"), listing.split(seed), strict=True):
+        for picture in sorted(pictures, key=lambda each: (each.label, each.file)):
+            name = listing.classes[picture.label]
+            writer.writerow([part, name, picture.file.relative_to(listing.root), picture.sha256])
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+# images ---------------------------------------------------------------------------------------------------------------
+
+
+class Streamed:
+    """Pictures as images (N, 3, size, size) uint8 in 0…255 that are decoded anew each time, by worker processes.
+
+    An index returns one image, a slice or a tensor of indices fewer streamed ones. Each picture is turned upright, its
+    shorter side is resized to `size`, and the square in the middle is cut out.
+
+    Args:
+        paths: files of the pictures.
+        size: pixels a side.
+        workers: processes that decode; None takes one a core, 0 decodes in this process.
+    """
+
+    dtype = torch.uint8
+    ndim = 4
+
+    def __init__(self, paths: Sequence[Path], size: int, workers: int | None = None) -> None:
+        self.paths = list(paths)
+        self.size = size
+        self.workers = workers
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.paths), 3, self.size, self.size))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor | Streamed:
+        if isinstance(index, slice):
+            return Streamed(self.paths[index], self.size, self.workers)
+        if isinstance(index, Tensor) and index.ndim:
+            return Streamed([self.paths[i] for i in index.tolist()], self.size, self.workers)
+        try:
+            return decoded(self.paths[int(index)], self.size).permute(2, 0, 1)
+        except PictureError as error:
+            raise DataError(str(error)) from error
+
+    def read(self, batches: Sequence[Tensor], pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images (B, size, size, 3) of each batch of indices in turn, and the places in the batch that they have:
+        a damaged picture is left out, with a warning.
+
+        Raises:
+            DataError: all pictures of a batch are damaged.
+        """
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(MOST_WORKERS, cores) if self.workers is None else self.workers
+        loader = DataLoader(
+            _Decoding(self.paths, self.size),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=workers if len(batches) > 1 else 0,
+            collate_fn=_collated,
+            worker_init_fn=_begin_worker,
+            pin_memory=pin,
+            generator=torch.Generator(),  # else it draws from the one that dropout draws from
+        )
+        for images, places, damaged in loader:
+            if damaged:
+                warnings.warn(f"left out {counted(len(damaged), 'damaged picture')}: {_first(damaged)}", stacklevel=1)
+            if not len(places):
+                raise DataError(f"all pictures of a batch are damaged: {_first(damaged)}; remove them")
+            yield images, places
+
+    def in_memory(self) -> tuple[Tensor, Tensor]:
+        """All images (N, 3, size, size), channels last in memory, and their indices: damaged pictures are left out."""
+        images = torch.empty(len(self), self.size, self.size, 3, dtype=torch.uint8)
+        batches, kept = list(torch.arange(len(self)).split(READ_AT_ONCE)), []
+        with tqdm(desc="reading pictures", total=len(self), unit=" pictures", delay=2, leave=False) as bar:
+            for batch, (read, places) in zip(batches, self.read(batches), strict=True):
+                images[batch[places]] = read
+                kept.append(batch[places])
+                bar.update(len(batch))
+        indices = torch.cat(kept)
+        images = images if len(indices) == len(self) else images[indices]
+        return images.permute(0, 3, 1, 2), indices
+
+
+def decoded(file: Path, size: int) -> Tensor:
+    """The middle square of a picture, (size, size, 3) uint8. Raises PictureError."""
+    return to_tensor(resize(read_picture(file, least=2 * size), size)).permute(1, 2, 0).contiguous()
+
+
+class _Decoding(Dataset):
+    def __init__(self, paths: Sequence[Path], size: int) -> None:
+        self.paths = paths
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor | str:
+        """The image, or why there is none."""
+        try:
+            return decoded(self.paths[index], self.size)
+        except PictureError as error:
+            return one_line(error)
+
+
+def _collated(read: Iterable[Tensor | str]) -> tuple[Tensor, Tensor, list[str]]:
+    images = [(place, image) for place, image in enumerate(read) if isinstance(image, Tensor)]
+    damaged = [reason for reason in read if isinstance(reason, str)]
+    stacked = torch.stack([image for _, image in images]) if images else torch.empty(0, dtype=torch.uint8)
+    return stacked, torch.tensor([place for place, _ in images], dtype=torch.int64), damaged
+
+
+def _begin_worker(_: int) -> None:
+    """A worker ends with its parent, which heeds the signals."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

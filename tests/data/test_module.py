@@ -248,7 +248,7 @@ def test_the_root_is_data_root_or_nin_data_or_data(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"data": "cifar11"}, "name=cifar11: must be one of cifar10, digits, flowers17"),
+        ({"data": "cifar11"}, "name=cifar11: must be one of cifar10, cifar100, svhn, mnist"),
         ({"name": 5}, "name=5: must be one of cifar10"),
         ({"size": 40}, "size=40: the images of cifar10 have 32 pixels a side"),
         ({"batch_size": 0}, "batch_size=0: expected an integer from 1"),

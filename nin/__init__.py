@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nin.cost import multiply_accumulates
     from nin.errors import NINError
-    from nin.model import FC, GAP, GMP, NIN, DepthPool, MLPConv
+    from nin.layers import DepthPool
+    from nin.model import FC, GAP, GMP, NIN, MLPConv
     from nin.plan import BLOCKS, HEADS, Block, Plan
     from nin.pretrained import available, load
 
 _HOMES = {
-    **dict.fromkeys(("FC", "GAP", "GMP", "NIN", "DepthPool", "MLPConv"), "nin.model"),
+    **dict.fromkeys(("FC", "GAP", "GMP", "NIN", "MLPConv"), "nin.model"),
     **dict.fromkeys(("BLOCKS", "HEADS", "Block", "Plan"), "nin.plan"),
     **dict.fromkeys(("available", "load"), "nin.pretrained"),
+    "DepthPool": "nin.layers",
     "NINError": "nin.errors",
     "multiply_accumulates": "nin.cost",
 }

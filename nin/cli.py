@@ -671,7 +671,7 @@ def looks_like_checkpoint(text: str) -> bool:
         return False
     run, published = Path(text), files.shipped("checkpoints") / f"{text}.json"
     places = (published, run / "summary.json", run / "model.safetensors")
-    return text.endswith(".safetensors") or any(map(os.path.isfile, places))
+    return text.endswith((".safetensors", ".caffemodel")) or any(map(os.path.isfile, places))
 
 
 # settings back to a command line --------------------------------------------------------------------------------------

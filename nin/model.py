@@ -10,7 +10,17 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from nin.errors import SettingError
-from nin.plan import HEADS, ONE_SIZE, Block, Plan, checked_fc, checked_mlpconv, checked_pool
+from nin.layers import LocallyConnected
+from nin.plan import HEADS, ONE_SIZE, Block, Plan, checked_fc, checked_mlpconv
+
+POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
+class GAP(nn.Module):
+    """Global average pooling: the mean of a class's map is its score (section 3.2). (N, K, h, w) ─► (N, K)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(2, 3))
 
 
 class MLPConv(nn.Sequential):
@@ -28,25 +38,20 @@ class MLPConv(nn.Sequential):
         padding: int | None = None,
         norm: str = "none",
         last_relu: bool = True,
+        local: Sequence[int] | None = None,
     ) -> None:
         block = checked_mlpconv(in_channels, Block(widths, kernel_size, stride, padding), norm, last_relu)
         super().__init__()
         for n, (before, width) in enumerate(pairwise((in_channels, *block.widths)), 1):
             window = (kernel_size, stride, block.effective_padding) if n == 1 else (1, 1, 0)
             bare = n == len(block.widths) and not last_relu  # scores: neither normalised nor cut at 0
-            normed = norm == "batch" and not bare
-            self.add_module(f"conv{n}", nn.Conv2d(before, width, *window, bias=not normed))
+            normed = norm == "batch" and not bare and not local
+            shared = None if local else nn.Conv2d(before, width, *window, bias=not normed)
+            self.add_module(f"conv{n}", shared or LocallyConnected(before, width, kernel_size, local))
             if normed:
                 self.add_module(f"norm{n}", nn.BatchNorm2d(width))  # has the bias
             if not bare:
                 self.add_module(f"relu{n}", nn.ReLU(inplace=True))
-
-
-class GAP(nn.Module):
-    """Global average pooling: the mean of a class's map is its score (section 3.2). (N, K, h, w) ─► (N, K)."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.mean(dim=(2, 3))
 
 
 class GMP(nn.Module):
@@ -71,17 +76,6 @@ class FC(nn.Module):
         if maps.shape[2:] != self.map_size:
             raise SettingError("map_size", tuple(maps.shape[2:]), f"expected {self.map_size}; {ONE_SIZE}")
         return self.linear(self.dropout(maps.flatten(1)))
-
-
-class DepthPool(nn.Module):
-    """Pools over channels, not positions; for comparison, no net here has it. (N, C, h, w) ─► (N, 1, h, w)."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = checked_pool(kind)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.mean(1, keepdim=True) if self.kind == "average" else maps.amax(1, keepdim=True)
 
 
 def build_head(name: str, num_maps: int, num_classes: int, map_size: Sequence[int]) -> nn.Module:
@@ -127,17 +121,17 @@ class NIN(nn.Module):
         self.num_classes, self.in_channels = num_classes, in_channels
         self.blocks = nn.Sequential()
         channels, last = in_channels, len(plan.blocks)
-        for number, block in enumerate(plan.blocks, 1):
-            widths = block.channels(num_classes)
-            shape, relu = (channels, widths, block.kernel_size), last_relu or number < last
-            mlpconv = MLPConv(*shape, stride=block.stride, padding=block.padding, norm=norm, last_relu=relu)
-            self.blocks.add_module(f"block{number}", mlpconv)
-            if number < last:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
-                pool = nn.AvgPool2d if number == last - 1 and last_pool == "average" else nn.MaxPool2d
-                self.blocks.add_module(f"pool{number}", pool(3, stride=2, ceil_mode=True))
+        for number, (block, pool) in enumerate(zip(plan.blocks, plan.pools, strict=True), 1):
+            shape, relu = (channels, block.channels(num_classes), block.kernel_size), last_relu or number < last
+            window = {"stride": block.stride, "padding": block.padding, "local": plan.local_size(number)}
+            self.blocks.add_module(f"block{number}", MLPConv(*shape, **window, norm=norm, last_relu=relu))
+            if pool:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
+                self.blocks.add_module(f"pool{number}", POOLINGS[pool](3, stride=2, ceil_mode=True))
+            if block.lrn:
+                self.blocks.add_module(f"lrn{number}", nn.LocalResponseNorm(9, alpha=0.009, k=1))
             if block.dropout:
                 self.blocks.add_module(f"drop{number}", nn.Dropout(dropout))
-            channels = widths[-1]
+            channels = shape[1][-1]
         self.head = build_head(head, channels, num_classes, plan.map_size)
         self._init_weights()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nin.checks import boolean, fraction, integer, one_of, positive, sides
@@ -66,6 +66,11 @@ class Block:
         stride: of the first convolution.
         padding: zeros around the first convolution's input; None keeps the size (kernel_size // 2).
         dropout: whether the net's dropout follows this block and its pooling.
+        pool: "max" or "average", after the block; None is max, and the net's last_pool before the last block. The last
+            block has none.
+        lrn: whether local response normalisation follows the pooling.
+        local: whether its only convolution is locally connected: no position shares weights with another. Under a head
+            that pools, such a last block has one map per class.
         std: standard deviations of the three convolutions' initial weights under init=gaussian, or one number for all.
 
     Raises:
@@ -78,6 +83,9 @@ class Block:
     padding: int | None = None
     dropout: bool = False
     std: float | Sequence[float] = STD
+    pool: str | None = None
+    lrn: bool = False
+    local: bool = False
 
     def __post_init__(self) -> None:
         widths = self.widths if isinstance(self.widths, list | tuple) else (self.widths,) * 3
@@ -87,7 +95,12 @@ class Block:
             integer(1, WIDEST, widths=width)
         integer(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
         integer(0, LARGEST, padding=0 if self.padding is None else self.padding)
-        boolean(dropout=self.dropout)
+        boolean(dropout=self.dropout, lrn=self.lrn, local=self.local)
+        if self.pool is not None:
+            one_of(POOLS, pool=self.pool)
+        alone = len(widths) == 1 and self.stride == 1 and self.padding is None and self.kernel_size % 2
+        if self.local and not alone:
+            raise SettingError("local", True, "requires one width, an odd kernel_size, stride=1 and padding=null")
         stds = self.std if isinstance(self.std, list | tuple) else (self.std,) * len(widths)
         if len(stds) != len(widths):
             raise SettingError("std", self.std, f"expected one number, or one for each of {len(widths)} convolutions")
@@ -121,6 +134,15 @@ def checked_fc(num_maps: int, num_classes: int, map_size: Sequence[int], dropout
     return sides(LARGEST_MAP, map_size=map_size)
 
 
+def checked_local(in_channels: int, out_channels: int, kernel_size: int, size: Sequence[int]) -> tuple[int, int]:
+    """Height and width of the maps, where these arguments make a locally connected layer. Raises SettingError."""
+    integer(1, WIDEST, in_channels=in_channels, out_channels=out_channels)
+    integer(1, LARGEST, kernel_size=kernel_size)
+    if not kernel_size % 2:
+        raise SettingError("kernel_size", kernel_size, "expected an odd number")
+    return sides(LARGEST_MAP, size=size)
+
+
 def checked_pool(kind: str) -> str:
     """The kind of a pooling over channels. Raises SettingError."""
     one_of(POOLS, kind=kind)
@@ -151,6 +173,14 @@ BLOCKS = {
         Block((96, 64, 48), kernel_size=5, dropout=True),  # 28×28, then pooled to 14×14
         Block((128, 96, 48), kernel_size=5, dropout=True),  # 14×14, then pooled to 7×7
         Block((128, 96, None), kernel_size=5),  # 7×7, one map per class
+    ),
+    # The paper's conventional CNN (Table 5), after Hinton et al. 2012 (arXiv 1207.0580): no 1×1 convolution, and a
+    # locally connected layer before the head. 360,074 parameters with a fully connected head, 302,112 under GAP.
+    "cnn": (
+        Block((64,), kernel_size=5, pool="max", lrn=True),  # 32×32, then pooled to 16×16
+        Block((64,), kernel_size=5, pool="average", lrn=True),  # 16×16, then pooled to 8×8
+        Block((64,), kernel_size=5, pool="average"),  # 8×8, then pooled to 4×4
+        Block((16,), kernel_size=3, local=True),  # 4×4; one map per class under a head that pools
     ),
     # The authors' ImageNet net: 7,595,176 parameters with 1,000 classes, for images of 224×224.
     "imagenet": (
@@ -199,7 +229,10 @@ class Plan:
         boolean(last_relu=self.last_relu)
         integer(1, WIDEST, num_classes=self.num_classes, in_channels=self.in_channels)
         sides(LARGEST, image_size=self.image_size)
-        object.__setattr__(self, "blocks", read_blocks(self.blocks))
+        blocks = read_blocks(self.blocks)
+        if HEADS[self.head].pools and blocks[-1].local:
+            blocks = (*blocks[:-1], replace(blocks[-1], widths=(None,)))
+        object.__setattr__(self, "blocks", blocks)
         maps = self.blocks[-1].channels(self.num_classes)[-1]
         if HEADS[self.head].pools and maps != self.num_classes:
             reason = (
@@ -214,18 +247,34 @@ class Plan:
         return [std for block in self.blocks for std in block.std] + [STD]
 
     @property
+    def pools(self) -> list[str | None]:
+        """The pooling after each block; None after the last."""
+        before_last = len(self.blocks) - 1
+        kinds = [self.last_pool if number == before_last else "max" for number in range(1, before_last + 1)]
+        return [block.pool or kind for block, kind in zip(self.blocks, kinds, strict=False)] + [None]
+
+    def local_size(self, number: int) -> tuple[int, int] | None:
+        """Height and width of the maps of a locally connected block by its number, from 1; None for any other block."""
+        return self._sizes()[number - 1] if self.blocks[number - 1].local else None
+
+    @property
     def map_size(self) -> tuple[int, int]:
         """Height and width of the class maps. Raises SettingError where a block leaves nothing of the image."""
-        size = sides(LARGEST, image_size=self.image_size)
+        return self._sizes()[-1]
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each block's maps, before they are pooled."""
+        sizes, size = [], sides(LARGEST, image_size=self.image_size)
         for number, block in enumerate(self.blocks, 1):
             size = tuple((side + 2 * block.effective_padding - block.kernel_size) // block.stride + 1 for side in size)
+            sizes.append(size)
             if number < len(self.blocks):  # 3×3 pooling with stride 2 in ceil mode
                 size = tuple(math.ceil((side - 3) / 2) + 1 for side in size)
             if min(size) < 1:
                 reason = f"block {number} leaves nothing of it, with kernel_size={block.kernel_size}"
                 reason += f", stride={block.stride}, padding={block.effective_padding}"
                 raise SettingError("image_size", self.image_size, reason)
-        return size
+        return sizes
 
 
 def read_blocks(blocks: Any) -> tuple[Block, ...]:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from nin import files
+from nin import caffe, files
 from nin.checks import memory_gb, one_line, sides
 from nin.cost import activations
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
@@ -261,7 +261,7 @@ def make_folder(folder: str | Path) -> Path:
 def label_of(checkpoint: str) -> str:
     """A checkpoint's name in the names of pictures: the published name, the run's folder or the weights file."""
     path = Path(os.path.abspath(checkpoint))
-    if path.suffix != ".safetensors":
+    if path.suffix not in (".safetensors", caffe.SUFFIX):
         return path.name
     return path.parent.name if path.stem == "model" else path.stem
 

@@ -21,7 +21,7 @@ from PIL.Image import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from nin import files
+from nin import caffe, files
 from nin import fold as folding
 from nin.backbones import Backbone
 from nin.checks import is_sha256, one_line, one_of
@@ -33,6 +33,7 @@ from nin.pictures import resize, to_tensor, upright
 CHECKPOINTS = files.shipped("checkpoints")
 PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
 MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
+WHITENED = "cifar10-gap-paper"  # a published net with the authors' preprocessing
 UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
 TRIANGLE = "preprocess.triangle"  # of a shared whitening's matrix, the upper one
 # arguments that may differ between a checkpoint and the net that starts from it
@@ -142,7 +143,8 @@ def load(checkpoint: str | Path, *, fold: bool = False) -> Pretrained:
     """A trained net with its preprocessing and class names, on the CPU, in eval mode, channels last in memory.
 
     Args:
-        checkpoint: a published name (see `available`), the folder of a run, or a weights file.
+        checkpoint: a published name (see `available`), the folder of a run, a weights file, or the authors' own
+            `cifar10_nin.caffemodel`.
         fold: whether to fold batch norm into the convolutions (see `nin.fold`), which makes inference faster. The
             logits agree to 1e-4 with the net's own, which its card states; such a net is not for further training.
 
@@ -163,7 +165,7 @@ def load(checkpoint: str | Path, *, fold: bool = False) -> Pretrained:
         file = _weights_file(Path(checkpoint), one_line(name))
         published = PUBLISHED_FILE.fullmatch(file.name)
         sha256 = published[2] if published and published[1] in available() else ""
-        trained = _load(file, one_line(name), sha256)
+        trained = (_load_caffe if file.suffix == caffe.SUFFIX else _load)(file, one_line(name), sha256)
     if fold:
         trained.net = folding.fold(trained.net)
     return trained.to(memory_format=torch.channels_last)
@@ -212,6 +214,23 @@ def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | 
         ) from error
     trained.sha256 = actual
     return trained
+
+
+def _load_caffe(file: Path, checkpoint: str, sha256: str = "") -> Pretrained:
+    """The authors' own net, with the whitening and the class names of a published net."""
+    content, actual = _read(file, checkpoint, sha256)
+    like = load(WHITENED)
+    try:
+        net = build_net(caffe.NET)
+        net.load_state_dict(caffe.read(content), assign=True)
+        if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
+            raise ValueError("it contains NaN or infinity")
+    except (ValueError, RuntimeError) as error:
+        reason = one_line(" ".join(str(error).splitlines()[:2]))
+        raise CheckpointError(
+            f"checkpoint={checkpoint}: {file.name} is not the CIFAR-10 net of Caffe's model zoo ({reason})"
+        ) from error
+    return Pretrained(net, like.preprocess, like.classes, caffe.FACTS, actual)
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:

@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from builders import Ended, one_with_anything
+from builders import ROOT, Ended, one_with_anything
 from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv, multiply_accumulates
+from nin.errors import SettingError
+from nin.layers import LocallyConnected
 from nin.model import build_head
 
 SMALL = 2_000_000  # parameters up to which a net is built and run; larger ones stay on the meta device
@@ -297,3 +299,75 @@ def test_any_fully_connected_head_computes_or_is_refused_by_name():
 def test_a_map_of_no_size_is_refused(map_size):
     with pytest.raises(ValueError, match="map_size="):
         FC(3, 7, map_size)
+
+
+# the conventional CNN -------------------------------------------------------------------------------------------------
+
+
+def test_the_conventional_cnn_is_the_papers():
+    """Table 5's second half: three convolutions, a locally connected layer, and each of the heads."""
+    convolutions = 3 * 64 * 25 + 64 + 2 * (64 * 64 * 25 + 64)
+    for head, maps in (("fc", 16), ("fc_dropout", 16), ("gap", 10)):
+        net = NIN("cnn", head=head)
+        linear = 0 if head == "gap" else 16 * 16 * 10 + 10
+        assert parameters(net) == convolutions + 16 * (64 * 9 * maps + maps) + linear
+        assert net.forward_maps(torch.rand(2, 3, 32, 32)).shape == (2, maps, 4, 4)
+        assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert [parameters(NIN("cnn", head=head)) for head in ("fc", "gap")] == [360_074, 302_112]
+    layers = [type(layer).__name__ for layer in NIN("cnn").blocks.modules()]
+    kinds = ("Conv2d", "MaxPool2d", "AvgPool2d", "LocalResponseNorm", "LocallyConnected")
+    assert [name for name in layers if name in kinds] == [
+        *("Conv2d", "MaxPool2d", "LocalResponseNorm", "Conv2d", "AvgPool2d", "LocalResponseNorm"),
+        *("Conv2d", "AvgPool2d", "LocallyConnected"),
+    ]
+    macs = 1024 * 64 * 75 + 256 * 64 * 1600 + 64 * 64 * 1600 + 16 * 10 * 576
+    assert multiply_accumulates(NIN("cnn"), 3, 32, 32) == macs
+    with pytest.raises(SettingError, match="map_size"):
+        NIN("cnn")(torch.rand(1, 3, 64, 64))
+
+
+def test_a_locally_connected_layer_has_filters_of_its_own_at_each_position():
+    torch.manual_seed(0)
+    layer, maps = LocallyConnected(3, 4, 3, (2, 5)), torch.randn(2, 3, 2, 5)
+    weight, bias = layer.weight.view(2, 5, 4, 3, 3, 3), layer.bias.view(2, 5, 4)
+    padded, outputs = F.pad(maps, (1, 1, 1, 1)), layer(maps)
+    for i in range(2):
+        for j in range(5):
+            here = torch.einsum("nchw,ochw->no", padded[:, :, i : i + 3, j : j + 3], weight[i, j]) + bias[i, j]
+            torch.testing.assert_close(outputs[:, :, i, j], here, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer(maps[:1]), outputs[:1])  # an image does not depend on the others
+
+
+@pytest.mark.parametrize("wrong", [{"stride": 2}, {"padding": 0}, {"kernel_size": 2}, {"widths": 4}])
+def test_a_locally_connected_block_keeps_the_size(wrong):
+    with pytest.raises(SettingError, match="local=true: requires one width"):
+        Block(**{"widths": [4], "kernel_size": 3, "local": True, **wrong})
+
+
+def test_a_cnn_is_saved_folded_and_trained_like_any_net():
+    from nin.fold import fold
+    from nin.task import Classifier
+
+    net = NIN("cnn", norm="batch", image_size=16)
+    again = NIN(**net.arguments)
+    again.load_state_dict(net.state_dict())
+    images = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(again.eval()(images), net.eval()(images))
+    torch.testing.assert_close(fold(net)(images), net(images), atol=1e-5, rtol=1e-4)
+    task = Classifier(net.train(), optimiser="muon", lr=0.02)
+    (last,) = [group["params"] for group in task.parameter_groups() if group["name"] == "last weights"]
+    assert last[0] is net.blocks.block4.conv1.weight
+    optimiser, labels, losses = task.build_optimizer(), torch.tensor([1, 2]), []
+    for _ in range(8):
+        losses.append(F.cross_entropy(net(images), labels))
+        optimiser.zero_grad()
+        losses[-1].backward()
+        optimiser.step()
+    assert losses[-1] < losses[0]
+
+
+def test_the_first_screen_of_the_model_is_the_paper():
+    lines = (ROOT / "nin" / "model.py").read_text().splitlines()
+    assert len(lines) < 160
+    for part in ("nn.Conv2d(", "maps.mean(dim=(2, 3))"):
+        assert any(part in line for line in lines[:50]), part

@@ -211,7 +211,7 @@ def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backb
     return net.to(memory_format=torch.channels_last)
 
 
-def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> nn.Module:
+def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> torch.nn.Module:
     """The net, or the layers above a backbone's features where these are frozen and the same in every epoch: `data`
     then computes them once."""
     if not isinstance(net, Backbone) or data.augments or any(p.requires_grad for p in net.features.parameters()):

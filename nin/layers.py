@@ -1,0 +1,56 @@
+"""Layers that the net is compared with: they stand beside the paper's own, which are in `nin.model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nin.errors import SettingError
+from nin.plan import ONE_SIZE, checked_local, checked_pool
+
+
+class LocallyConnected(nn.Conv2d):
+    """A convolution that shares no weights: each position has filters and biases of its own.
+
+    It is the last hidden layer of the paper's conventional CNN (Table 5, after Hinton et al., 2012, arXiv 1207.0580).
+    To torch it is one grouped 1×1 convolution, a group a position, of the windows that `unfold` cuts out. So counting,
+    initial values and optimisers treat it as any convolution.
+
+    Args:
+        in_channels, out_channels: of the maps.
+        kernel_size: side of the window in pixels; odd.
+        size: height and width of the maps, which stay as they are.
+
+    Raises:
+        SettingError: a value that is not allowed; in `forward`, maps of another size.
+
+    Shape:
+        (N, in_channels, H, W) ─► (N, out_channels, H, W)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, size: Sequence[int]) -> None:
+        height, width = checked_local(in_channels, out_channels, kernel_size, size)
+        places = height * width
+        super().__init__(in_channels * kernel_size**2 * places, out_channels * places, 1, groups=places)
+        self.size, self.window = (height, width), kernel_size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.shape[2:] != self.size:
+            raise SettingError("map_size", tuple(maps.shape[2:]), f"expected {self.size}; {ONE_SIZE}")
+        windows = F.unfold(maps, self.window, padding=self.window // 2)  # (N, in_channels·k·k, H·W)
+        columns = windows.transpose(1, 2).reshape(len(maps), -1, 1, 1)  # (N, H·W·in_channels·k·k, 1, 1)
+        outputs = super().forward(columns).view(len(maps), windows.shape[2], -1)  # (N, H·W, out_channels)
+        return outputs.transpose(1, 2).unflatten(2, self.size)
+
+
+class DepthPool(nn.Module):
+    """Pools over channels, not positions; for comparison, no net here has it. (N, C, h, w) ─► (N, 1, h, w)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = checked_pool(kind)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(1, keepdim=True) if self.kind == "average" else maps.amax(1, keepdim=True)

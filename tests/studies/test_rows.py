@@ -29,6 +29,17 @@ def test_rows_survive_the_file(tmp_path, row):
     assert rows.read(tmp_path / "nothing.csv").empty and rows.ended(tmp_path / "nothing.csv").empty
 
 
+def test_rows_from_before_curves_stand_beside_those_with_curves(tmp_path, row):
+    file, curves = tmp_path / "runs.csv", {"train_loss": [2.0, 1.0], "test_loss": [2.5, 2.25]}
+    rows.append(file, [row()])
+    before = [line.rpartition(",")[0] for line in file.read_text().splitlines()]
+    file.write_text("\n".join(before) + "\n")
+    assert list(rows.read(file).curves) == [{}]
+    rows.append(file, [{**row("fc"), "curves": curves}])
+    assert list(rows.read(file).curves) == [{}, curves]
+    assert file.read_text().splitlines()[:2] == [f"{before[0]},curves", before[1]]
+
+
 def test_what_follows_from_a_row(frame, row):
     read = frame(row(data__val=1000, data__share=0.05, freeze=True, checkpoint="x", val_error=7.0), row("fc"))
     assert (
@@ -63,7 +74,11 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path, row):
         (good.replace('""freeze"": false', '""freeze"": 3'), "freeze=3"),
         (good.replace("test_curve", "curves"), "it lacks 'test_curve'"),
         (good + "\0", ""),
-        (good[:-1] + "50.0 x\n", "could not convert"),
+        (good[:-2] + "50.0 x,\n", "could not convert"),
+        (good[:-1] + "{\n", ""),
+        (good[:-1] + "[1]\n", "expected curves named train_error"),
+        (good[:-1] + '"{""loss"": [1.0]}"\n', "expected curves named train_error"),
+        (good[:-1] + '"{""test_loss"": [true]}"\n', "test_loss is no list of numbers"),
     ):
         assert wrong != good
         file.write_text(wrong)

@@ -9,25 +9,34 @@ python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_ep
 The overrides are those of scripts/train.py, with Hydra's sweep syntax. The test error is recorded after each epoch,
 unless eval_curve=false is given or data.val holds training images out. Recorded runs are not repeated, and an
 interrupted study continues where it stopped. A run is known by its settings: after an edit of a recipe its runs are
-made anew, and the report keeps them apart from the old ones. Two more settings:
+made anew, and the report keeps them apart from the old ones. More settings:
 
 study=FILE    the CSV file; by default runs.csv, in a checkout checkpoints/runs.csv, from which README.md is made. Use
               your own for a new study
 jobs=N        runs side by side, by default 1
+table=N       one of the paper's tables, 1 to 5: lists its runs, and the paper's figures beside the study's. Overrides
+              replace those of the list: table=5 recipe=quick seed=0,1,2
+train=true    trains the runs of that table
 """
+
+from __future__ import annotations
 
 import shlex
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nin import cli, files
-from nin.checks import counted
+from nin.checks import counted, one_of
 from nin.errors import SettingError
 from nin.run.started import spelled
 
+if TYPE_CHECKING:
+    from nin.studies.ablation import Point
+
 HOME = files.CHECKOUT or Path()  # where studies are kept
 PUBLISHED = HOME / "checkpoints" / "runs.csv" if files.CHECKOUT else Path("runs.csv")
-OWN = {"study": str(PUBLISHED), "jobs": "1"}
+OWN = {"study": str(PUBLISHED), "jobs": "1", "table": "", "train": "false"}
 
 
 def main(arguments: list[str]) -> None:
@@ -36,15 +45,39 @@ def main(arguments: list[str]) -> None:
     own = [argument for argument in arguments if argument.partition("=")[0] in OWN]
     overrides = [argument for argument in arguments if argument not in own]
     settings = cli.plain_settings(own, OWN)
-    file, jobs = Path(settings["study"]), settings["jobs"]
+    file, jobs, number = Path(settings["study"]), settings["jobs"], settings["table"]
     if not jobs.isdecimal() or int(jobs) == 0:
         raise SettingError("jobs", jobs, "expected a number of runs from 1")
-    points = cli.points(overrides)
+    if number and settings["train"] != "true":
+        print(_listed(number, overrides, file))
+        return
+    points = _points_of_table(number, overrides) if number else cli.points(overrides)
     if not any(override.lstrip("+").startswith("eval_curve=") for override in overrides):
         points = [point.with_test_curve() for point in points]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C it ends the runs too
     rows = ablation.study(points, file, HOME / "runs" / "ablation", int(jobs))
     print(f"\n{report.table(rows)}\n{counted(len(rows), 'row')} in {file}{_report_of(file)}")
+
+
+def _points_of_table(number: str, overrides: list[str]) -> list[Point]:
+    """The points of one of the paper's tables, under these overrides."""
+    from nin.studies import papers
+
+    one_of([str(each) for each in papers.TABLES], table=number)
+    return [point for run in papers.TABLES[int(number)] for point in cli.points(papers.overrides_of(run, overrides))]
+
+
+def _listed(number: str, overrides: list[str], file: Path) -> str:
+    """One of the paper's tables for people: its figures beside the study's, and its runs."""
+    from nin.studies import papers, rows
+
+    points = _points_of_table(number, overrides)
+    runs = "\n".join(f"  {spelled('train')} {point.command}" for point in points)
+    also = shlex.join(["table=" + number, *overrides, "train=true"])
+    return (
+        f"{papers.table(int(number), rows.ended(file))}\n\n{counted(len(points), 'run')}:\n{runs}\n\n"
+        f"Train those that {file} lacks: {spelled('ablate')} {also}"
+    )
 
 
 def _report_of(file: Path) -> str:

@@ -15,6 +15,7 @@ from nin import files, pretrained
 from nin.checks import counted
 from nin.errors import RunError
 from nin.plan import HEADS
+from nin.studies import papers
 from nin.studies.rows import Condition
 from nin.studies.tables import (
     COLOURS,
@@ -294,7 +295,8 @@ def text(rows: pd.DataFrame, file: Path, page: Path) -> str:
         file: the study's file, beside which its figures stand.
         page: the folder of the page that shows the text.
     """
-    parts, of_heads = [], without_claims(rows)
+    of_heads = without_claims(rows)
+    parts = [f"{papers.tables(rows)}\n"] if papers.tables(rows) else []
     for condition in conditions(of_heads):
         of_condition = of_heads[of_heads.condition == condition]
         parts.append(table(of_condition))

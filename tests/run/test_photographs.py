@@ -1,0 +1,122 @@
+"""Runs on a folder of one's own pictures."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+
+import nin
+from builders import NARROW
+from nin.cli import compose, points
+from nin.errors import CheckpointError, DataError, SettingError
+from nin.predict import predict
+from nin.run.evaluate import evaluate_pretrained, images_of
+from nin.run.train import train
+from photographs import COLOURS, make_folder
+from runs import results, two
+
+SETTINGS = ["data=folder", "data.size=16", "data.batch_size=8", NARROW, "trainer.max_epochs=2", "model.dropout=0.5"]
+SETTINGS += ["trainer.progress_bar=false", "trainer.accelerator=cpu", "recipe.warmup=0"]
+CLASSES = tuple(sorted(COLOURS))
+
+pytestmark = pytest.mark.filterwarnings("ignore:under 10 pictures")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A folder of pictures, and a run on it."""
+    here = tmp_path_factory.mktemp("photographs")
+    settings = [*SETTINGS, f"data.root={make_folder(here / 'photos', (13, 12, 11))}"]
+    return here, settings, train(compose(settings), here / "run")
+
+
+def test_a_run_has_the_folders_classes_and_the_error_of_each(ran):
+    here, _settings, record = ran
+    trained = nin.load(here / "run")
+    assert trained.classes == CLASSES and trained.net.num_classes == 3
+    assert {name: found["images"] for name, found in record.class_errors.items()} == {
+        "rose": 3,
+        "tulip": 2,
+        "violet": 2,
+    }
+    wrong = sum(found["images"] * found["error"] for found in record.class_errors.values()) / 7
+    assert wrong == pytest.approx(record.test_error, abs=1e-3)
+    summary = json.loads((here / "run" / "summary.json").read_text())
+    assert summary["class_errors"] == record.class_errors
+    lines = (here / "run" / "split.csv").read_text().splitlines()
+    assert len(lines) == 1 + 36 and sum(line.startswith("test,") for line in lines) == 7
+    assert record.settings["data"]["sha256"] in (here / "run" / "config.yaml").read_text()
+
+
+def test_the_run_is_evaluated_on_its_own_split_and_predicts(ran):
+    here, _settings, record = ran
+    trained = nin.load(here / "run")
+    evaluation = evaluate_pretrained(trained, compose(["trainer.accelerator=cpu", "trainer.progress_bar=false"]))
+    assert round(evaluation.error, 4) == record.test_error and evaluation.class_errors == record.class_errors
+    (prediction,) = predict(trained, [Image.new("RGB", (60, 40), COLOURS["violet"])])
+    assert trained.classes[prediction.best(1)[0]] in CLASSES
+    assert images_of(trained).set.test_images.shape == (7, 3, 16, 16)
+
+
+def test_a_run_on_streamed_pictures_is_the_same_run_and_resumes(ran, tmp_path):
+    here, settings, _ = ran
+    streamed = [*settings, "data.memory=1e-6", "data.workers=1"]
+    train(compose(streamed), tmp_path / "run")
+    assert results(tmp_path / "run") == results(here / "run")
+    half = [*streamed, "resume=auto"]
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    (tmp_path / "again" / "model.safetensors").unlink()
+    train(compose(half), tmp_path / "again")  # after its last epoch
+    assert results(tmp_path / "again") == results(here / "run")
+
+
+def test_another_folder_is_another_run(ran, tmp_path):
+    here, settings, record = ran
+    other = make_folder(tmp_path / "photos", (13, 12, 11), shift=50)
+    moved = shutil.copytree(here / "photos", tmp_path / "moved")
+    again = [*settings, "resume=auto"]
+    assert train(compose([*again, f"data.root={moved}"]), here / "run") == record  # finished
+    with pytest.raises(SettingError, match=r"contains a run with other settings: data\.sha256 is [0-9a-f]{64} there"):
+        train(compose([*again, f"data.root={other}"]), here / "run")
+    first, second, third = (points([*settings, f"data.root={root}"])[0] for root in (here / "photos", moved, other))
+    assert first.identity == second.identity != third.identity and first.folder != third.folder
+    with pytest.raises(DataError, match="the pictures are not those of the training"):
+        images_of(nin.load(here / "run"), str(other))
+    with pytest.raises(CheckpointError, match=r"the net's classes are rose, tulip, violet; those of .* rose, tulip$"):
+        images_of(nin.load(here / "run"), str(make_folder(tmp_path / "two", (5, 5))))
+    tests = make_folder(make_folder(tmp_path / "split", (2, 2, 2), "train"), (4, 4, 4), "test", shift=90)
+    assert len(images_of(nin.load(here / "run"), str(tests)).set.test_labels) == 12
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_published_net_is_fine_tuned_at_another_size(ran, tmp_path, freeze):
+    here, _settings, _ = ran
+    small = ["data=folder", f"data.root={here / 'photos'}", "recipe=transfer", "trainer.max_epochs=1", "data.size=24"]
+    small += [f"freeze={freeze}", "checkpoint=cifar10-gap", "trainer.progress_bar=false", "data.batch_size=8"]
+    train(compose([*small, "trainer.limit_train_batches=1", "trainer.accelerator=cpu"]), tmp_path / "run")
+    start, ended = nin.load("cifar10-gap"), nin.load(tmp_path / "run")
+    assert ended.classes == CLASSES and ended.net.plan.image_size == 24
+    assert torch.equal(ended.preprocess.mean, start.preprocess.mean)
+    same = torch.equal(start.net.blocks.block1.conv1.weight, ended.net.blocks.block1.conv1.weight)
+    assert same == freeze
+
+
+def test_two_classes_of_three_pictures(tmp_path):
+    settings = [*SETTINGS, f"data.root={make_folder(tmp_path / 'photos', (3, 3))}"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        record = train(compose(settings), tmp_path / "run")
+    assert record.test_images == 2 and nin.load(tmp_path / "run").classes == ("rose", "tulip")
+    assert any("under 10 pictures: rose 3, tulip 3" in str(each.message) for each in said)
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_streamed_pictures(ran, tmp_path):
+    _here, settings, _ = ran
+    streamed = [*settings, "data.memory=1e-6", "data.workers=1", "trainer=ddp", "trainer.devices=2"]
+    ended = [each.wait() for each in two(["train.py", *streamed, "hydra.run.dir=run"], tmp_path)]
+    assert [code for code, *_ in ended] == [0, 0], ended
+    assert "violet" in ended[0][1] and nin.load(tmp_path / "run").classes == CLASSES

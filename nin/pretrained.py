@@ -86,6 +86,29 @@ class Pretrained(nn.Module):
         """Class maps (N, K, h, w): the input of the head."""
         return self.net.forward_maps(self._prepare(images))
 
+    def reset_head(self, classes: Sequence[str], head: str | None = None) -> list[str]:
+        """Replaces what depends on the classes: the net then has these, and the other layers keep their weights.
+
+        The net is afterwards one that no card describes: `facts` is empty and `sha256` None.
+
+        Args:
+            classes: names of the new classes.
+            head: a name of `nin.HEADS`, by default the one that the net has.
+
+        Returns:
+            The names of the weights of `net` that start anew; the others may be frozen.
+
+        Raises:
+            SettingError: blocks of a fixed number of maps do not fit these classes.
+        """
+        arguments = {**self.net.arguments, "num_classes": len(classes), "head": head or self.net.arguments["head"]}
+        kept = next(self.net.parameters())
+        net = NIN(**arguments) if isinstance(self.net, NIN) else Backbone(**arguments, weights="none")
+        new = copy_weights(self, net)
+        self.net = net.to(kept.device, memory_format=torch.channels_last).train(self.net.training)
+        self.classes, self.facts, self.sha256 = tuple(classes), {}, None
+        return new
+
     def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
         pictures = [images] if isinstance(images, Image) else images
         if isinstance(pictures, list | tuple) and pictures and all(isinstance(each, Image) for each in pictures):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import nin
 from builders import ROOT, Payload
 from nin import NIN, Block, pretrained, publish
+from nin.backbones import Backbone
 from nin.checks import sides
 from nin.data.preprocess import Normalise, Whiten
 from nin.errors import CheckpointError, DataError, SettingError
@@ -601,3 +602,38 @@ def commands_work(wheel):
     refused = outside(wheel, nin_command, "report")
     assert refused.returncode == 2 and refused.stderr.startswith("error: nin report: requires a checkout")
     assert sorted(file.name for file in (wheel.parent / "empty").glob("[!.]*")) == ["maps", "runs", "runs.csv"]
+
+
+# other classes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["gap", "fc_dropout"])
+@pytest.mark.parametrize("other", [None, "gmp"])
+def test_a_head_is_replaced_in_one_call(images, head, other):
+    trained, before = small(head=head), small(head=head)
+    trained.sha256 = "0" * 64
+    new = trained.reset_head(["cat", "dog", "frog"], other)
+    weights, kept = trained.net.state_dict(), before.net.state_dict()
+    assert trained.classes == ("cat", "dog", "frog") and (trained.facts, trained.sha256) == ({}, None)
+    assert trained.net.arguments == {**before.net.arguments, "num_classes": 3, "head": other or head}
+    assert any(name.endswith("weight") for name in new)
+    assert all(torch.equal(weights[name], kept[name]) for name in weights if name not in new)
+    assert {name for name in weights if name not in kept or weights[name].shape != kept[name].shape} <= set(new)
+    assert trained(images).shape == (5, 3) and not trained.net.training
+    trained(images).sum().backward()  # it can be trained
+
+
+def test_a_backbones_head_is_replaced_too():
+    net = Backbone("squeezenet1_1", 4, "gap", image_size=64, weights="none")
+    trained = Pretrained(net, Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0)), list("abcd"), {})
+    assert trained.reset_head(list("ab")) == ["classes.weight", "classes.bias"]
+    kept = trained.net.features.state_dict()
+    assert all(torch.equal(kept[name], weight) for name, weight in net.features.state_dict().items())
+
+
+def test_blocks_of_a_fixed_number_of_maps_refuse_other_classes():
+    net = NIN([Block(8), Block((8, 8, 10))], image_size=8)
+    trained = Pretrained(net, Normalise(torch.ones(3), torch.ones(3)), list("0123456789"), {})
+    with pytest.raises(SettingError, match="requires one map per class"):
+        trained.reset_head(["cat", "dog"])
+    assert trained.net is net and len(trained.classes) == 10

@@ -102,6 +102,7 @@ def command(
     check: Callable[[Config], None] | None = None,
     folder: Callable[[Config], str] | None = None,
     settings: Sequence[str] | None = None,
+    gives_error: bool = False,
 ) -> None:
     """Runs a script with a configuration: composes and checks it, and calls `main(config, folder)`.
 
@@ -114,6 +115,7 @@ def command(
         folder: proposes the name of a new folder. Without it `main` gets the current folder. hydra.run.dir=FOLDER
             replaces either. A folder in which nothing is written is removed again.
         settings: names of the only settings and groups that the script takes; by default all.
+        gives_error: whether `main` returns the held-out error, by which a sweeper such as Optuna may choose values.
     """
     several = processes.world_size() > 1
     if processes.rank():
@@ -125,7 +127,7 @@ def command(
             print(help_text(main.__globals__["__doc__"] or "", settings))
             return 0
         overrides = [argument for argument in arguments if argument not in ("--multirun", "-m")]
-        script = _Script(main, check, folder, settings)
+        script = _Script(main, check, folder, settings, gives_error)
         return script.run(overrides, several) if overrides == arguments else script.sweep(overrides)
 
     with processes.ending_at_once() if several else nullcontext():  # now: Lightning changes the variables it reads
@@ -176,17 +178,22 @@ class _Script:
     check: Callable[[Config], None] | None
     folder: Callable[[Config], str] | None
     settings: Sequence[str] | None
+    gives_error: bool
 
     def run(self, overrides: list[str], several: bool) -> int:
         composed = _Composed(overrides)
         self.only_its_own(composed)
         settings, given = composed.config(), composed.run_dir
+        if settings.trainer.num_nodes > 1 and not several:
+            raise SettingError(
+                "trainer.num_nodes", settings.trainer.num_nodes, "start the processes by srun or torchrun"
+            )
         if several and given is None:
             raise UsageError("hydra.run.dir=FOLDER is required: the processes of one run share their folder")
         if self.check:
             self.check(settings)
         with _folder(given, self.folder(settings) if self.folder else None) as folder:
-            if settings.trainer.devices > 1 and not several:
+            if settings.trainer.devices > 1 and settings.trainer.num_nodes == 1 and not several:
                 again = [sys.executable, *sys.orig_argv[1:], f"hydra.run.dir={quoted(folder)}"]
                 return processes.launch(settings.trainer.devices, again)
             self.main(settings, folder)
@@ -195,7 +202,12 @@ class _Script:
     def sweep(self, overrides: list[str]) -> int:
         """Runs Hydra's --multirun: a job for each combination of values. A job that fails does not keep the others from
         running; the exit code is that of the last one that failed."""
-        if not any(override.startswith("hydra/sweeper=") for override in overrides):  # others choose values themselves
+        sweepers = [each.partition("=")[2] for each in overrides if each.startswith("hydra/sweeper=")]
+        chooses = any(name != "basic" for name in sweepers)  # values by what runs return, as Optuna does
+        if chooses:
+            fixed = [each.input_line for each in _read(overrides) if not each.is_sweep_override()]
+            self.of_known_value(_Composed(fixed).config())
+        else:
             for point in sweep(overrides):
                 self.only_its_own(_Composed(point))
                 self.of_one_process(compose(point))
@@ -207,6 +219,8 @@ class _Script:
             def run() -> None:
                 _check_files(HydraConfig.instance().cfg.hydra)
                 settings = self.of_one_process(_to_config(composed))
+                if chooses:
+                    self.of_known_value(settings)
                 if self.check:
                     self.check(settings)
                 results.append(self.main(settings, folder))
@@ -228,13 +242,21 @@ class _Script:
         return codes[-1]
 
     def of_one_process(self, settings: Config) -> Config:
-        if settings.trainer.devices > 1:
+        if settings.trainer.processes > 1:
             raise SettingError(
                 "trainer.devices",
                 settings.trainer.devices,
                 f"--multirun trains each net in one process; {spelled('ablate')} takes the same values and any number",
             )
         return settings
+
+    def of_known_value(self, settings: Config) -> None:
+        """Raises UsageError or SettingError where a run's value is none that a sweeper may choose by."""
+        if not self.gives_error:
+            raise UsageError("hydra/sweeper= requires a command that returns an error: nin train")
+        if not settings.data.val:
+            reason = "a sweeper chooses values by the held-out error, never by the test error; hold out some images"
+            raise SettingError("data.val", 0, reason)
 
     def only_its_own(self, composed: _Composed) -> None:
         """Raises SettingError if a setting is given that the script does not take."""

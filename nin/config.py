@@ -34,7 +34,7 @@ INITS = ("gaussian", "kaiming")
 POOLS = ("max", "average")
 PREPROCESSINGS = ("normalise", "whiten", "imagenet")
 PAD_MODES = ("zero", "reflect")
-OPTIMISERS = ("sgd", "muon", "rmsprop")
+OPTIMISERS = ("sgd", "muon", "adamw", "rmsprop")
 SCHEDULES = ("step", "linear", "cosine")
 
 
@@ -139,7 +139,7 @@ class DataConfig:
     )
     val: int = setting(0, "images held out for tuning, from the end of the training set", partial(integer, 0, 10**9))
     share: float = setting(1.0, "share of each class's training images that is trained on", share)
-    batch_size: int = setting(128, "images per step, of all processes together", partial(integer, 1, 10**9))
+    batch_size: int = setting(128, "images per batch, of all processes together", partial(integer, 1, 10**9))
     preprocessing: str = setting(
         "normalise",
         "normalise each channel, whiten (the authors' GCN + ZCA), or ImageNet's means",
@@ -160,7 +160,7 @@ class RecipeConfig:
     bias_lr: float = setting(2.0, "rate of biases and normalisation, as a multiple of lr", non_negative)
     last_lr: float = setting(0.1, "rate of the last layer's weights, as a multiple of lr", non_negative)
     last_bias_lr: float = setting(0.2, "rate of the last layer's bias, as a multiple of lr", non_negative)
-    momentum: float = setting(0.9, "momentum of the optimiser", fraction)
+    momentum: float = setting(0.9, "momentum of the optimiser; of adamw the first beta", fraction)
     nesterov: bool = setting(False, "whether the momentum of SGD is Nesterov's", boolean)
     weight_decay: float = setting(1e-4, "decay of the weights; biases and normalisation have none", non_negative)
     schedule: str = setting(
@@ -180,11 +180,13 @@ class TrainerConfig:
     """Lightning's Trainer."""
 
     max_epochs: int = setting(1, "length of the run; every recipe sets it", partial(integer, 1, 10**6))
+    accumulate_grad_batches: int = setting(1, "batches whose gradients make one step", partial(integer, 1, 10**6))
     gradient_clip_val: float | None = setting(None, "norm that a step's gradient is scaled down to, or null", _above_0)
     accelerator: str = setting(
         "auto", "auto takes CUDA, then Apple's MPS, then the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps")
     )
-    devices: int = setting(1, "processes, each on its own GPU or all on the CPU", partial(integer, 1, 4096))
+    devices: int = setting(1, "processes a machine, each on its own GPU or all on the CPU", partial(integer, 1, 4096))
+    num_nodes: int = setting(1, "machines; srun or torchrun starts the processes of several", partial(integer, 1, 4096))
     strategy: str = setting("auto", "auto takes ddp for more than one device", choices=("auto", "ddp"))
     precision: str = setting(
         "auto", "auto takes bf16-mixed where the hardware gains by it", choices=("auto", "32-true", "bf16-mixed")
@@ -193,12 +195,18 @@ class TrainerConfig:
     limit_test_batches: int | float | None = setting(None, "batches of an evaluation, or a share of them", _limit)
     progress_bar: bool = setting(True, "whether to show progress bars", boolean)
 
+    @property
+    def processes(self) -> int:
+        """Processes on all machines together."""
+        return self.devices * self.num_nodes
+
 
 @dataclass
 class LoggerConfig:
     """Where metrics go besides the run's metrics.csv."""
 
-    name: str = setting("csv", "csv alone, or tensorboard as well", choices=("csv", "tensorboard"))
+    name: str = setting("csv", "csv alone, or another one as well", choices=("csv", "tensorboard", "wandb"))
+    project: str = setting("network-in-network", "name of the project at Weights & Biases")
 
 
 @dataclass
@@ -225,11 +233,11 @@ class Config:
         if self.freeze and not self.checkpoint and (self.model.backbone is None or self.model.weights == "none"):
             reason = "requires checkpoint=, or a backbone with weights: it freezes the layers loaded from it"
             raise SettingError("freeze", True, reason)
-        if self.data.batch_size % self.trainer.devices:
-            devices = self.trainer.devices
-            raise SettingError(
-                "data.batch_size", self.data.batch_size, f"is not divisible by trainer.devices={devices}"
-            )
+        if self.data.batch_size % self.trainer.processes:
+            trainer = self.trainer
+            several = f" · trainer.num_nodes={trainer.num_nodes}" if trainer.num_nodes > 1 else ""
+            reason = f"is not divisible by trainer.devices={trainer.devices}{several}"
+            raise SettingError("data.batch_size", self.data.batch_size, reason)
 
 
 def check(settings: Any) -> None:
@@ -264,7 +272,7 @@ def quoted(text: object) -> str:
 
 # a run's result does not depend on them
 OF_NO_CONSEQUENCE = ("data.root", "data.download", "data.urls", "data.memory", "data.workers")
-OF_NO_CONSEQUENCE += ("trainer.progress_bar", "logger.name", "resume")
+OF_NO_CONSEQUENCE += ("trainer.progress_bar", "logger.name", "logger.project", "resume")
 
 
 def settings_of(config: Config) -> dict[str, Any]:

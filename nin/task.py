@@ -33,7 +33,8 @@ class ErrorRate(MulticlassAccuracy):
 
 
 class Classifier(L.LightningModule):
-    """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum, Muon or RMSprop.
+    """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum, Muon, AdamW or
+    RMSprop.
 
     The default settings are the authors'. After each epoch it logs, for each set, `loss` (cross-entropy, without label
     smoothing) and `error` (100 · (1 − micro-averaged accuracy), in %), and `lr`, the rate of the weights in the epoch's
@@ -140,6 +141,8 @@ class Classifier(L.LightningModule):
         recipe = self.recipe
         if recipe.optimiser == "rmsprop":  # Keras's decay rate and epsilon, for which published rates are chosen
             return torch.optim.RMSprop(self.parameter_groups(), alpha=0.9, eps=1e-7, momentum=recipe.momentum)
+        if recipe.optimiser == "adamw":
+            return torch.optim.AdamW(self.parameter_groups(), betas=(recipe.momentum, 0.999))
         # without an orthogonal group this is torch's SGD
         return Muon(self.parameter_groups(), momentum=recipe.momentum, nesterov=recipe.nesterov)
 
@@ -149,9 +152,14 @@ class Classifier(L.LightningModule):
         total = self.trainer.estimated_stepping_batches
         if not math.isfinite(total):
             raise SettingError("max_epochs", self.trainer.max_epochs, "the schedule requires max_epochs or max_steps")
-        per_epoch = self.trainer.num_training_batches
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, total, per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Logits (B, K) of a batch of images, with or without labels."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return self.net(images).float()
 
     # evaluation -------------------------------------------------------------------------------------------------------
 

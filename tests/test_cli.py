@@ -5,12 +5,14 @@ import io
 import os
 import shlex
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,7 +140,7 @@ def test_values_are_converted_and_interpolated(monkeypatch):
         ("recipe.drops=3", "recipe.drops", 3, "expected a list of numbers"),
         ("trainer.max_epochs=-3", "trainer.max_epochs", -3, "expected an integer from 1"),
         ("trainer.limit_test_batches=0", "trainer.limit_test_batches", 0, "expected a number of batches"),
-        ("logger.name=wandb", "logger.name", "wandb", "must be one of csv, tensorboard"),
+        ("logger.name=mlflow", "logger.name", "mlflow", "must be one of csv, tensorboard, wandb"),
         ("seed=0,1", "seed", "0,1", "scripts/ablate.py"),
         ("seed=range(2)", "seed", "range(2)", "--multirun"),
         ("hydra.foo=1", "hydra.foo", 1, "hydra.run.dir"),
@@ -596,3 +598,65 @@ def test_a_file_that_a_sweep_chooses_sets_no_callbacks(run, conf, tmp_path):
 
 def test_a_configuration_is_data():
     assert from_settings(settings_of(cli.compose(["recipe=quick"]))) == cli.compose(["recipe=quick"])
+
+
+# sweepers -------------------------------------------------------------------------------------------------------------
+
+OPTUNA = ["--multirun", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+OPTUNA += ["recipe.lr=interval(0.001,0.1)", "data=digits"]
+
+
+def optuna(monkeypatch, main, arguments, *, gives_error=True):
+    """The exit code of a command of Optuna's, whose jobs call `main`."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    try:
+        cli.command(main, gives_error=gives_error)
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+def test_optuna_gets_the_held_out_error(monkeypatch, tmp_path):
+    """And calls the run with the least the best."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    def main(settings, folder):
+        seen.append((settings.recipe.lr, 10 + 100 * settings.recipe.lr))
+        return seen[-1][1]
+
+    assert optuna(monkeypatch, main, [*OPTUNA, "data.val=100"]) == 0
+    (file,) = tmp_path.rglob("optimization_results.yaml")
+    best = yaml.safe_load(file.read_text())
+    assert len(seen) == 2 and (best["best_params"]["recipe.lr"], best["best_value"]) == min(
+        seen, key=lambda each: each[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "gives_error"),
+    [
+        (OPTUNA, "data.val=0: a sweeper chooses values by the held-out error, never by the test error", True),
+        ([*OPTUNA, "data.val=0"], "data.val=0: a sweeper", True),
+        ([*OPTUNA, "data.val=100"], "requires a command that returns an error: nin train", False),
+    ],
+)
+def test_no_sweeper_gets_a_test_error(monkeypatch, tmp_path, capsys, arguments, words, gives_error):
+    """The refusal comes before the first run."""
+    monkeypatch.chdir(tmp_path)
+    main = lambda settings, folder: pytest.fail("a run has begun")  # noqa: E731
+    assert optuna(monkeypatch, main, arguments, gives_error=gives_error) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_value_of_data_val_that_a_sweeper_chooses_is_checked_too(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    called = []
+
+    def main(settings, folder):
+        called.append(settings.data.val)
+        return 1.0
+
+    assert optuna(monkeypatch, main, [*OPTUNA, "data.val=choice(0,0)"]) == 2
+    assert "data.val=0: a sweeper" in capsys.readouterr().err and not called

@@ -69,7 +69,12 @@ def test_any_value_in_any_place_is_taken_or_refused_by_name():
             check(made)
         except SettingError as error:
             ended["refused"] += 1
-            assert error.setting.startswith(name) or name in ("data.batch_size", "trainer.devices", "freeze"), error
+            assert error.setting.startswith(name) or name in (
+                "data.batch_size",
+                "trainer.devices",
+                "trainer.num_nodes",
+                "freeze",
+            ), error
             assert len(str(error)) < 600 and "\n" not in str(error)
             return
         ended["built"] += 1
@@ -126,5 +131,5 @@ def test_what_contradicts_itself_is_refused(changed, words):
 def test_what_a_result_depends_on():
     flat = config.consequential(settings_of(Config()))
     assert flat["recipe.lr"] == 0.1 and flat["seed"] == 0
-    assert not {"data.root", "data.urls", "resume", "trainer.progress_bar", "logger.name"} & set(flat)
+    assert not {"data.root", "data.urls", "resume", "trainer.progress_bar", "logger.name", "logger.project"} & set(flat)
     assert config.field_named("recipe.lr").metadata["says"] and config.field_named("recipe.lrr") is None

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -80,6 +81,28 @@ def test_muon_takes_the_weights_but_the_last_and_shrinks_all_alike():
         optimiser.step()
     shrink = [1 - (p.norm().item() / norm) ** (1 / 200) for p, norm in zip(watched, norms, strict=True)]
     assert shrink == pytest.approx([0.002, 0.002, 0], rel=0.1)
+
+
+def test_adamw_is_torchs():
+    torch.manual_seed(0)
+    net = NIN([Block((8, 8, 4), 3)], 4)
+    task = Classifier(copy.deepcopy(net), optimiser="adamw", lr=1e-3, momentum=0.8, weight_decay=0.1)
+    ours, biases = task.build_optimizer(), [p for p in net.parameters() if p.ndim < 2]
+    last = [*net.parameters()][-2:]
+    rates = {id(p): (2 if p.ndim < 2 else 1) for p in net.parameters()} | {id(last[0]): 0.1, id(last[1]): 0.2}
+    groups = [
+        {"params": [p], "lr": 1e-3 * rates[id(p)], "weight_decay": 0.0 if any(p is b for b in biases) else 0.1}
+        for p in net.parameters()
+    ]
+    theirs = torch.optim.AdamW(groups, betas=(0.8, 0.999))
+    images = torch.randn(4, 3, 32, 32)
+    for _ in range(3):
+        for each, optimizer in ((task.net, ours), (net, theirs)):
+            optimizer.zero_grad()
+            each(images).square().mean().backward()
+            optimizer.step()
+    for mine, other in zip(task.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
 
 
 def test_the_authors_schedule():

@@ -14,10 +14,13 @@ from nin.cli import command
 from nin.config import Config
 
 
-def main(config: Config, folder: Path) -> None:
+def main(config: Config, folder: Path) -> float | None:
+    """Returns the held-out error for a sweeper that chooses values by it, None where nothing is held out."""
     from nin.run.train import closing_lines, train
 
-    print(closing_lines(train(config, folder), folder))
+    record = train(config, folder)
+    print(closing_lines(record, folder))
+    return record.val_error
 
 
 def check(config: Config) -> None:
@@ -32,4 +35,4 @@ def folder(config: Config) -> str:
 
 
 def start() -> None:
-    command(main, check=check, folder=folder)
+    command(main, check=check, folder=folder, gives_error=True)

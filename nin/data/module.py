@@ -253,6 +253,10 @@ class Images(L.LightningDataModule):
         """The test images, in order."""
         return self._batches("test")
 
+    def predict_dataloader(self) -> Batches:
+        """The test images, in order, for `Trainer.predict`."""
+        return self.test_dataloader()
+
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         images = random_crop(images, self.settings.pad, self.settings.pad_mode, generator)
         return random_flip(images, generator) if self.settings.flip and self.set.flip else images

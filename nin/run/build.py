@@ -17,6 +17,7 @@ from nin.data.folder import scan
 from nin.data.module import Images
 from nin.errors import SettingError
 from nin.model import NIN
+from nin.run.loggers import check_logger
 from nin.task import Classifier
 
 OF_THE_NET = {"head": "head.name", "image_size": "data.size"}  # arguments of a net that no field of `model` sets
@@ -40,7 +41,7 @@ def settings_under(group: str, others: dict[str, str] | None = None) -> Iterator
 def build_data(config: Config) -> Images:
     """The data module. Raises SettingError."""
     with settings_under("data"):
-        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve, processes=config.trainer.devices)
+        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve, processes=config.trainer.processes)
 
 
 def identified(config: Config) -> Config:
@@ -93,6 +94,7 @@ def check(config: Config) -> None:
         SettingError: the first setting that is not allowed, or that this machine cannot run.
     """
     check_settings(config)
+    check_logger(config)
     with settings_under("trainer"):
         _check_devices(config.trainer)
     data = build_data(config)
@@ -149,8 +151,8 @@ def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:
 
 
 def _memory_gb(trainer: TrainerConfig) -> float:
-    """The memory for training: of the GPUs that are used, else of the machine."""
+    """The memory for training: of the GPUs that are used, else of the machine; of all machines together."""
     if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         gpus = range(min(trainer.devices, torch.cuda.device_count()))
-        return sum(torch.cuda.get_device_properties(n).total_memory for n in gpus) / 1e9
-    return memory_gb()
+        return sum(torch.cuda.get_device_properties(n).total_memory for n in gpus) / 1e9 * trainer.num_nodes
+    return memory_gb() * trainer.num_nodes

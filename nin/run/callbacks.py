@@ -50,6 +50,12 @@ def say(trainer: L.Trainer, line: str) -> None:
         sys.stdout.flush()
 
 
+def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
+    """Whether the optimiser has made its step after this batch: with accumulated gradients not after each."""
+    batches = batch_idx + 1
+    return batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches
+
+
 class EpochLines(Checkpoint):
     """Prints a line after each epoch: losses, errors and learning rate.
 
@@ -167,7 +173,11 @@ class Estimate(Callback):
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.begun_at = trainer.global_step
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not ends_step(trainer, batch_idx):
+            return
         done = trainer.global_step - self.begun_at
         if done == self.FIRST:
             self.clock = time.monotonic()
@@ -179,7 +189,7 @@ class Estimate(Callback):
             return
         advice = ""
         if trainer.max_epochs > QUICK_EPOCHS:
-            quick = pace * trainer.num_training_batches * QUICK_EPOCHS
+            quick = pace * trainer.num_training_batches / trainer.accumulate_grad_batches * QUICK_EPOCHS
             advice = f"; recipe=quick takes about {in_words(quick)}"
         say(trainer, f"training takes about {in_words(pace * steps)} on this CPU{advice}")
 
@@ -292,12 +302,14 @@ class DeadNetWatch(Callback):
         self.first_spread = math.inf
 
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 0:
+        if trainer.global_step == batch_idx == 0:
             self.first_spread = spread(trainer, task, batch[0])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not ends_step(trainer, batch_idx):
+            return
         step, last = trainer.global_step, trainer.estimated_stepping_batches
         loss = outputs["cross_entropy"]
         self.losses = self.losses.to(loss.device)

@@ -1,9 +1,9 @@
 """Several processes: one command launches them, they train one net, and they end together.
 
 Every process has the whole set in memory and takes its share of each batch (`nin.data.Batches`). Gradients are averaged
-(DistributedDataParallel). Process 0 alone prints and writes. All processes are on one machine. torchrun and SLURM's
-srun launch the processes themselves and require hydra.run.dir=FOLDER; a torchrun whose processes fail ends with its own
-exit code and report.
+(DistributedDataParallel). Process 0 alone prints and writes. `launch` starts the processes of one machine. torchrun and
+SLURM's srun launch the processes themselves, on several machines too, and require hydra.run.dir=FOLDER; a torchrun
+whose processes fail ends with its own exit code and report.
 
 On SLURM, Lightning puts a job that receives the announcement of its end (`--signal=SIGUSR1@90`) into the queue again.
 The job resumes if its command has resume=auto and hydra.run.dir=FOLDER: from last.ckpt, after the last whole epoch.

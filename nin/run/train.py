@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import shlex
@@ -12,7 +13,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from nin import files, pretrained
 from nin.backbones import Backbone
@@ -41,6 +41,7 @@ from nin.run.callbacks import (
 )
 from nin.run.curves import plot_curves
 from nin.run.evaluate import check_limits, evaluate
+from nin.run.loggers import build_logger, log_result, log_settings
 from nin.run.machine import commit, device_name, keep_freed_memory, peak_memory_gb, versions
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
 from nin.run.record import Record, Start
@@ -95,10 +96,12 @@ def train(config: Config, folder: Path) -> Record:
     """
     quiet()
     keep_freed_memory()
-    devices, running = config.trainer.devices, world_size()
-    if devices > 1 and running != devices:
+    trainer, running = config.trainer, world_size()
+    if trainer.processes > 1 and running != trainer.processes:
         count = "1 process is" if running == 1 else f"{running} processes are"
-        raise SettingError("trainer.devices", devices, f"{count} running; start with {spelled('train')} or torchrun")
+        start = "srun or torchrun" if trainer.num_nodes > 1 else f"{spelled('train')} or torchrun"
+        setting, value = ("num_nodes", trainer.num_nodes) if trainer.num_nodes > 1 else ("devices", trainer.devices)
+        raise SettingError(f"trainer.{setting}", value, f"{count} running; start with {start}")
     same_folder = _override("hydra.run.dir", folder)
     advice = f"to resume after the last whole epoch, run the same command with resume=auto {same_folder}"
     with stoppable(advice), ending_together():
@@ -124,11 +127,12 @@ def _begin(config: Config, folder: Path) -> _Run:
         callbacks,
         default_root_dir=folder,
         max_epochs=config.trainer.max_epochs,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         gradient_clip_val=config.trainer.gradient_clip_val,
         limit_train_batches=config.trainer.limit_train_batches,
         limit_val_batches=config.trainer.limit_test_batches,
         num_sanity_val_steps=0,
-        logger=TensorBoardLogger(folder, name="", version="") if config.logger.name == "tensorboard" else False,
+        logger=build_logger(config, folder),
         plugins=[AtomicCheckpointIO()],
     )
     return _Run(config, folder, trainer, stopwatch, metrics)
@@ -161,6 +165,7 @@ def _train(run: _Run) -> Record:
         records.write(run.folder, record)
         if data.listing:
             files.write(run.folder / folders.SPLIT, table_of(data.listing, run.config.seed))
+        log_settings(run.trainer.logger, run.config)
         print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
         fit(run.trainer, task, data, resumed)
@@ -296,7 +301,7 @@ def _damaged(checkpoint: Path, error: Exception) -> RunError:
 
 def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Record:
     """The record with the errors of the trained net, and with the pace of its training."""
-    images = run.trainer.global_step * min(data.batch_size, len(data.train_labels))
+    images = run.trainer.current_epoch * run.trainer.num_training_batches * min(data.batch_size, len(data.train_labels))
     watch = run.stopwatch
     test = evaluate(run.config, task, data, "test")
     train_error = evaluate(run.config, task, data, "train").error
@@ -323,6 +328,7 @@ def _written(record: Record, run: _Run, net: NIN | Backbone, data: Images) -> Re
     weights = run.folder / folders.WEIGHTS
     pretrained.save(weights, trained)
     run.metrics.write()
+    log_result(run.trainer.logger, run.config, record, run.trainer.global_step)
     plot_curves(run.folder / folders.METRICS, run.folder / folders.CURVES, record)
     record = replace(record, weights_sha256=files.sha256(files.read(weights)))
     records.write(run.folder, record)  # last: it says that the run is finished
@@ -336,7 +342,8 @@ def opening_lines(record: Record, trainer: L.Trainer, data: Images, folder: Path
         images.insert(1, f"{record.held_out:,} held out")
     model = record.settings["model"]
     limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
-    steps = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    batches = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    steps = math.ceil(batches / trainer.accumulate_grad_batches)
     return f"""\
 net     {model["backbone"] or "NIN"}, head {record.head}: {record.parameters:,} parameters
 data    {record.data}: {", ".join(images)}

@@ -33,8 +33,9 @@ def build_trainer(
     return L.Trainer(
         accelerator=trainer.accelerator,
         devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
         strategy=trainer.strategy,
-        sync_batchnorm=trainer.devices > 1 and trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        sync_batchnorm=trainer.processes > 1 and trainer.accelerator != "cpu" and torch.cuda.is_available(),
         precision=precision,
         limit_test_batches=trainer.limit_test_batches,
         callbacks=[*callbacks, *bars],

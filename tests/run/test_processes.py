@@ -196,6 +196,21 @@ def test_torchrun_starts_the_same_run(ended, tmp_path):
     assert results(tmp_path / "run") == results(ended[0])
 
 
+def test_two_nodes_of_a_process_each_are_the_same_run(ended, tmp_path):
+    """Started as srun starts them; both nodes are this machine."""
+    nodes = {"NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2, "JOB_ID": 4711, "LOCALID": 0, "NODELIST": "127.0.0.1"}
+    port = str(free_port())
+    command = ["train.py", *TWO, "trainer.devices=1", "trainer.num_nodes=2", "hydra.run.dir=run"]
+    pair = []
+    for node in range(2):
+        variables = {f"SLURM_{name}": str(value) for name, value in {**nodes, "PROCID": node, "NODEID": node}.items()}
+        pair.append(Command(command, tmp_path, {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}))
+    (code, said, errors), other = (process.wait() for process in pair)
+    assert code == 0, errors
+    assert other[:2] == (0, "") and "device  2 × cpu" in said
+    assert results(tmp_path / "run") == results(ended[0])
+
+
 def test_without_its_processes_a_run_is_refused(tmp_path, monkeypatch):
     config = compose(TWO)
     with pytest.raises(SettingError, match=r"devices=2: 1 process is running; start with python scripts/train\.py"):

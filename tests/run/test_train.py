@@ -202,6 +202,23 @@ def test_a_gradient_is_scaled_down_to_the_norm_that_is_set(tmp_path):
     assert lengths["null"] > 0.02
 
 
+def test_gradients_of_two_batches_make_the_step_of_one_twice_as_large(tmp_path, capsys):
+    """And a remainder at the end of an epoch makes a step of its own."""
+    plain = [*SHORT, "recipe.optimiser=sgd", "recipe.lr=0.05", "recipe.nesterov=false", "recipe.momentum=0.5"]
+    plain += ["model.norm=none", "data.pad=0", "recipe.label_smoothing=0", "trainer.max_epochs=2"]
+    of = {}
+    for accumulated, size, batches in ((1, 64, 3), (2, 32, 6), (2, 32, 5)):
+        folder = tmp_path / f"{accumulated}-{batches}"
+        overrides = [f"trainer.accumulate_grad_batches={accumulated}", f"data.batch_size={size}"]
+        train(compose([*plain, *overrides, f"trainer.limit_train_batches={batches}"]), folder)
+        of[batches] = pretrained.load(folder).net.state_dict()
+        assert "2 epochs of 3 steps" in capsys.readouterr().out
+        assert [row["step"] for row in csv.DictReader((folder / "metrics.csv").open())] == ["3", "6"]
+    for name in of[3]:
+        torch.testing.assert_close(of[3][name], of[6][name], atol=1e-4, rtol=1e-3)
+    assert any((of[3][name] - of[5][name]).abs().max() > 1e-4 for name in of[3])
+
+
 @pytest.mark.slow
 def test_memory_of_a_whitened_run_on_cifar10(cifar10_root, tmp_path):
     overrides = ["recipe=paper", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]

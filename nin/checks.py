@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
-from nin.errors import SettingError, one_line
+from nin.errors import SettingError, one_line, printable
 
-__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_sha256", "memory_gb"]
-__all__ += ["non_negative", "one_line", "one_of", "positive", "share", "sides"]
+__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_sha256", "literal"]
+__all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "sides", "times"]
 
 
 def is_integer(value: Any) -> bool:
@@ -32,9 +32,19 @@ def is_sha256(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
+def literal(text: Any) -> str:
+    """A text in one line that Matplotlib draws as it is, where a pair of dollars would begin a formula."""
+    return printable(" ".join(str(text).split())).replace("$", r"\$")
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things in words: "1 epoch", "1,200 images". The plural of `noun` ends in s."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def times(shape: Iterable[int]) -> str:
+    """A shape in words: "3×32×32"."""
+    return "×".join(map(str, shape))
 
 
 def one_of(choices: Iterable[str], **settings: Any) -> None:

@@ -38,7 +38,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from nin import config, files
-from nin.checks import one_line
+from nin.checks import one_line, printable
 from nin.config import Config, quoted
 from nin.errors import INTERRUPTED, CheckpointError, DataError, NINError, RunError, SettingError, UsageError
 from nin.run import processes
@@ -167,7 +167,7 @@ def _exit_code(run: Callable[[], int | None]) -> int:
 
 def _say(error: object) -> None:
     if sys.stderr is not None:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
 
 
 @dataclass

@@ -108,11 +108,17 @@ class StudyStoppedError(NINError):
 
 
 def one_line(value: Any) -> str:
-    """A value as one line of a message: YAML's null, true and false, and at most 300 characters."""
+    """A value as one line of a message: YAML's null, true and false, and at most 300 characters, all `printable`."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     try:
-        text = " ".join(str(value).split())
+        text = printable(" ".join(str(value).split()))
     except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return "(an integer of thousands of digits)"
     return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def printable(text: Any) -> str:
+    """A text that a terminal can only show: characters that break the line, move the cursor or turn the direction of
+    writing are escaped as in Python: \\x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -7,6 +7,7 @@ python scripts/evaluate.py checkpoint=cifar10-gap                               
 
 from pathlib import Path
 
+from nin.checks import printable
 from nin.cli import command
 from nin.config import Config
 from nin.errors import UsageError
@@ -41,7 +42,7 @@ def main(settings: Config, folder: Path) -> None:
     picture = (checkpoint if checkpoint.is_dir() else folder) / f"confusion_{label}.png"
     title = f"{label}: test error {evaluation.error:.2f} % of {evaluation.images:,} images"
     files.save_figure(confusion.draw(matrix, classes, title), picture)
-    print(f"all confusions: {picture}")
+    print(f"all confusions: {printable(picture)}")
 
 
 def start() -> None:

@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nin.checks import one_of
+from nin.checks import one_of, printable
 from nin.cli import looks_like_checkpoint, plain_settings, run_script
 from nin.errors import SettingError, UsageError
 
@@ -54,10 +54,10 @@ def main(arguments: list[str]) -> None:
         return
     sources = [(str(file), file) for file in pictures.find_pictures(paths)]
     sources += predict.sample_test_images(trained, number, root, int(settings["seed"])) if number else []
-    print(f"{label} knows {predict.known_classes(trained)}")
+    print(f"{printable(label)} knows {predict.known_classes(trained)}")
     predictions = predict.predict_files(trained, sources, out, label, settings["size"])
     for name, prediction, drawing in tqdm(predictions, total=len(sources), disable=len(sources) < 5):
-        print(f"{name}: {prediction}  ({drawing})")
+        print(printable(f"{name}: {prediction}"), f" ({printable(drawing)})")
 
 
 def check(settings: dict[str, str], paths: list[str]) -> None:
@@ -95,7 +95,7 @@ def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
     test = images_of(trained, root, memory=nets.WHOLE).set
     with files.writing(file) as temporary:
         maps.draw_paper_figure(trained, test.test_images, test.test_labels).savefig(temporary, dpi=80)
-    print(file)
+    print(printable(file))
 
 
 def draw_blanking(settings: dict[str, str]) -> None:
@@ -109,7 +109,7 @@ def draw_blanking(settings: dict[str, str]) -> None:
     with files.writing(file) as temporary:
         answer.figure.savefig(temporary, dpi=150)
     print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
-    print(file)
+    print(printable(file))
 
 
 def start() -> None:

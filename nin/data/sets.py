@@ -33,7 +33,7 @@ class ImageSet:
         train_images, test_images: (N, C, H, W) uint8 in 0…255, with C of 1 or 3; of a folder that does not fit into
             memory a `nin.data.folder.Streamed`, which decodes them anew each time.
         train_labels, test_labels: (N) int64 in 0…K − 1.
-        classes: the K names.
+        classes: the K names, each in one line that a terminal can show.
         flip: whether a mirrored image still shows its class.
 
     Raises:
@@ -48,6 +48,7 @@ class ImageSet:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(map(one_line, self.classes)))
         _check_split("training", self.train_images, self.train_labels, len(self.classes))
         _check_split("test", self.test_images, self.test_labels, len(self.classes))
         train, test = list(self.train_images.shape[1:]), list(self.test_images.shape[1:])

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from nin import files
-from nin.checks import counted
+from nin.checks import counted, literal
 from nin.run.record import Record
 
 STAGES = {"train": "training, augmented", "val": "held out", "test_curve": "test"}
@@ -32,7 +32,7 @@ def plot_curves(metrics: Path, file: Path, record: Record) -> None:
         rows = list(csv.DictReader(opened))
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     title = f"{record.title}, {counted(record.epochs, 'epoch')}: test error {record.test_error:.2f} %"
-    figure.suptitle(textwrap.fill(title, WIDTH), fontsize=11)
+    figure.suptitle(textwrap.fill(literal(title), WIDTH), fontsize=11)
     style = {"marker": ".", "markersize": 12 if len(rows) == 1 else 6}  # one point is no line
     final = {"marker": "D", "linestyle": "none", "color": "black", "markersize": 5, "clip_on": False, "zorder": 3}
     for axis, quantity, label in zip(figure.subplots(1, 2), ("loss", "error"), ("loss", "error (%)"), strict=True):

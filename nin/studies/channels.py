@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import confusion_matrix
 
+from nin.checks import literal
 from nin.errors import ClaimError
 from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
@@ -104,7 +105,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
             axis.set_yticklabels([])
         seed = f" (seed {subject.seed})" if len(of_name) > 1 else ""
         title = f"{name}{seed}: {measured.own[first]:.1f} % own map"
-        axis.set_title(title, fontsize=10, color=subject.colour)
+        axis.set_title(literal(title), fontsize=10, color=subject.colour)
     axes[0].set_ylabel("true class", fontsize=9)
     figure.colorbar(image, ax=axes[-1], shrink=0.75, label="images of the class (%)")
     return figure
@@ -119,9 +120,10 @@ def _draw_counts(axis: Axes, subject: Subject, counts: np.ndarray):
             colour = "white" if share > 55 else "#333333"
             axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
     numbers = [f"no. {number}" for number in range(1, len(shares) + 1)]
-    names = subject.trained.classes if subject.has_class_maps else numbers
+    classes = list(map(literal, subject.trained.classes))
+    names = classes if subject.has_class_maps else numbers
     axis.set_xticks(range(len(shares)), names, rotation=90, fontsize=8)
-    axis.set_yticks(range(len(shares)), subject.trained.classes, fontsize=8)
+    axis.set_yticks(range(len(shares)), classes, fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set_xlabel("map with the highest mean", fontsize=9)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from nin.checks import literal
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -53,17 +55,17 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     scale = min(max(1.0, len(classes) / 12), 6)
     figure = Figure(figsize=(6.4 * scale, 5.6 * scale), layout="constrained")
     axis = figure.subplots()
-    display = ConfusionMatrixDisplay(wrong, display_labels=classes)
+    display = ConfusionMatrixDisplay(wrong, display_labels=list(map(literal, classes)))
     display.plot(ax=axis, cmap="Oranges", values_format=".1f", colorbar=False, im_kw={"vmin": 0}, text_kw={"size": 8})
     for text, share in zip(display.text_.flat, shares.flat, strict=True):
         text.set_visible(share >= 0.05)
     for text, share in zip(display.text_.diagonal(), shares.diagonal(), strict=True):
         text.set(text=f"{share:.1f}", color="black", weight="bold")
-    axis.set_xticks(axis.get_xticks(), classes, rotation=45, ha="right")
-    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
+    axis.set_xticks(axis.get_xticks(), list(map(literal, classes)), rotation=45, ha="right")
+    names = [f"{literal(name)} ({count:,})" for name, count in zip(classes, counts, strict=True)]
     axis.set_yticks(axis.get_yticks(), names)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="taken for (% of the true class's images)", ylabel="true class (images)")
-    axis.set_title(textwrap.fill(title, int(48 * scale)), fontsize=11)
+    axis.set_title(textwrap.fill(literal(title), int(48 * scale)), fontsize=11)
     return figure

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from nin.checks import literal
 from nin.errors import ClaimError
 from nin.predict import class_maps
 from nin.pretrained import Pretrained
@@ -74,7 +75,7 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
             axis.set_xlabel(f"{score:.1f}", fontsize=SMALL, labelpad=2, weight="bold" if k == best else "normal")
             _frame(axis, k == label, k == best)
     for name, axis in zip(classes, axes[0, 1:], strict=True):
-        axis.set_title(name, fontsize=LARGE, rotation=40, ha="left", x=0.2)
+        axis.set_title(literal(name), fontsize=LARGE, rotation=40, ha="left", x=0.2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     caption = "frame: the true class; dashed: a wrong answer; numbers: scores"
@@ -84,7 +85,7 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
 
 def _name_row(axis: Axes, true: str, answer: str) -> None:
     """Writes the true class beside an image, and the answer if it is another."""
-    name, colour = (f"{true},\ntaken for\n{answer}", WRONG) if answer else (true, "black")
+    name, colour = (f"{literal(true)},\ntaken for\n{literal(answer)}", WRONG) if answer else (literal(true), "black")
     axis.set_ylabel(name, fontsize=LARGE, rotation=0, ha="right", va="center", color=colour)
 
 

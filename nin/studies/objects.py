@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nin.checks import literal
 from nin.errors import ClaimError, NINError
 from nin.studies import maps
 from nin.studies.answer import REFUTED, SUPPORTED, UNDECIDED, Answer, overall
@@ -83,7 +84,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
         _draw_net(axis, place, subjects[place].colour, of_net)
     _draw_legend(axis)
     names = measured.groupby("place")["name"].first()
-    axis.set_yticks(range(len(subjects)), names)
+    axis.set_yticks(range(len(subjects)), list(map(literal, names)))
     axis.set(xlim=(min(0, axis.get_xlim()[0]), None), ylim=(len(subjects) - 0.5, -0.5))
     axis.set_xlabel("loss of the true class's score by blanking a quarter")
     axis.tick_params(axis="y", length=0)

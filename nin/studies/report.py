@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin import files, pretrained
-from nin.checks import counted
+from nin.checks import counted, literal
 from nin.errors import RunError
 from nin.plan import HEADS
 from nin.studies import papers
@@ -267,7 +267,7 @@ def _canvas(title: str) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = clean(figure.subplots())
-    axis.set_title(textwrap.fill(title, 52), fontsize=10)
+    axis.set_title(textwrap.fill(literal(title), 52), fontsize=10)
     return figure, axis
 
 

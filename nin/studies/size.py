@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from nin.backbones import BACKBONES
+from nin.checks import literal
 from nin.data.preprocess import Whiten
 from nin.errors import ClaimError, NINError
 from nin.studies.answer import REFUTED, SUPPORTED, Answer, overall
@@ -138,7 +139,7 @@ def _write_notes(axis: Axes, x: float, notes: Sequence[tuple[str, str]]) -> None
     """Writes notes (text, colour) under each other, from the top, right of `x`."""
     style = {"fontsize": 9, "va": "top", "textcoords": "offset points", "xycoords": ("data", "axes fraction")}
     for line, (note, colour) in enumerate(notes):
-        axis.annotate(note, (x, 1), (5, -3 - 13 * line), color=colour, **style)
+        axis.annotate(literal(note), (x, 1), (5, -3 - 13 * line), color=colour, **style)
 
 
 def _draw_lines(axis: Axes, subject: Subject, errors: dict[int, list[float]]) -> list[float]:

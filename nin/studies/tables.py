@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nin import files
+from nin.checks import literal
 from nin.plan import HEADS
 
 if TYPE_CHECKING:
@@ -152,4 +153,4 @@ def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         height = max(y, lowest.get(x, y))
         lowest[x] = height + 0.055 * (high - low)
-        axis.annotate(name, (x, height), (8, 0), color=colour, **style)
+        axis.annotate(literal(name), (x, height), (8, 0), color=colour, **style)

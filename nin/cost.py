@@ -1,8 +1,10 @@
-"""Operations and activations of a net."""
+"""Operations, activations and memory of a net."""
 
 from __future__ import annotations
 
 import copy
+import os
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,38 @@ def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
     return counter.get_total_flops() // 2
 
 
+def memory_gb() -> float:
+    """The memory that this process may use, in GB: the machine's, or less where a container's limit is lower."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            there = min(there, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return there / 1e9
+
+
+def inference_cost(net: nn.Module, *shape: int) -> tuple[float, int]:
+    """What a forward pass costs for a batch of this shape, (250, 3, 32, 32) say: the least memory in GB, which is input
+    and output of the largest convolution in fp32, and the multiply-accumulates of all convolutions.
+
+    Nothing is allocated.
+
+    Raises:
+        RuntimeError, ValueError: the net cannot compute images of this size.
+    """
+    layers = convolutions(net, *shape)
+    largest = max((outputs for outputs, _ in layers), default=0)
+    return 2 * 4 * largest / 1e9, sum(outputs * weights for outputs, weights in layers)
+
+
 def activations(net: nn.Module, *shape: int) -> list[int]:
-    """Output values of each convolution of `net` for a batch of this shape, (128, 3, 32, 32) say.
+    """Output values of each convolution of `net`; arguments and errors as for `convolutions`."""
+    return [outputs for outputs, _ in convolutions(net, *shape)]
+
+
+def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
+    """Of each convolution of `net`, for a batch of this shape: its output values, and the weights behind each of them.
 
     They are computed on torch's meta device, which allocates no memory. Batch norm, dropout and the head have no
     convolution and are left out: on that device they import torch's compiler, which takes 3 s.
@@ -31,10 +63,12 @@ def activations(net: nn.Module, *shape: int) -> list[int]:
         ValueError: batch normalisation in training mode that gets one value a channel.
     """
     net = copy.deepcopy(net).to("meta")
-    sizes: list[int] = []
+    sizes: list[tuple[int, int]] = []
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(lambda _, inputs, output: sizes.append(output.numel()))
+            layer.register_forward_hook(
+                lambda layer, inputs, output: sizes.append((output.numel(), layer.weight[0].numel()))
+            )
         elif isinstance(layer, nn.BatchNorm2d):
             layer.forward = _checked if layer.training else _unchanged
         elif isinstance(layer, nn.Dropout):

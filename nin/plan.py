@@ -64,7 +64,8 @@ class Block:
             1×1 convolutions. None as the last one stands for the number of classes.
         kernel_size: side of the first convolution's window in pixels.
         stride: of the first convolution.
-        padding: zeros around the first convolution's input; None keeps the size (kernel_size // 2).
+        padding: zeros around the first convolution's input, less than kernel_size: farther out its window sees zeros
+            alone. None keeps the size (kernel_size // 2).
         dropout: whether the net's dropout follows this block and its pooling.
         pool: "max" or "average", after the block; None is max, and the net's last_pool before the last block. The last
             block has none.
@@ -94,7 +95,7 @@ class Block:
         for width in widths[:-1] if widths[-1] is None else widths:
             integer(1, WIDEST, widths=width)
         integer(1, LARGEST, kernel_size=self.kernel_size, stride=self.stride)
-        integer(0, LARGEST, padding=0 if self.padding is None else self.padding)
+        integer(0, self.kernel_size - 1, padding=0 if self.padding is None else self.padding)
         boolean(dropout=self.dropout, lrn=self.lrn, local=self.local)
         if self.pool is not None:
             one_of(POOLS, pool=self.pool)

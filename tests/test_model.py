@@ -220,7 +220,7 @@ GEOMETRY = {
 }
 block = st.fixed_dictionaries(
     {"widths": widths}, optional={**{k: v for k, v in GEOMETRY.items() if k != "widths"}, "dropout": st.booleans()}
-)
+).filter(lambda b: (b.get("padding") or 0) < b.get("kernel_size", 3))
 last_block = st.builds(lambda a, b: {**b, "widths": [a, a, None]}, width, block)
 NETS = {
     "blocks": st.builds(

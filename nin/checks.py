@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from nin.errors import SettingError, one_line, printable
@@ -94,8 +95,14 @@ def sides(most: int, **settings: Any) -> tuple[int, int]:
 
 
 def memory_gb() -> float:
-    """The memory of this machine, in GB."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    """The memory that this process may use, in GB: the machine's, or less where a container's limit is lower."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            there = min(there, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return there / 1e9
 
 
 def _all(settings: dict[str, Any], holds: Callable[[Any], bool], reason: str) -> None:

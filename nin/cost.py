@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +19,6 @@ def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, *image_shape, device=next(net.parameters()).device))
     return counter.get_total_flops() // 2
-
-
-def memory_gb() -> float:
-    """The memory that this process may use, in GB: the machine's, or less where a container's limit is lower."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            there = min(there, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no container, or "max"
-            continue
-    return there / 1e9
 
 
 def inference_cost(net: nn.Module, *shape: int) -> tuple[float, int]:

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import caffe, files
-from nin.checks import memory_gb, one_line, sides
-from nin.cost import activations
+from nin.checks import literal, memory_gb, one_line, sides
+from nin.cost import inference_cost
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
 from nin.plan import HEADS
-from nin.pretrained import Pretrained
+from nin.pretrained import NOT_FINITE, Pretrained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +37,7 @@ MAX_PIXELS = 4096  # per side of a chosen size
 PANEL = 2.6  # inches
 CANVAS = 512  # pixels of the longer side of a drawn picture
 LONGEST_NAME = 22  # letters of a class's name above its map
+LONGEST_STEM = 100  # bytes of a picture's name, and of a net's, in the name of a drawing; file systems have 255
 BATCH = 16  # pictures that are read at a time
 PIXELS = BATCH * 128 * 128  # pixels that are predicted at a time, of one picture at least
 
@@ -158,7 +159,11 @@ def _predict(trained: Pretrained, photographs: Sequence[Image.Image], seen: list
         logits, maps = class_maps(trained, images)
     except SettingError as error:
         raise PictureError(f"{pixels}: {error}") from error
+    except MemoryError as error:
+        raise PictureError(f"{pixels}: there is not enough memory") from error
     pictures = [to_picture(image) for image in images]
+    if not logits.isfinite().all():
+        raise PictureError(f"{pixels}: {NOT_FINITE}")
     columns = zip(photographs, pictures, logits.softmax(1).cpu(), logits.cpu(), maps.cpu(), strict=True)
     return [Prediction(trained.classes, *column) for column in columns]
 
@@ -166,10 +171,9 @@ def _predict(trained: Pretrained, photographs: Sequence[Image.Image], seen: list
 def _check_memory(trained: Pretrained, number: int, picture: Image.Image) -> None:
     pixels = f"{picture.width}×{picture.height} pixels"
     try:
-        outputs = activations(trained.net, number, trained.channels, picture.height, picture.width)
+        needed, _ = inference_cost(trained.net, number, trained.channels, picture.height, picture.width)
     except RuntimeError as error:
         raise PictureError(f"{pixels} are too few for this net") from error
-    needed = 2 * 4 * max(outputs) / 1e9  # a layer's input and output in fp32, at the least
     if needed > memory_gb():
         raise PictureError(
             f"{pixels} are too many for this machine: they need at least {needed:,.1f} GB of memory, it has "
@@ -234,18 +238,23 @@ def predict_files(
 def name_drawings(sources: Sequence[PictureSource], folder: Path, label: str) -> list[Path]:
     """A file NAME_LABEL.png in `folder` for each source; NAME_LABEL_2.png, … where that name is taken.
 
-    Taken are the names of the sources and of the other drawings.
+    Taken are the names of the sources and of the other drawings. What is too long for a file's name is cut.
     """
     taken = {source.resolve() for _, source in sources if isinstance(source, Path)}
     drawings = []
     for name, _ in sources:
-        stem = f"{Path(name).stem}_{label}"
+        stem = f"{_cut(Path(name).stem, LONGEST_STEM)}_{_cut(label, LONGEST_STEM)}"
         file, number = folder / f"{stem}.png", 2
         while file.resolve() in taken:
             file, number = folder / f"{stem}_{number}.png", number + 1
         taken.add(file.resolve())
         drawings.append(file)
     return drawings
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text that has at most so many bytes in a file's name."""
+    return os.fsencode(text)[:most].decode(errors="ignore") if len(os.fsencode(text)) > most else text
 
 
 def make_folder(folder: str | Path) -> Path:
@@ -299,7 +308,7 @@ def sample_test_images(trained: Pretrained, number: int, root: str | None = None
 
 
 def save_examples(trained: Pretrained, folder: Path, root: str | None = None) -> tuple[list[Path], str]:
-    """Writes a test image of each class into `folder`, as CLASS.png.
+    """Writes a test image of each class into `folder`, as 0.png, 1.png, …
 
     Returns:
         The files; and why there are none where the net's test set is not on this machine, else "".
@@ -311,8 +320,8 @@ def save_examples(trained: Pretrained, folder: Path, root: str | None = None) ->
     except (DataError, CheckpointError) as error:
         return [], str(error)
     examples = []
-    for k, name in enumerate(of_net.classes):
-        examples.append(folder / f"{name}.png")
+    for k in range(len(of_net.classes)):
+        examples.append(folder / f"{k}.png")
         to_picture(of_net.test_images[(of_net.test_labels == k).nonzero()[0, 0]]).save(examples[-1])
     return examples, ""
 
@@ -354,7 +363,9 @@ def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 
     scale = ScalarMappable(Normalize(0, max(prediction.maps[best].max().item(), 1e-6)), "inferno")
     for axis, k in zip(axes[panels - len(best) :], best, strict=False):
         _overlay(axis, canvas, prediction.maps[k], scale)
-        axis.set_title(f"{_shortened(trained.classes[k])}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
+        axis.set_title(
+            f"{literal(_shortened(trained.classes[k]))}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10
+        )
         axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
     figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, panchor=False, label="class map")
     return figure

@@ -12,8 +12,9 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -23,19 +24,26 @@ from torch import Tensor, nn
 
 from nin import caffe, files
 from nin import fold as folding
-from nin.backbones import Backbone
-from nin.checks import is_sha256, one_line, one_of
+from nin.backbones import BACKBONES, Backbone
+from nin.checks import counted, integer, is_sha256, memory_gb, one_line, one_of, sides, times
+from nin.cost import inference_cost
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten, symmetric
 from nin.errors import CheckpointError, SettingError
 from nin.model import NIN
 from nin.pictures import resize, to_tensor, upright
+from nin.plan import LARGEST
+
+if TYPE_CHECKING:
+    from nin.data.sets import ImageSet
 
 CHECKPOINTS = files.shipped("checkpoints")
 PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
 MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
 WHITENED = "cifar10-gap-paper"  # a published net with the authors' preprocessing
+MAX_OPERATIONS = 1e12  # multiply-accumulates for one image, half a minute on a CPU core; VGG19 has 2e10
 UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
 TRIANGLE = "preprocess.triangle"  # of a shared whitening's matrix, the upper one
+NOT_FINITE = "the net's scores are NaN or infinite: its weights are damaged, or it has never learned"
 # arguments that may differ between a checkpoint and the net that starts from it
 FREE = ("num_classes", "head", "image_size", "dropout", "init")
 
@@ -52,7 +60,7 @@ class Pretrained(nn.Module):
     Attributes:
         net: the `nin.NIN` or `nin.backbones.Backbone`.
         preprocess: `nin.data.Normalise` or `nin.data.Whiten`.
-        classes: the K names.
+        classes: the K names, each in one line that a terminal can show.
         facts: a published net's card, else the record of the run that trained the net.
         sha256: of the weights file that it was loaded from, else None.
     """
@@ -68,7 +76,7 @@ class Pretrained(nn.Module):
         super().__init__()
         self.net = net
         self.preprocess = preprocess
-        self.classes = tuple(classes)
+        self.classes = tuple(map(one_line, classes))
         self.facts = dict(facts)
         self.sha256 = sha256
         self.eval()
@@ -114,14 +122,42 @@ class Pretrained(nn.Module):
         if isinstance(pictures, list | tuple) and pictures and all(isinstance(each, Image) for each in pictures):
             size = self.net.arguments["image_size"]
             images = torch.stack([to_tensor(resize(upright(each), size), self.channels) for each in pictures])
-        is_tensor = isinstance(images, Tensor)
-        if not is_tensor or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
-            got = f"{images.dtype} {tuple(images.shape)}" if is_tensor else type(images).__name__
+        if not _is_pixels(images, self.channels):
+            got = f"{images.dtype} {_form(images)}" if isinstance(images, Tensor) else type(images).__name__
             raise SettingError(
                 "images", got, f"expected uint8 pixels in 0…255, (N, {self.channels}, H, W), or one or more PIL images"
             )
-        device = next(self.net.parameters()).device
-        return self.preprocess(images.to(device)).contiguous(memory_format=torch.channels_last)
+        _check_size(self.net, *images.shape[2:])
+        weight = next(self.net.parameters())
+        inputs = self.preprocess(images.to(weight.device)).to(weight.dtype)  # half() nets take half-precision inputs
+        return inputs.contiguous(memory_format=torch.channels_last)
+
+
+def _is_pixels(images: Any, channels: int) -> bool:
+    """Whether these are uint8 pixels (N, C, H, W) in the memory of a device."""
+    if not isinstance(images, Tensor) or images.is_nested or images.layout != torch.strided or images.is_meta:
+        return False
+    return images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == channels
+
+
+def _form(images: Tensor) -> str:
+    """The form of a tensor in words: its shape, and what is unusual about it."""
+    if images.is_nested:
+        return "nested"
+    unusual = "without values, " if images.is_meta else "sparse, " if images.layout != torch.strided else ""
+    return f"{unusual}{tuple(images.shape)}"
+
+
+def _check_size(net: nn.Module, height: int, width: int) -> None:
+    """Raises SettingError for images of which the blocks leave nothing."""
+    size = (min(height, LARGEST), min(width, LARGEST))
+    try:
+        if isinstance(net, NIN):
+            replace(net.plan, image_size=size)
+        elif isinstance(net, Backbone):
+            integer(BACKBONES[net.arguments["backbone"]].smallest, LARGEST, pixels=min(size))
+    except SettingError as error:
+        raise SettingError("images", f"{height}×{width} pixels", error.reason) from None
 
 
 # saving ---------------------------------------------------------------------------------------------------------------
@@ -235,6 +271,8 @@ def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | 
         raise CheckpointError(
             f"checkpoint={checkpoint}: the description in {file.name} does not match its weights ({reason})"
         ) from error
+    except MemoryError as error:
+        raise CheckpointError(f"checkpoint={checkpoint}: {file.name} is too large for this machine: {error}") from error
     trained.sha256 = actual
     return trained
 
@@ -258,7 +296,8 @@ def _load_caffe(file: Path, checkpoint: str, sha256: str = "") -> Pretrained:
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
     """The net of a header with these weights. Raises various exceptions, which `_load` catches, if they disagree."""
-    net = build_net(header["net"])
+    net = build_net(header["net"]).eval()
+    size = _check_affordable(net)
     preprocess = _preprocessing(header["preprocess"], tensors)
     names = header["classes"]
     if len(names) != net.num_classes or not all(isinstance(name, str) for name in names):
@@ -267,6 +306,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
     channels = preprocess.shape[0] if isinstance(preprocess, Whiten) else preprocess.mean.numel()
     if channels != trained.channels:
         raise ValueError(f"the net takes {trained.channels} channels, its preprocessing {channels}")
+    if isinstance(preprocess, Whiten) and preprocess.shape[1:] != size:
+        raise ValueError(f"the net takes images of {times(size)} pixels, its whitening {times(preprocess.shape[1:])}")
     for name, tensor in trained.state_dict().items():
         if name in tensors and tensors[name].dtype != tensor.dtype:
             raise ValueError(f"{name} is {tensors[name].dtype}, expected {tensor.dtype}")
@@ -275,6 +316,19 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
         if not tensor.isfinite().all():
             raise ValueError(f"{name} contains NaN or infinity")
     return trained
+
+
+def _check_affordable(net: NIN | Backbone) -> tuple[int, int]:
+    """Height and width of the net's images, where this machine can compute one. Raises MemoryError."""
+    size = sides(LARGEST, image_size=net.arguments["image_size"])
+    (needed, operations), there = inference_cost(net, 1, net.in_channels, *size), memory_gb()
+    if needed > there:
+        raise MemoryError(f"an image needs at least {needed:,.1f} GB of memory, it has {there:,.1f} GB")
+    if operations > MAX_OPERATIONS:
+        raise MemoryError(
+            f"an image needs {operations:.1e} multiply-accumulates, expected at most {MAX_OPERATIONS:.0e}"
+        )
+    return size
 
 
 def _preprocessing(described: dict[str, Any], tensors: dict[str, Tensor]) -> Normalise | Whiten:
@@ -340,6 +394,39 @@ def build_net(arguments: Mapping[str, Any]) -> NIN | Backbone:
         if "backbone" in arguments:
             return Backbone(**arguments)
         return NIN(**arguments)
+
+
+def check_fit(trained: Pretrained, images: ImageSet, name: str, *, same_classes: bool = True) -> None:
+    """Checks that a net and a set belong together: the one place where a net meets a set.
+
+    Args:
+        trained: the net.
+        images: the set, at the size that it is used at.
+        name: of the set, for people.
+        same_classes: whether the net answers with the classes of the set; a net that starts a training need not.
+
+    Raises:
+        CheckpointError: the set's images have other channels or another size than the net's, or other classes.
+    """
+    channels, *size = images.test_images.shape[1:]
+    expected = sides(LARGEST, image_size=trained.net.arguments["image_size"])
+    whitened = trained.preprocess.shape if isinstance(trained.preprocess, Whiten) else (channels, *size)
+    wrong = ""
+    if channels != trained.channels:
+        wrong = f"its images have {counted(channels, 'channel')}, the net's {trained.channels}"
+    elif (same_classes and tuple(size) != expected) or tuple(whitened) != (channels, *size):
+        wrong = f"its images have {times(size)} pixels, the net's {times(expected)}"
+    elif same_classes and len(images.classes) != len(trained.classes):
+        wrong = f"it has {_classes(images.classes)}, the net {_classes(trained.classes)}"
+    elif same_classes and images.classes != trained.classes:
+        first, of_net = next(pair for pair in zip(images.classes, trained.classes, strict=True) if len(set(pair)) > 1)
+        wrong = f"it has the class {one_line(first)} where the net has {of_net}"
+    if wrong:
+        raise CheckpointError(f"the net does not fit data={one_line(name)}: {wrong}; was it trained on another set?")
+
+
+def _classes(names: Sequence[str]) -> str:
+    return "1 class" if len(names) == 1 else f"{len(names):,} classes"
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nin.checks import integer
+from nin.checks import integer, times
 from nin.errors import SettingError
 
 
-class Normalise(nn.Module):
+class _InFloat32(nn.Module):
+    """A module whose buffers stay in fp32 under half(), bfloat16() and to(dtype): whitening would lose most of its
+    digits."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _InFloat32:
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != torch.float32:
+                setattr(self, name, exact[name].to(buffer.device))
+        return self
+
+
+class Normalise(_InFloat32):
     """Subtracts the mean and divides by the standard deviation of each channel, at any image size.
 
     Args:
@@ -53,7 +66,7 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-3] != self.mean.shape[1]:
             raise SettingError(
-                "images", _times(images.shape[-3:]), f"expected {self.mean.shape[1]} channels, as in training"
+                "images", times(images.shape[-3:]), f"expected {self.mean.shape[1]} channels, as in training"
             )
         return (images - self.mean) / self.std
 
@@ -70,7 +83,7 @@ class ImageNet(Normalise):
         return cls(255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225]))
 
 
-class Whiten(nn.Module):
+class Whiten(_InFloat32):
     """Global contrast normalisation, then ZCA whitening: the authors' preprocessing, which is the maxout paper's.
 
     The mean of each image is subtracted, and the image is scaled to a Euclidean norm of 55. It is then multiplied by
@@ -134,8 +147,8 @@ class Whiten(nn.Module):
         if tuple(images.shape[1:]) != self.shape:
             raise SettingError(
                 "images",
-                _times(images.shape[1:]),
-                f"expected {_times(self.shape)}, which the whitening was fitted on; resize them, or use a net that "
+                times(images.shape[1:]),
+                f"expected {times(self.shape)}, which the whitening was fitted on; resize them, or use a net that "
                 "was trained without whitening",
             )
         return ((self._normalise_contrast(images) - self.mean) @ self.matrix).view(images.shape)
@@ -159,10 +172,6 @@ def _check_finite(**values: Tensor) -> None:
     for name, value in values.items():
         if not isinstance(value, Tensor) or not value.numel() or value.is_complex() or not value.isfinite().all():
             raise SettingError(name, value, "expected a tensor of finite numbers")
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 PREPROCESSINGS = {kind.name: kind for kind in (Normalise, Whiten, ImageNet)}

@@ -68,6 +68,9 @@ def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
     own = {"head": config.head.name, "num_classes": classes, "image_size": config.data.size}
     with settings_under("model", OF_THE_NET):
         if model.backbone is not None:
+            if channels != 3:
+                reason = f"takes images of 3 channels, those of data={config.data.name} have {channels}"
+                raise SettingError("backbone", model.backbone, reason)
             return Backbone(model.backbone, weights=model.weights, **own)
         return NIN(
             model.blocks,

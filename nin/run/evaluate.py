@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nin.checks import one_line
+from nin.checks import memory_gb, one_line
 from nin.config import Config
+from nin.cost import inference_cost
 from nin.data.module import Batches, Images
 from nin.data.sets import SETS
 from nin.errors import CheckpointError, DataError, SettingError
-from nin.pretrained import Pretrained
+from nin.pretrained import NOT_FINITE, Pretrained, check_fit
 from nin.run.callbacks import HeedSignals, stoppable
 from nin.run.machine import keep_freed_memory
 from nin.run.trainer import build_trainer, precision, quiet
@@ -31,11 +33,13 @@ class Evaluation:
         error: 100 · (1 − micro-averaged accuracy), in %.
         confusion: (K, K) int64, number of images by true class (row) and answer (column).
         classes: the K names.
+        loss: mean cross-entropy; NaN or infinite where the net's scores are.
     """
 
     error: float
     confusion: Tensor
     classes: tuple[str, ...]
+    loss: float
 
     @property
     def images(self) -> int:
@@ -79,8 +83,8 @@ def evaluate(config: Config, task: Classifier, data: Images, part: str) -> Evalu
         enable_checkpointing=False,
     )
     data.trainer = trainer  # the batches are made on its device
-    error = trainer.test(task, _loader(data, part), verbose=False)[0]["test/error"]
-    return Evaluation(error, task.confusion_matrix, tuple(data.set.classes))
+    (measured,) = trainer.test(task, _loader(data, part), verbose=False)
+    return Evaluation(measured["test/error"], task.confusion_matrix, tuple(data.set.classes), measured["test/loss"])
 
 
 def _loader(data: Images, part: str) -> Batches:
@@ -97,7 +101,8 @@ def evaluate_pretrained(trained: Pretrained, config: Config) -> Evaluation:
         config: the settings of the Trainer, and where the set is.
 
     Raises:
-        CheckpointError: the net does not say on which set it was trained.
+        CheckpointError: the net does not say on which set it was trained, does not fit it, needs more memory than this
+            machine has, or has scores that are not finite.
         DataError: the set is missing or damaged.
         InterruptedRunError: Ctrl-C or SIGTERM.
     """
@@ -107,8 +112,23 @@ def evaluate_pretrained(trained: Pretrained, config: Config) -> Evaluation:
         own = {name: getattr(config.data, name) for name in ("download", "urls", "memory", "workers")}
         data = images_of(trained, config.data.root, **own)
         check_limit(config.trainer.limit_test_batches, "test", data.test_dataloader())
+        _check_memory(trained, data.test_dataloader().batch_size, data)
         task = Classifier(trained.net.to(memory_format=torch.channels_last))
-        return evaluate(config, task, data, "test")
+        evaluation = evaluate(config, task, data, "test")
+    if not math.isfinite(evaluation.loss):
+        raise CheckpointError(NOT_FINITE)
+    return evaluation
+
+
+def _check_memory(trained: Pretrained, batch: int, data: Images) -> None:
+    """Raises CheckpointError where a batch of the set needs more memory than this machine has."""
+    number, there = min(batch, len(data.set.test_labels)), memory_gb()
+    needed, _ = inference_cost(trained.net, number, *data.set.test_images.shape[1:])
+    if needed > there:
+        raise CheckpointError(
+            f"{number} images at a time need at least {needed:,.1f} GB of memory, this machine has {there:,.1f} GB; "
+            "evaluate the net on a larger machine"
+        )
 
 
 def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> Images:
@@ -120,20 +140,27 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
         settings: other arguments of `nin.data.Images`.
 
     Raises:
-        CheckpointError: the net does not say on which set it was trained, or a folder has other classes.
+        CheckpointError: the net does not say on which set it was trained, or does not fit it.
         DataError: the set is missing or damaged, or a folder's drawn test pictures may have been trained on.
     """
     name, size = trained.facts.get("data"), trained.net.arguments["image_size"]
     if not isinstance(name, str) or name not in SETS:
         raise CheckpointError(f"the net was trained on data={one_line(name)}, which is not one of {', '.join(SETS)}")
     facts = _facts_of_folder(trained) if SETS[name].is_folder else {}
-    size = size if isinstance(size, int) else size[0]
-    data = Images(name, root=root or facts.get("root"), size=size, seed=facts.get("seed", 0), **settings)
+    pixels = size if isinstance(size, int) else size[0]
+    own = {"root": root or facts.get("root"), "seed": facts.get("seed", 0), **settings}
+    try:
+        data = Images(name, **({} if SETS[name].size else {"size": pixels}), **own)
+    except SettingError as error:
+        if error.setting != "size":
+            raise
+        raise CheckpointError(f"the net does not fit data={name}: {error}") from error
     data.preprocess = trained.preprocess
     data.prepare_data()
     if data.listing:
         _check_folder(data, trained, facts.get("sha256"))
     data.setup()
+    check_fit(trained, data.set, name)
     return data
 
 
@@ -148,7 +175,7 @@ def _facts_of_folder(trained: Pretrained) -> dict[str, Any]:
 
 def _check_folder(data: Images, trained: Pretrained, sha256: str | None) -> None:
     """Raises CheckpointError or DataError where a net cannot be tested on a folder."""
-    if data.listing.classes != trained.classes:
+    if tuple(map(one_line, data.listing.classes)) != trained.classes:
         there, here = (one_line(", ".join(names)) for names in (trained.classes, data.listing.classes))
         raise CheckpointError(f"the net's classes are {there}; those of data.root={data.root} are {here}")
     if not data.listing.is_split and data.listing.sha256 != sha256:

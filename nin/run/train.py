@@ -20,7 +20,6 @@ from nin.checks import counted, one_line
 from nin.config import Config, quoted, settings_of, to_yaml
 from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
-from nin.data.preprocess import Whiten
 from nin.errors import DeadNetError, RunError, SettingError
 from nin.model import NIN
 from nin.pretrained import Pretrained
@@ -193,9 +192,8 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
             raise SettingError("data.preprocessing", config.data.preprocessing, reason)
     with settings_under("data"):
         data.setup()
-    if isinstance(data.preprocess, Whiten) and data.preprocess.shape != data.train_images.shape[1:]:
-        reason = f"the checkpoint's whitening requires images of {data.preprocess.shape[1]} pixels a side"
-        raise SettingError("data.size", config.data.size, reason)
+    if start:
+        pretrained.check_fit(start, data.set, config.data.name, same_classes=False)
     return data, start
 
 

@@ -11,8 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nin import pretrained
-from nin.checks import counted, is_integer
+from nin.checks import counted, is_integer, one_line
 from nin.data.module import EVALUATION_BATCH
+from nin.data.sets import ImageSet
+from nin.errors import CheckpointError
 from nin.plan import HEADS
 from nin.predict import has_class_maps
 from nin.pretrained import Pretrained
@@ -20,6 +22,7 @@ from nin.run.evaluate import images_of
 from nin.studies.tables import COLOURS, LINES, table_row, table_rule
 
 WHOLE = 1e6  # GB: a folder's pictures are read into memory, however many
+FIRST = 8  # test images for which a net's scores must be finite before it is asked anything
 
 
 @dataclass(frozen=True)
@@ -83,22 +86,25 @@ def gather(
         the subjects in the order of the table of heads, then of their names.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read.
+        CheckpointError: a checkpoint cannot be read, does not fit its set, or has scores that are not finite.
         DataError: a set is missing or damaged.
         SettingError: a net was trained on an unknown set.
     """
     nets = [pretrained.load(checkpoint) for checkpoint in checkpoints]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    drawn: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
+    drawn: dict[tuple, tuple[ImageSet, Tensor, Tensor, Tensor]] = {}
     names = _names(nets, checkpoints)
     styles = _styles(nets, names)
     subjects = []
-    for name, trained in zip(names, nets, strict=True):
+    for name, trained, checkpoint in zip(names, nets, checkpoints, strict=True):
         of_set = _set_of(trained)
-        if of_set not in drawn:
-            drawn[of_set] = _draw_images(trained, root, images, seed)
-        test_images, labels, blank = drawn[of_set]
-        trained.to(device)
+        try:
+            if of_set not in drawn:
+                drawn[of_set] = _draw_images(trained, root, images, seed)
+            whole, test_images, labels, blank = drawn[of_set]
+            _check(trained.to(device), whole, test_images[:FIRST].to(device))
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint={one_line(checkpoint)}: {error}") from error
         subjects.append(Subject(name, styles[name], trained, test_images, labels.to(device), blank))
     return sorted(subjects, key=lambda subject: ([*HEADS].index(subject.head), subject.name))
 
@@ -109,13 +115,23 @@ def _set_of(trained: Pretrained) -> tuple:
     return trained.facts.get("data"), *(size if isinstance(size, list | tuple) else (size, size))
 
 
-def _draw_images(trained: Pretrained, root: str | None, count: int | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Test images, their labels, and the mean colour of the training images."""
+@torch.no_grad()
+def _check(trained: Pretrained, whole: ImageSet, first: Tensor) -> None:
+    """Raises CheckpointError where the net does not fit the set, or its scores of the first images are not finite."""
+    pretrained.check_fit(trained, whole, str(trained.facts.get("data")))
+    if not trained(first).isfinite().all():
+        raise CheckpointError(pretrained.NOT_FINITE)
+
+
+def _draw_images(
+    trained: Pretrained, root: str | None, count: int | None, seed: int
+) -> tuple[ImageSet, Tensor, Tensor, Tensor]:
+    """The set of a net, its test images, their labels, and the mean colour of the training images."""
     whole = images_of(trained, root, memory=WHOLE).set
     order = torch.randperm(len(whole.test_labels), generator=torch.Generator().manual_seed(seed))[:count]
     chosen = order.sort().values
     blank = whole.train_images.float().mean((0, 2, 3)).round().to(torch.uint8)[:, None, None]
-    return whole.test_images[chosen], whole.test_labels[chosen], blank
+    return whole, whole.test_images[chosen], whole.test_labels[chosen], blank
 
 
 def _names(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:

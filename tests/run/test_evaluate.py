@@ -27,7 +27,7 @@ def test_a_run_is_evaluated_again(ended):
 
 def test_chance_answers_the_most_frequent_class():
     confusion = torch.tensor([[5, 1], [0, 2]])
-    found = Evaluation(12.5, confusion, ("a", "b"))
+    found = Evaluation(12.5, confusion, ("a", "b"), 0.1)
     assert (found.images, found.chance_error) == (8, 25)
 
 

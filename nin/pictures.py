@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from nin.checks import sides
+from nin.checks import one_line, sides
 from nin.errors import PictureError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow opens no other: some start programs, as EPS does
@@ -54,6 +53,7 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a decoder skips
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=FORMATS) as opened:
                 if max(opened.size) > LONGEST:
@@ -66,19 +66,25 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
         raise PictureError(f"{file}: too many pixels ({error})") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{file}: not a picture in a supported format ({', '.join(FORMATS)})") from error
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error) as error:
-        raise PictureError(f"{file}: damaged ({error})") from error
+    except MemoryError as error:
+        raise PictureError(f"{file}: there is not enough memory for it") from error
+    except PictureError:
+        raise
+    except Exception as error:  # a decoder raises anything
+        raise PictureError(f"{file}: damaged ({one_line(error) or type(error).__name__})") from error
 
 
 def upright(picture: Image.Image) -> Image.Image:
     """The picture in RGB as a person sees it.
 
-    Turned as its EXIF says, on white where it is transparent, its first frame if it is animated, 16 bits scaled to 8.
+    Turned as its EXIF says, on white where it is transparent, its first frame if it is animated. 16 bits keep their
+    scale: 65,535 is white. 32 bits have none: their largest value is white, and 0 or a smaller value is black.
     """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):
         pixels = np.asarray(picture, dtype=np.float64)
-        picture = Image.fromarray((pixels / (257 if pixels.max() > 255 else 1)).astype(np.uint8))
+        black, white = (0, 65_535) if picture.mode.startswith("I;16") else (min(0, pixels.min()), pixels.max())
+        picture = Image.fromarray((255 * (pixels - black) / max(white - black, 1)).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

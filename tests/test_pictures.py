@@ -1,7 +1,9 @@
 """Picture files: every form that people have is read as a person sees it, and anything else is refused."""
 
 import io
+import os
 import random
+import struct
 import warnings
 
 import numpy as np
@@ -9,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from claims import tiny
 from damaged import FORMATS, damaged_pictures, gradient
-from nin import pictures
+from nin import pictures, predict, pretrained
 from nin.errors import PictureError
+from nin.studies import confusion, maps
 
 
 def test_pictures_of_every_form_are_read(tmp_path):
@@ -123,3 +127,144 @@ def test_folders_and_files_are_found(tmp_path):
     for missing in ("none", "nothing.png", "x" * 5000):
         with pytest.raises(PictureError, match=missing[:300]):
             pictures.find_pictures([str(tmp_path / missing)])
+
+
+# strangers' pictures --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.tries(34)
+def test_pillow_opens_the_stated_formats_alone(tmp_path, tried):
+    """Whatever else Pillow can write, and formats that it only reads, under the name of a picture."""
+    Image.init()
+    others = {"EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n%%EOF\n"}
+    others |= {"GRIB": b"GRIB" + bytes(3) + b"\1" + bytes(99), "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(99)}
+    others |= {
+        "BUFR": b"BUFR" + bytes(99),
+        "WMF": b"\xd7\xcd\xc6\x9a\0\0" + bytes(99),
+        "FITS": b"SIMPLE  =" + bytes(99),
+    }
+    others |= {"XPM": b"/* XPM */" + bytes(99), "MPEG": b"\0\0\1\xb3" + bytes(99), "PSD": b"8BPS\0\1" + bytes(99)}
+    others |= {"PDF": b"%PDF-1.7\n", "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "text": b"hello"}
+    for kind in set(Image.SAVE) - set(pictures.FORMATS) - {"HEIF", "AVIF", "MPO"} - set(others):
+        file = io.BytesIO()
+        try:
+            gradient().convert("1" if kind in ("MSP", "XBM") else "RGB").save(file, kind)
+        except (OSError, ValueError, KeyError):  # a handler that is not installed, or another mode
+            continue
+        others[kind] = file.getvalue()
+    for name, (kind, content) in enumerate(sorted(others.items())):
+        for suffix in ("png", "jpg")[: 1 + (kind in ("EPS", "PDF"))]:
+            (tmp_path / f"{name}.{suffix}").write_bytes(content)
+            with pytest.raises(PictureError, match="not a picture in a supported format"):
+                pictures.read_picture(tmp_path / f"{name}.{suffix}")
+            tried(kind)
+
+
+@pytest.mark.tries(18)
+def test_whatever_a_decoder_raises_costs_that_picture_alone(tmp_path, tried, monkeypatch):
+    class Odd(Exception):
+        pass
+
+    for name in ("a.png", "b.png", "c.png"):
+        gradient().save(tmp_path / name)
+    faults = (RuntimeError, MemoryError, OSError, SyntaxError, ZeroDivisionError, AssertionError, RecursionError)
+    faults += (OverflowError, UnicodeDecodeError, NotImplementedError, StopIteration, AttributeError, struct.error)
+    faults += (IndexError, Image.DecompressionBombError, Image.DecompressionBombWarning, BufferError, Odd)
+    good = pictures.upright
+    for fault in faults:
+        error = fault("utf-8", b"", 0, 1, "\x1b[31m") if fault is UnicodeDecodeError else fault("\x1b[31m\nbad")
+
+        def decode(picture, error=error):
+            if str(picture.filename).endswith("b.png"):
+                raise error
+            return good(picture)
+
+        monkeypatch.setattr(pictures, "upright", decode)
+        found = dict(predict.predict_each(tiny(), [(f.name, f) for f in sorted(tmp_path.glob("*.png"))]))
+        assert [isinstance(found[name], predict.Prediction) for name in ("a.png", "b.png", "c.png")] == [1, 0, 1]
+        message = str(found["b.png"])
+        assert "b.png: " in message and message.isprintable()
+        tried(fault)
+
+
+@pytest.mark.tries(60)
+def test_deep_pictures_keep_their_scale(tmp_path, tried):
+    """The brightest value of a 16-bit picture does not decide how the others are shown."""
+    draws = np.random.default_rng(0)
+    for number in range(60):
+        highest = int(10 ** draws.uniform(0.5, np.log10(65_535)))
+        values = draws.integers(0, highest + 1, (9, 7)).astype(np.uint16)
+        file = tmp_path / f"{number}.{('png', 'tif')[number % 2]}"
+        Image.fromarray(values).save(file)
+        assert np.abs(np.asarray(pictures.read_picture(file))[..., 0] - values / 257).max() <= 1
+        tried(values)
+    for highest in (3, 255, 256, 70_000, 2**31 - 1):  # of 32 bits, which have no scale
+        values = np.array([[0, highest // 2, highest]], dtype=np.int32)
+        Image.fromarray(values).save(tmp_path / "wide.tif")
+        shown = np.asarray(pictures.read_picture(tmp_path / "wide.tif"))[0, :, 0].tolist()
+        assert shown[0] == 0 and shown[2] == 255 and abs(shown[1] - 255 * (highest // 2) / highest) <= 1
+
+
+HOSTILE = (
+    "\x1b[31mred",
+    "a\x07b",
+    "\x9b2J",
+    "$x$",
+    "$\\frac{",
+    "a\u202eb",
+    "new\nline",
+    "tab\t",
+    "_{x}^{y}$$",
+    "\r\b\b",
+)
+
+
+@pytest.mark.tries(40)
+def test_no_text_of_a_stranger_reaches_terminal_or_figure_raw(tmp_path, tried, script):
+    """Names of classes, files and nets: escaped where they are printed, and never a formula where they are drawn."""
+    from matplotlib.text import Text
+
+    draws = random.Random(7)
+    for number in range(10):
+        classes = ["".join(draws.sample(HOSTILE, 2)) + str(k) for k in range(10)]
+        trained = pretrained.Pretrained(tiny().net, tiny().preprocess, classes, {"data": "digits"})
+        name = "".join(c for c in draws.choice(HOSTILE) if c != "/")
+        pretrained.save(tmp_path / f"net{number}.safetensors", trained)
+        gradient().save(tmp_path / f"{number}{name}.png")
+        code, said, errors = script(
+            "predict.py", f"checkpoint=net{number}.safetensors", tmp_path / f"{number}{name}.png"
+        )
+        assert code == 0, errors
+        assert all(line.isprintable() for line in said.split("\n")), said
+        tried(name)
+        code, _, errors = script("predict.py", f"checkpoint=net{number}.safetensors", f"{name}missing.png")
+        assert code == 1 and errors.rstrip("\n").isprintable(), errors
+        tried(name)
+        (prediction,) = predict.predict(trained, [gradient()])
+        counts = torch.ones(10, 10, dtype=torch.int64)
+        images, labels = torch.zeros(10, 3, 32, 32, dtype=torch.uint8), torch.arange(10)
+        for figure in (
+            predict.draw(trained, prediction),
+            maps.draw_paper_figure(trained, images, labels),
+            confusion.draw(counts, trained.classes, f"{name}: a title"),
+        ):
+            texts = [text for text in figure.findobj(Text) if text.get_text()]
+            assert not any(text._preprocess_math(text.get_text())[1] for text in texts)
+        tried(classes)
+        assert all(line.isprintable() for line in confusion.worst_pairs(counts, trained.classes).split("\n"))
+        tried(classes)
+
+
+@pytest.mark.tries(30)
+def test_a_name_that_is_too_long_costs_nothing(tmp_path, tried):
+    """Names as long as a file system allows, whose drawings would have longer ones."""
+    draws = random.Random(8)
+    for number in range(30):
+        letters = draws.choice(("a", "é", "猫", "😀", "\udcff"))
+        stem = f"{number}" + letters * ((251 - len(str(number))) // len(os.fsencode(letters)))
+        file = tmp_path / f"{stem}.png"
+        gradient().save(file)
+        ((_, _, drawing),) = predict.predict_files(tiny(), [(file.name, file)], tmp_path / "out", "net" * number)
+        assert drawing.is_file() and drawing.name.startswith(f"{number}{letters}")
+        tried(file)
+        file.unlink()

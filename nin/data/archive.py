@@ -10,6 +10,7 @@ import http.client
 import io
 import pickle
 import tarfile
+import threading
 import time
 import urllib.request
 import zlib
@@ -25,9 +26,11 @@ from nin.checks import one_line
 from nin.errors import DataError, RunError
 
 SILENCE = 20.0  # seconds without a byte after which an address is given up
-TRIAL = 15.0  # seconds after which an address must have shown its speed
-SLOW = 300e3  # bytes per second; slower addresses are given up after the trial
-MAX_DOWNLOAD_BYTES = 4e9  # a longer answer is not the archive of a set
+TRIAL = 15.0  # seconds in which an address must show its speed, again and again
+SLOW = 300e3  # bytes per second; slower addresses are given up for others
+SLOWEST = 10e3  # bytes per second; slower addresses are given up for good
+DEADLINE = 6 * 3600.0  # seconds after which an address is given up in any case
+MAX_DOWNLOAD_BYTES = 2e9  # a longer answer is no file of a set; the longest, of SVHN, has 1.3e9
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def download(urls: Sequence[str], expected: str) -> bytes:
     """Returns the bytes with the md5 `expected` from the first of some addresses that has them.
 
     An address that is broken, silent, slow or has other bytes is given up for the next one, and this is printed. If no
-    other is left, the slow ones get a second chance, the fastest first, without a limit.
+    other is left, the slow ones get a second chance, the fastest first.
 
     Raises:
         DataError: no address has them; the message lists the reasons.
@@ -232,8 +235,8 @@ def download(urls: Sequence[str], expected: str) -> bytes:
                 slow[url], failures[url] = error.speed, str(error)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 failures[url] = one_line(error) or type(error).__name__
-            print(f"gave up {url}: {failures[url]}")
-    reasons = "; ".join(f"{url}: {reason}" for url, reason in failures.items())
+            print(f"gave up {one_line(url)}: {failures[url]}")
+    reasons = "; ".join(f"{one_line(url)}: {reason}" for url, reason in failures.items())
     raise DataError(f"no address has it ({reasons or 'data.urls is empty'})")
 
 
@@ -242,23 +245,76 @@ def read_address(url: str, *, patient: bool = False) -> bytes:
 
     Raises:
         SlowError: it is slow and we are not `patient`.
-        OSError, ValueError, http.client.HTTPException: it is broken, silent, or its answer is too long.
+        OSError, ValueError, http.client.HTTPException: it is broken, silent, all too slow, or its answer too long.
     """
     from tqdm import tqdm
 
-    with urllib.request.urlopen(url, timeout=SILENCE) as answer:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        content, start = bytearray(), time.monotonic()
-        with tqdm(desc=url, total=total, unit="B", unit_scale=True) as bar:
-            while chunk := answer.read1(1 << 20):
-                content += chunk
-                bar.update(len(chunk))
-                seconds = time.monotonic() - start
-                if not patient and seconds > TRIAL and len(content) < SLOW * seconds:
-                    raise SlowError(len(content) / seconds)
-                if len(content) > MAX_DOWNLOAD_BYTES:
+    answer, start = _Answer(url), time.monotonic()
+    answer.start()
+    slowest, mark, marked = SLOWEST if patient else SLOW, start, 0
+    with tqdm(desc=one_line(url), unit="B", unit_scale=True) as bar:
+        try:
+            while True:
+                ended = answer.ended.wait(0.1)
+                now, received = time.monotonic(), len(answer.content)
+                bar.total = answer.total
+                bar.update(received - bar.n)
+                if max(received, answer.total or 0) > MAX_DOWNLOAD_BYTES:
                     raise OSError(f"the answer is longer than {MAX_DOWNLOAD_BYTES:.0e} bytes")
-    return bytes(content)
+                if ended and answer.error:
+                    raise answer.error
+                if now - mark > TRIAL:
+                    if received - marked < slowest * (now - mark):
+                        error = SlowError((received - marked) / (now - mark))
+                        raise OSError(str(error)) if patient else error
+                    mark, marked = now, received
+                if ended:
+                    return bytes(answer.content)
+                if now - start > DEADLINE:
+                    raise OSError(f"not finished after {DEADLINE:.0f} s")
+        finally:
+            answer.abandoned = True
+
+
+class _Answer(threading.Thread):
+    """Reads an address in a thread of its own: no name server and no drip of header bytes can hold the caller.
+
+    Attributes:
+        content: the bytes so far.
+        total: how many there will be, where the server says it.
+        ended: set when the answer has ended or failed.
+        error: why it failed.
+        abandoned: set by the caller; the thread then ends with the next byte.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)  # a thread that is held ends with the process
+        self.url = url
+        self.content = bytearray()
+        self.total: int | None = None
+        self.ended = threading.Event()
+        self.error: Exception | None = None
+        self.abandoned = False
+
+    def read(self) -> None:
+        """Reads the answer to its end."""
+        with urllib.request.urlopen(self.url, timeout=SILENCE) as answer:
+            self.total = int(answer.headers.get("Content-Length") or 0) or None
+            while not self.abandoned and len(self.content) <= MAX_DOWNLOAD_BYTES:
+                chunk = answer.read1(1 << 20)
+                if not chunk:
+                    break
+                self.content += chunk
+
+    def run(self) -> None:
+        try:
+            self.read()
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            self.error = error
+        except Exception as error:  # a server's answer raises anything
+            self.error = OSError(f"{type(error).__name__}: {one_line(error)}")
+        finally:
+            self.ended.set()
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]

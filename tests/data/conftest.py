@@ -5,6 +5,7 @@ import tarfile
 import threading
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -66,12 +67,14 @@ def server(made, monkeypatch):
         def log_message(self, *args):
             pass
 
-    def now():  # each look at the clock finds it later while a slow address is read
-        clock.now += {"/slow": 20, "/slower": 2e7}.get(asked[-1], 0)
-        return clock.now
+    def read(answer):  # a slow answer is there when the clock has moved on
+        whole(answer)
+        clock.now += {"/slow": 20, "/slower": 2e7}.get(urlsplit(answer.url).path, 0)
 
     asked, ended, clock = [], threading.Event(), SimpleNamespace(now=0.0)
-    monkeypatch.setattr(archive, "time", SimpleNamespace(monotonic=now))
+    whole = archive._Answer.read
+    monkeypatch.setattr(archive._Answer, "read", read)
+    monkeypatch.setattr(archive, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield lambda path: f"http://127.0.0.1:{httpd.server_port}{path}", asked

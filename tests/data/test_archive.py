@@ -1,7 +1,12 @@
 import errno
+import http.server
 import os
 import pickle
+import random
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +57,77 @@ def test_an_endless_answer_is_given_up(tmp_path, made, server, monkeypatch):
     monkeypatch.setattr(archive, "MAX_DOWNLOAD_BYTES", len(made.packed) - 1)
     with pytest.raises(DataError, match="the answer is longer than"):
         made.archive.fetch(tmp_path, urls=[url("/good")])
+
+
+class Drip(http.server.BaseHTTPRequestHandler):
+    """Answers that never end, each by its path: a byte now and then, in the line of the status, in the headers, in the
+    lines of chunks, in the body; or as much as the line carries. /good/… has the archive."""
+
+    def setup(self):
+        super().setup()
+        self.connection.settimeout(30)
+
+    def handle_one_request(self):
+        self.rfile.readline()
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass
+        self.close_connection = True
+        begin, drop, wait = self.server.kinds[self.server.asked]
+        self.server.asked += 1
+        with suppress(OSError):
+            self.wfile.write(begin)
+            while not self.server.ended.wait(wait):
+                self.wfile.write(drop)
+
+
+def drips(draws):
+    """Beginnings of an answer, what follows for ever, and the seconds between two pieces of it."""
+    ok, size = b"HTTP/1.1 200 OK\r\n", b"Content-Length: %d\r\n\r\n"
+    for wait in (draws.uniform(0.02, 0.1) for _ in range(4)):
+        yield b"", b"H", wait
+        yield b"HTTP/1.1 200 ", b"O", wait
+        yield ok + b"X: ", b"x", wait
+        yield ok, b"X: y\r\n", wait
+        yield ok + size % draws.randrange(10**6), b"x", wait
+        yield ok + b"\r\n", b"x", wait
+        yield ok + b"Transfer-Encoding: chunked\r\n\r\n", b"0", wait
+        yield ok + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", wait
+        yield ok + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", wait
+        yield b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", wait
+    for length in (b"-1", b"abc", b"9" * 30, b"1e9", b""):
+        yield ok + b"Content-Length: " + length + b"\r\n\r\n", bytes(1 << 16), 0
+    yield ok + b"\r\n", bytes(1 << 16), 0
+
+
+@pytest.mark.tries(46)
+def test_an_address_that_never_ends_is_given_up_for_the_next(tmp_path, made, server, tried, monkeypatch):
+    url, _ = server
+    kinds = list(drips(random.Random(9)))
+    monkeypatch.setattr(archive, "MAX_DOWNLOAD_BYTES", 2e6)
+    monkeypatch.setattr(archive, "TRIAL", 0.3)
+    monkeypatch.setattr(archive, "time", time)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip) as httpd:
+        httpd.daemon_threads = True
+        httpd.kinds, httpd.asked, httpd.ended = kinds, 0, threading.Event()
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        for number, kind in enumerate(kinds):
+            drip = f"http://127.0.0.1:{httpd.server_port}/{number}"
+            found = archive.download([drip, url("/good")], made.archive.md5)
+            assert found == made.packed
+            tried(kind)
+        httpd.ended.set()
+        httpd.shutdown()
+
+
+def test_what_a_server_says_is_printed_without_control_characters(made, server, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("404 \x1b[2J\r\nnot\x07 found\u202e")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(DataError) as error:
+        archive.download(["http://127.0.0.1/\x1b[31m"], made.archive.md5)
+    assert str(error.value).isprintable()
+    assert capsys.readouterr().out.rstrip("\n").isprintable()
 
 
 def test_the_addresses_of_the_entry_are_the_default(tmp_path, made, server):

@@ -5,22 +5,29 @@ python scripts/demo.py checkpoint=A port=8000                 published names, w
 
 data.root=     folder of the sets, by default NIN_DATA. The examples are test images of the set that the first net was
                trained on; where that set is missing there are none
+host=          address to serve on, by default 127.0.0.1: this machine alone. In a container, host=0.0.0.0
 
-The page is served to this machine alone and reports nothing to anyone. It requires gradio:
-pip install 'network-in-network[demo]'
+Pictures of up to 20 MB are taken, and none is kept when the page ends. It answers no request that another site's page
+sends, and reports nothing to anyone. It requires gradio: pip install 'network-in-network[demo]'
 """
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import ipaddress
 import os
+import re
 import signal
 import socket
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nin.checks import is_number, printable
 from nin.cli import plain_settings, run_script
 from nin.errors import PictureError, SettingError, UsageError
 
@@ -28,13 +35,14 @@ if TYPE_CHECKING:
     from nin.pretrained import Pretrained
 
 HOST = "127.0.0.1"
+LARGEST_UPLOAD = "20mb"
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # no font is fetched from anywhere
 TITLE = """# Network in Network
 Drop a picture or pick one. The net sees its middle square; positive evidence for a class is overlaid on the picture."""
 
 
 def main(arguments: list[str]) -> None:
-    settings = plain_settings(arguments, {"checkpoint": "", "port": "7860", "data.root": ""})
+    settings = plain_settings(arguments, {"checkpoint": "", "host": HOST, "port": "7860", "data.root": ""})
     port = int(settings["port"]) if settings["port"].isdecimal() and len(settings["port"]) < 6 else 0
     if not 0 < port < 65_536:
         raise SettingError("port", settings["port"], "expected an integer from 1 to 65535")
@@ -48,27 +56,97 @@ def main(arguments: list[str]) -> None:
     nets = {name: pretrained.load(name, fold=True) for name in settings["checkpoint"].split(",")}
     if importlib.util.find_spec("gradio") is None:
         raise UsageError("the page requires gradio: pip install 'network-in-network[demo]'")
-    if not is_free(port):
-        raise SettingError("port", port, "cannot be served on; choose another")
-    with tempfile.TemporaryDirectory() as folder:
+    check_address(settings["host"], port)
+    with all_files_in_one_folder() as folder:
         first = next(iter(nets.values()))
-        examples, reason = predict.save_examples(first, Path(folder), settings["data.root"] or None)
+        examples, reason = predict.save_examples(first, folder, settings["data.root"] or None)
         if reason:
-            print(f"no examples: {reason}")
-        serve(page(nets, examples), port)
+            print(f"no examples: {printable(reason)}")
+        serve(page(nets, examples), port, settings["host"])
 
 
-def is_free(port: int) -> bool:
-    """Whether this port can be served on."""
-    with suppress(OSError), socket.create_server((HOST, port)):
-        return True
+def check_address(host: str, port: int) -> None:
+    """Raises SettingError where nothing can be served on this address."""
+    try:
+        if not host:
+            raise SettingError("host", host, "expected an address; choose 127.0.0.1 or 0.0.0.0")
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that no name server can be asked for
+        if isinstance(error, socket.gaierror | UnicodeError) or error.errno == errno.EADDRNOTAVAIL:
+            raise SettingError("host", host, "is no address of this machine; choose 127.0.0.1 or 0.0.0.0") from error
+        raise SettingError("port", port, "cannot be served on; choose another") from error
+
+
+def is_address(host: str) -> bool:
+    """Whether it is an IP address rather than a name."""
+    with suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
     return False
+
+
+@contextmanager
+def all_files_in_one_folder() -> Iterator[Path]:
+    """Yields the folder of all files that the page makes, uploads included; it is removed at the end."""
+    before = tempfile.tempdir, os.environ.get("GRADIO_TEMP_DIR")
+    for number in (signal.SIGTERM, signal.SIGHUP):  # end as Ctrl-C does, so that the folder goes
+        signal.signal(number, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before[0]
+            del os.environ["GRADIO_TEMP_DIR"]
+            if before[1] is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before[1]
+
+
+class OwnHost:
+    """Answers requests to this page's own names alone: a site whose name is pointed at this machine, and a page of
+    another site that sends something here, are refused. As ASGI middleware.
+
+    An address of this machine is a name of its own, and so is localhost; a page that is served to others has the
+    machine's name as well.
+    """
+
+    def __init__(self, app: Any, host: str) -> None:
+        self.app = app
+        self.host = host
+
+    @cached_property
+    def names(self) -> set[str]:
+        """The names of the page that are no addresses."""
+        return {"localhost"} if self.is_local(self.host) else {"localhost", self.host, socket.gethostname().lower()}
+
+    @staticmethod
+    def is_local(host: str) -> bool:
+        """Whether it is a name of this machine that no other machine can use."""
+        return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+    def is_own(self, host: str) -> bool:
+        """Whether a host, which may have a port, is this page's."""
+        parts = re.fullmatch(r"(?:\[([\da-fA-F:.]+)\]|([^][:@/?#\s]+))(?::\d+)?", host)
+        name = (parts[1] or parts[2]).lower() if parts else ""
+        return name in self.names or (self.is_local(name) if self.is_local(self.host) else is_address(name))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        sent = {name: value.decode("latin-1") for name, value in scope.get("headers", ())}
+        origin = sent.get(b"origin", "//" + sent.get(b"host", "")).partition("//")[2]
+        if scope["type"] == "lifespan" or (self.is_own(sent.get(b"host", "")) and self.is_own(origin)):
+            await self.app(scope, receive, send)
+        else:
+            refusal = PlainTextResponse("This page answers to the address that it printed.\n", status_code=421)
+            await refusal(scope, receive, send)
 
 
 def describe(trained: Pretrained, name: str) -> str:
     """A net as the page lists it: head, test error and name."""
     error = trained.facts.get("test_error")
-    return f"{trained.net.arguments['head']}, " + (f"{error:.2f} % test error, " if error is not None else "") + name
+    measured = f"{error:.2f} % test error, " if is_number(error) else ""
+    return f"{trained.net.arguments['head']}, {measured}{printable(name)}"
 
 
 def page(nets: dict[str, Pretrained], examples: list[Path]) -> Any:
@@ -83,7 +161,7 @@ def page(nets: dict[str, Pretrained], examples: list[Path]) -> Any:
             return None, None
         ((_, prediction),) = predict.predict_each(nets[name], [("the picture", Path(file))])
         if isinstance(prediction, PictureError):
-            raise gr.Error(str(prediction))
+            raise gr.Error(str(prediction).replace(file, "the picture"), print_exception=False)
         figure = predict.draw(nets[name], prediction, rows=2, whole=False)
         figure.set_dpi(150)
         return dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True)), figure
@@ -94,6 +172,7 @@ def page(nets: dict[str, Pretrained], examples: list[Path]) -> Any:
         with gr.Row():
             with gr.Column(scale=2, min_width=240):
                 picture = gr.Image(type="filepath", image_mode=None, label="picture", height=280)
+                picture.preprocess = uploaded  # Gradio's own opens it with every decoder of Pillow
                 if examples:
                     gr.Examples([[str(file)] for file in examples], picture, label="test images")
             for side in range(min(len(nets), 2)):
@@ -106,14 +185,20 @@ def page(nets: dict[str, Pretrained], examples: list[Path]) -> Any:
     return blocks
 
 
-def serve(blocks: Any, port: int) -> None:
-    """Serves the page until Ctrl-C or SIGTERM."""
+def uploaded(payload: Any) -> str | None:
+    """The file of an upload."""
+    return payload.path if payload else None
+
+
+def serve(blocks: Any, port: int, host: str = HOST) -> None:
+    """Serves the page until Ctrl-C, SIGTERM or SIGHUP."""
     import gradio as gr
+    from starlette.middleware import Middleware
 
     theme = gr.themes.Default(primary_hue="emerald", font=FONT, font_mono=FONT)
-    of_page = {"share": False, "quiet": True, "footer_links": [], "theme": theme}
-    _, address, _ = blocks.launch(server_name=HOST, server_port=port, prevent_thread_lock=True, **of_page)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    of_page = {"share": False, "quiet": True, "footer_links": [], "theme": theme, "max_file_size": LARGEST_UPLOAD}
+    of_page["app_kwargs"] = {"middleware": [Middleware(OwnHost, host=host)]}
+    _, address, _ = blocks.launch(server_name=host, server_port=port, prevent_thread_lock=True, **of_page)
     print(f"open {address} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
 

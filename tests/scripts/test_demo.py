@@ -2,16 +2,23 @@
 
 import base64
 import http.client
+import io
+import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -167,23 +174,138 @@ def test_the_page_looks_at_pictures_and_refuses_what_is_none(demo, tmp_path):
     assert [demo["describe"](nets[name], name) for name in nets] == ["gap, 6.64 % test error, gap", "fc, fc"]
 
 
-def test_the_page_is_served_to_this_machine_until_a_signal(demo, tmp_path, capsys):
-    page, answers, before = demo["page"](two_nets(tmp_path), []), [], signal.getsignal(signal.SIGTERM)
+@pytest.mark.tries(200)
+def test_only_the_pages_own_names_are_answered(demo, tried):
+    """On this machine alone: localhost and its addresses. For other machines: any address, which no other site can have
+    as its name, and the machine's name."""
+    draws = random.Random(10)
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789-."
+    for _ in range(90):
+        name = "".join(draws.choices(letters, k=draws.randrange(1, 30)))
+        foreign = draws.choice(
+            ("{}.example", "127.0.0.1.{}.example", "localhost.{}x", "{}@evil.example", "x{}localhost")
+        )
+        host = foreign.format(name) + draws.choice(("", ":7860", ":80"))
+        for served in ("127.0.0.1", "0.0.0.0"):
+            assert not demo["OwnHost"](None, served).is_own(host), host
+            tried(host)
+    odd = "|[::1|]|a b|http://|:7860|[::1]x|\0|127.1.evil|::1|0x7f.1|null|/|?|@|[|[]|[zz]|..|%"
+    for host in odd.split("|"):
+        assert not demo["OwnHost"](None, "127.0.0.1").is_own(host), host
+        tried(host)
+    for host in ("localhost", "LocalHost:7860", "127.0.0.1:1", "127.9.9.9", "[::1]:7860"):
+        assert demo["OwnHost"](None, "127.0.0.1").is_own(host) and demo["OwnHost"](None, "0.0.0.0").is_own(host)
+    for host in ("192.168.1.7:7860", "10.0.0.1", "[fe80::1]:80", socket.gethostname()):
+        assert demo["OwnHost"](None, "0.0.0.0").is_own(host) and not demo["OwnHost"](None, "localhost").is_own(host)
+
+
+def test_an_address_that_is_none_of_this_machine_is_named(script, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    two_nets(tmp_path)
+    for host in ("no such host", "x" * 300, "a..b", "", "192.0.2.1"):
+        code, said, errors = script("demo.py", "checkpoint=gap.safetensors", f"host={host}", "port=7999")
+        assert (code, said) == (2, "") and errors.startswith("error: host="), errors
+        assert len(errors.splitlines()) == 1
+
+
+def ask(port, method, path, body=None, **headers):
+    """The status and the content of an answer of the page."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request(method, path, body, headers)
+    answer = connection.getresponse()
+    return answer.status, answer.read()
+
+
+def upload(port, content, name="picture.png", **headers):
+    """Sends a file as the page in a browser does; returns the status, and its place or what is wrong."""
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
+    headers = {"Content-Type": "multipart/form-data; boundary=x", **headers}
+    status, answer = ask(port, "POST", "/gradio_api/upload", head + content + b"\r\n--x--\r\n", **headers)
+    return status, json.loads(answer)[0] if status == 200 else answer.decode()
+
+
+def look(port, file, net):
+    """What the page says about an uploaded file."""
+    data = json.dumps({"data": [{"path": file, "meta": {"_type": "gradio.FileData"}}, net]})
+    _, answer = ask(port, "POST", "/gradio_api/call/look", data, **{"Content-Type": "application/json"})
+    return ask(port, "GET", f"/gradio_api/call/look/{json.loads(answer)['event_id']}")[1].decode()
+
+
+def served_here(demo, page, asked):
+    """Serves the page in this process, and calls `asked` with its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    page.block_thread = lambda: asked(port)
+    try:
+        with demo["all_files_in_one_folder"]() as folder:
+            demo["serve"](page, port)
+            page.close()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert not folder.exists()
 
-    def asked():
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/")
-        answers.append(connection.getresponse().read())
+
+@pytest.mark.tries(26)
+def test_bad_uploads_and_strange_requests_are_a_sentence(demo, tmp_path, tried, monkeypatch):
+    monkeypatch.setattr(predict, "draw", lambda *_, **__: Figure(figsize=(1, 1)))  # a real one takes a second
+    page, draws = demo["page"](two_nets(tmp_path), []), random.Random(11)
+    good, claim = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(good, "PNG")
+    Image.new("1", (15_000, 12_000)).save(claim, "PNG")  # 180 million pixels in 30 kB
+    bad = {
+        "text.txt": b"hello",
+        "empty.png": b"",
+        "page.html": b"<script>alert(1)</script>",
+        "huge.png": claim.getvalue(),
+    }
+    bad |= {"drawing.svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "script.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n"}
+    bad |= {f"cut{n}.png": good.getvalue()[: draws.randrange(60)] for n in range(5)}
+    bad |= {f"noise{n}.jpg": draws.randbytes(draws.randrange(1, 9999)) for n in range(5)}
+
+    def asked(port):
+        for name, content in bad.items():
+            status, file = upload(port, content, name)
+            assert status == 200 and Path(file).is_relative_to(tempfile.gettempdir())
+            answer = look(port, file, "gap")
+            assert '"error": "the picture: ' in answer and tempfile.gettempdir() not in answer, (name, answer)
+            tried(name)
+        for megabytes in (21, 25, 40):
+            assert upload(port, bytes(megabytes << 20)) == (
+                413,
+                "File size exceeded maximum allowed size of 20971520 bytes.",
+            )
+            tried(megabytes)
+        assert upload(port, bytes(19 << 20))[0] == 200
+        for host in ("evil.example", f"localhost.evil.example:{port}", "10.0.0.1"):
+            assert ask(port, "GET", "/", Host=host) == (421, b"This page answers to the address that it printed.\n")
+            tried(host)
+        for origin in ("http://evil.example", "null", "https://localhost.evil.example", "file://"):
+            assert upload(port, good.getvalue(), Origin=origin)[0] == 421
+            tried(origin)
+        _, file = upload(port, good.getvalue())
+        with ThreadPoolExecutor(30) as pool:
+            answers = list(pool.map(lambda n: look(port, file, ("gap", "fc")[n % 2]), range(30)))
+        assert all("event: complete" in answer for answer in answers)
+        assert ask(port, "GET", "/")[0] == 200
+
+    served_here(demo, page, asked)
+
+
+def test_the_page_is_served_to_this_machine_until_a_signal(demo, tmp_path, capsys):
+    answers = []
+
+    def asked(port):
+        answers.append((port, ask(port, "GET", "/")[1]))
         os.kill(os.getpid(), signal.SIGTERM)
 
-    page.block_thread = asked
+    page = demo["page"](two_nets(tmp_path), [])
     try:
         with pytest.raises(KeyboardInterrupt):
-            demo["serve"](page, port)
+            served_here(demo, page, asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
         page.close()
-    assert b"Network in Network" in answers[0]
+    ((port, answer),) = answers
+    assert b"Network in Network" in answer
     assert f"open http://127.0.0.1:{port}/ (Ctrl-C ends it)\n" in capsys.readouterr().out

@@ -63,7 +63,7 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
                     opened.draft(None, (least, least))
                 return upright(opened)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise PictureError(f"{file}: too many pixels ({error})") from error
+        raise PictureError(f"{file}: too many pixels ({one_line(error)})") from error
     except UnidentifiedImageError as error:
         raise PictureError(f"{file}: not a picture in a supported format ({', '.join(FORMATS)})") from error
     except MemoryError as error:
@@ -93,8 +93,14 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def resize(picture: Image.Image, size: int | Sequence[int]) -> Image.Image:
-    """The middle of a picture at `size` pixels: height and width, or one number for both."""
+    """The middle of a picture at `size` pixels: height and width, or one number for both.
+
+    Raises:
+        PictureError: the picture has no pixels.
+    """
     height, width = sides(LONGEST, size=size)
+    if 0 in picture.size:
+        raise PictureError(f"a picture of {picture.width}×{picture.height} pixels shows nothing")
     return ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
 
 

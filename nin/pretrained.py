@@ -120,8 +120,7 @@ class Pretrained(nn.Module):
     def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:
         pictures = [images] if isinstance(images, Image) else images
         if isinstance(pictures, list | tuple) and pictures and all(isinstance(each, Image) for each in pictures):
-            size = self.net.arguments["image_size"]
-            images = torch.stack([to_tensor(resize(upright(each), size), self.channels) for each in pictures])
+            images = torch.stack([self._pixels(each) for each in pictures])
         if not _is_pixels(images, self.channels):
             got = f"{images.dtype} {_form(images)}" if isinstance(images, Tensor) else type(images).__name__
             raise SettingError(
@@ -131,6 +130,14 @@ class Pretrained(nn.Module):
         weight = next(self.net.parameters())
         inputs = self.preprocess(images.to(weight.device)).to(weight.dtype)  # half() nets take half-precision inputs
         return inputs.contiguous(memory_format=torch.channels_last)
+
+    def _pixels(self, picture: Image) -> Tensor:
+        """The pixels of a picture at the size of the training. Raises SettingError where it cannot be decoded."""
+        try:
+            return to_tensor(resize(upright(picture), self.net.arguments["image_size"]), self.channels)
+        except Exception as error:  # a decoder raises anything
+            reason = f"cannot be read ({one_line(error) or type(error).__name__})"
+            raise SettingError("images", f"a picture of {times(picture.size)} pixels", reason) from error
 
 
 def _is_pixels(images: Any, channels: int) -> bool:

@@ -4,9 +4,11 @@ anything."""
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import json
 import random
+import re
 import struct
 from dataclasses import replace
 
@@ -206,6 +208,34 @@ def test_images_that_a_net_cannot_take_are_our_valueerror(tried):
                 if call is trained:
                     tried(images)
     assert taken == 6  # images of 2 pixels, by a net that pools, and their maps
+
+
+def odd_pictures():
+    """PIL images that cannot be decoded or converted, and modes that people seldom have."""
+    encoded = io.BytesIO()
+    Image.effect_noise((60, 40), 90).save(encoded, "PNG")
+    for cut in range(60, 2000, 100):
+        yield Image.open(io.BytesIO(encoded.getvalue()[:cut]))
+    for size in ((0, 0), (0, 5), (5, 0)):
+        yield from (Image.new(mode, size) for mode in ("RGB", "L", "RGBA"))
+    yield Image.new("La", (6, 5))
+    closed = Image.new("RGB", (6, 5))
+    closed.close()
+    yield closed
+
+
+@pytest.mark.tries(31)
+def test_a_picture_that_cannot_be_decoded_is_our_valueerror(tried):
+    trained = small()
+    for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"):
+        assert trained(Image.new(mode, (6, 5))).isfinite().all(), mode
+    for picture in odd_pictures():
+        try:
+            trained([Image.new("RGB", (6, 5)), picture])
+        except SettingError as refused:
+            assert re.match(r"images=a picture of \d+×\d+ pixels: cannot be read \(", str(refused))
+            assert "\n" not in str(refused)
+            tried(picture)
 
 
 @pytest.mark.parametrize("name", pretrained.available())

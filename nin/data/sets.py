@@ -332,7 +332,9 @@ def read_photograph(content: bytes, name: str, size: int) -> Tensor:
         with Image.open(io.BytesIO(content), formats=["JPEG"]) as photograph:
             pixels = np.array(squared(photograph.convert("RGB")))
     except Exception as error:  # Pillow's decoders raise anything
-        raise DataError(f"{name} is damaged ({error}); delete it, and it is restored from the archive") from error
+        raise DataError(
+            f"{name} is damaged ({one_line(error)}); delete it, and it is restored from the archive"
+        ) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

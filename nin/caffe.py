@@ -84,7 +84,8 @@ def _blob(message: int | memoryview) -> Tensor:
     """The tensor of a blob: its four sides and its floats."""
     found = dict(fields(message)) if isinstance(message, memoryview) else {}
     sides, floats = [found.get(number) for number in (1, 2, 3, 4)], found.get(5)
-    if not all(isinstance(side, int) for side in sides) or not isinstance(floats, memoryview) or len(floats) % 4:
+    are_sides = all(isinstance(side, int) and 0 < side <= MAX_BYTES for side in sides)
+    if not are_sides or not isinstance(floats, memoryview) or len(floats) % 4:
         raise ValueError("a blob without four sides and packed floats")
     if math.prod(sides) != len(floats) // 4:
         raise ValueError(f"a blob of {' × '.join(map(str, sides))} with {len(floats) // 4:,} floats")

@@ -254,7 +254,10 @@ def name_drawings(sources: Sequence[PictureSource], folder: Path, label: str) ->
 
 def _cut(text: str, most: int) -> str:
     """The beginning of a text that has at most so many bytes in a file's name."""
-    return os.fsencode(text)[:most].decode(errors="ignore") if len(os.fsencode(text)) > most else text
+    text = text[:most]
+    while len(os.fsencode(text)) > most:
+        text = text[:-1]
+    return text
 
 
 def make_folder(folder: str | Path) -> Path:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import nin
 from builders import anything
 from damaged import gradient
-from nin import NIN, Block, predict, pretrained
+from nin import NIN, Block, caffe, predict, pretrained
 from nin.config import Config
 from nin.data.preprocess import Normalise, Whiten
 from nin.data.sets import SETS, ImageSet, Set
@@ -167,6 +167,32 @@ def test_an_evaluation_that_needs_more_memory_than_there_is_is_refused(sets, mon
     monkeypatch.setattr("nin.run.evaluate.memory_gb", lambda: 1e-6)
     with pytest.raises(CheckpointError, match=r"20 images at a time need at least .* GB of memory"):
         evaluate_pretrained(small(), quick())
+
+
+def protobuf(number, value):
+    """A field of a protocol buffer: an integer or bytes."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def varint(number):
+    head, rest = number & 127, number >> 7
+    return bytes([head | 128]) + varint(rest) if rest else bytes([head])
+
+
+@pytest.mark.tries(60)
+def test_a_caffe_file_of_odd_sides_is_refused(tried):
+    """Sides whose product is the number of floats, and which no tensor has."""
+    draws = random.Random(12)
+    for _ in range(60):
+        sides = [draws.choice((0, 1, 2**31, 2**62, 2**69, 2**63 - 1)) for _ in range(3)] + [draws.choice((0, 1))]
+        draws.shuffle(sides)
+        floats = bytes(4 * (sides == [1, 1, 1, 1]))
+        blob = b"".join(protobuf(place, side) for place, side in enumerate(sides, 1)) + protobuf(5, floats)
+        with pytest.raises(ValueError, match=r"^(a blob|expected|it ends)"):
+            caffe.read(protobuf(2, 2 * protobuf(6, blob)) * 8)  # a layer too few, where the blobs are good
+        tried(sides)
 
 
 # the library ----------------------------------------------------------------------------------------------------------

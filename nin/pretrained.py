@@ -114,7 +114,7 @@ class Pretrained(nn.Module):
         net = NIN(**arguments) if isinstance(self.net, NIN) else Backbone(**arguments, weights="none")
         new = copy_weights(self, net)
         self.net = net.to(kept.device, memory_format=torch.channels_last).train(self.net.training)
-        self.classes, self.facts, self.sha256 = tuple(classes), {}, None
+        self.classes, self.facts, self.sha256 = tuple(map(one_line, classes)), {}, None
         return new
 
     def _prepare(self, images: Tensor | Image | Sequence[Image]) -> Tensor:

@@ -78,6 +78,63 @@ def test_a_convolution_is_read_as_a_matrix_whatever_its_memory_format():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_padded_batches_orthogonalise_each_matrix(native, hardware):
+    """Also where tall and wide, small and large ones share a batch: the padding is exact."""
+    hardware(native)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        shapes = torch.randint(1, 60, (7, 2), generator=generator).tolist()
+        matrices = [torch.randn(shape, generator=generator) for shape in shapes]
+        together = optim.orthogonalise_together(matrices)
+        assert sorted(n for members, _, _ in optim.batches(shapes) for n in members) == list(range(7))
+        for matrix, found in zip(matrices, together, strict=True):
+            torch.testing.assert_close(found.float(), orthogonalise(matrix), atol=0.05 if native else 1e-5, rtol=0)
+
+
+def test_the_papers_net_takes_few_batches():
+    shapes = [(192, 75), (160, 192), (96, 160), (192, 2400), *[(192, 192)] * 2, (192, 1728), (192, 192)]
+    assert [(len(members), rows, columns) for members, rows, columns in optim.batches(shapes)] == [
+        (2, 192, 2400),
+        (6, 192, 192),
+    ]
+
+
+def test_steps_in_batches_are_the_steps_one_by_one():
+    torch.manual_seed(0)
+    starts = [torch.randn(8, 4, 3, 3), torch.randn(12, 8, 1, 1), torch.randn(6, 20), torch.randn(4, 8, 5, 5)]
+    ends = []
+    for way in ("_orthogonalise_each", "_orthogonalise_together"):
+        weights = [torch.nn.Parameter(start.clone()) for start in starts]
+        weights[0].data = weights[0].data.contiguous(memory_format=torch.channels_last)
+        muon, generator = Muon([{"params": weights, "lr": 0.1, "orthogonal": True}], 0.9), torch.Generator()
+        muon._orthogonalise_each = getattr(muon, way)
+        for step in range(3):
+            generator.manual_seed(step)
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=generator)
+            muon.step()
+            strides = [weight.grad.stride() == weight.stride() for weight in weights]
+        assert all(strides) or way == "_orthogonalise_each"  # fused optimisers require it
+        ends.append([weight.detach() for weight in weights])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_fused_steps_are_the_same_whatever_the_gradients_strides():
+    """torch's own fused SGD reads a weight and its gradient in the order of their memory, whatever that is."""
+    torch.manual_seed(0)
+    start, gradient, ends = torch.randn(8, 4, 3, 3), torch.randn(8, 4, 3, 3), []
+    for fused in (False, True):
+        weight = torch.nn.Parameter(start.clone().contiguous(memory_format=torch.channels_last))
+        sgd = Muon([{"params": [weight], "lr": 0.1, "fused": fused}], momentum=0.9)
+        for _ in range(2):
+            weight.grad = gradient.clone()
+            sgd.step()
+        ends.append(weight.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_other_groups_are_sgd():
     ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     a = Muon([{"params": [ours], "lr": 0.1, "weight_decay": 0.01}], momentum=0.9, nesterov=True)

@@ -25,6 +25,14 @@ from nin.errors import DataError, SettingError
 FITTED = 5000  # images of a folder that its means and deviations are fitted on
 WHITENED = 64  # pixels a side from which a whitening matrix no longer fits into memory
 EVALUATION_BATCH = 250  # images of 32×32; more are no faster on a CPU and need more memory
+GPU_EVALUATION_BATCH = 2000  # a GPU is idle between small batches
+GPU_AHEAD = 16 * 128 * 32 * 32  # pixels of the batches that a GPU cuts and mirrors at once, in 14 launches for all
+
+
+def evaluation_batch(device: torch.device, pixels: int) -> int:
+    """Returns how many images of so many pixels an evaluation takes at a time on a device."""
+    most = GPU_EVALUATION_BATCH if device.type == "cuda" else EVALUATION_BATCH
+    return max(1, most * 32 * 32 // pixels)
 
 
 def draw_seed(seed: int, epoch: int, purpose: str, rank: int = 0) -> int:
@@ -59,6 +67,7 @@ class Batches:
         rank: number of this process, from 0.
         processes: how many there are.
         device: where the batches are made; None is where the images are.
+        ahead: batches that are cut and augmented at once, in as many launches as one. The random numbers depend on it.
     """
 
     def __init__(
@@ -74,6 +83,7 @@ class Batches:
         rank: int = 0,
         processes: int = 1,
         device: torch.device | None = None,
+        ahead: int = 1,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -85,6 +95,7 @@ class Batches:
         self.rank = rank
         self.processes = processes
         self.device = device or labels.device
+        self.ahead = ahead
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.labels), self.batch_size)
@@ -99,26 +110,32 @@ class Batches:
             order = torch.randperm(n, generator=generator, device=self.device)
         if self.rank:
             generator.manual_seed(draw_seed(self.seed, self.epoch(), "batches", self.rank))
-        for pixels, labels in self._read(order):
+        for pixels, labels, sizes in self._read(order):
             images = self.preprocess(pixels.permute(0, 3, 1, 2))
             if self.augment is not None:
                 images = self.augment(images, generator)
-            yield images.contiguous(memory_format=torch.channels_last), labels
+            images = images.contiguous(memory_format=torch.channels_last)
+            yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
-    def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels (B, H, W, C) and labels (B) of this process's share of each batch, on the device."""
+    def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+        """Pixels (B, H, W, C) and labels (B) of this process's share of one or, in memory, `ahead` batches, on the
+        device, and the size of each share."""
         batches = list(order[: len(self) * self.batch_size].split(self.batch_size))
         if self.augment is not None:  # equal shares, since gradients are averaged over processes
             batches = [batch[: len(batch) // self.processes * self.processes] for batch in batches]
         # the last batch may have fewer images than there are processes
         shares = [share for share in (batch[self.rank :: self.processes] for batch in batches) if len(share)]
         if not isinstance(self.images, Streamed):
-            for share in shares:
-                yield self.images[share.to(self.images.device)].to(self.device), self.labels[share]
+            for first in range(0, len(shares), self.ahead):
+                group = shares[first : first + self.ahead]
+                chosen = torch.cat(group) if len(group) > 1 else group[0]
+                pixels = self.images[chosen.to(self.images.device)].to(self.device)
+                yield pixels, self.labels[chosen], [len(share) for share in group]
             return
         pin = self.device.type == "cuda"
         for share, (pixels, places) in zip(shares, self.images.read(shares, pin), strict=True):
-            yield pixels.to(self.device, non_blocking=pin), self.labels[share[places.to(self.device)]]
+            labels = self.labels[share[places.to(self.device)]]
+            yield pixels.to(self.device, non_blocking=pin), labels, [len(labels)]
 
 
 class Images(L.LightningDataModule):
@@ -268,7 +285,8 @@ class Images(L.LightningDataModule):
         if split not in self._on_device or self._on_device[split][1].device != device:
             self._on_device[split] = self._moved(split, device)
         images, labels = self._on_device[split]
-        evaluated = EVALUATION_BATCH * 32 * 32 // math.prod(self.train_images.shape[2:])
+        pixels = math.prod(self.train_images.shape[2:])
+        evaluated = evaluation_batch(device, pixels)
         is_whitened = isinstance(preprocess, Whiten) and isinstance(images, Tensor)
         return Batches(
             images,
@@ -281,6 +299,7 @@ class Images(L.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             processes=trainer.world_size if trainer else 1,
             device=device,
+            ahead=max(1, GPU_AHEAD // (self.batch_size * pixels)) if device.type == "cuda" else 1,
         )
 
     def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nin import pretrained
 from nin.checks import counted, is_integer, one_line
-from nin.data.module import EVALUATION_BATCH
+from nin.data.module import evaluation_batch
 from nin.data.sets import ImageSet
 from nin.errors import CheckpointError
 from nin.plan import HEADS
@@ -192,7 +192,7 @@ def batches(subject: Subject, bar: tqdm, pixels: int | None = None) -> Iterator[
             their own.
     """
     pixels = pixels or max(subject.images.shape[2:])
-    for images in subject.images.split(max(1, EVALUATION_BATCH * 32 * 32 // pixels**2)):
+    for images in subject.images.split(evaluation_batch(subject.labels.device, pixels**2)):
         yield images.to(subject.labels.device)
         bar.update(len(images))
 

@@ -19,7 +19,7 @@ from nin.data.module import Images, draw_seed
 from nin.errors import SettingError
 from nin.optim import Muon
 
-STAGES = ("train/", "val/", "test_curve/", "test/")
+EVALUATIONS = ("val/", "test_curve/", "test/")
 
 
 class ErrorRate(MulticlassAccuracy):
@@ -64,8 +64,17 @@ class Classifier(L.LightningModule):
             {"error": ErrorRate(net.num_classes, average="micro", validate_args=False), "loss": MeanMetric("disable")},
             compute_groups=False,
         )
-        self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in STAGES})
+        self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in EVALUATIONS})
+        self.sums = torch.zeros(3)  # of an epoch's steps: wrong answers, losses, images
         self.confusion = MulticlassConfusionMatrix(net.num_classes, validate_args=False)  # of a test
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in any module. Lightning notes the name of each hook, 46 times a step, and a module would look each time
+        whether the name is a parameter."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
@@ -86,6 +95,7 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.log("lr", self.optimizers().param_groups[0]["lr"])
+        self.sums = self.sums.to(self.device).zero_()
         if isinstance(self.trainer.datamodule, Images):
             # dropout's draws, like order and augmentation, are a function of seed, epoch and process
             seed = self.trainer.datamodule.seed
@@ -95,13 +105,23 @@ class Classifier(L.LightningModule):
         """The loss to minimise as `loss`, and the one without label smoothing as `cross_entropy`."""
         images, labels = batch
         logits = self.net(images).float()
-        loss = cross_entropy = self._measure("train/", logits, labels)
-        if self.recipe.label_smoothing:
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        log_probabilities = F.log_softmax(logits, 1)  # of both losses
+        losses = F.nll_loss(log_probabilities, labels, reduction="none")  # (N)
+        self._count(logits.detach(), labels, losses.detach())
+        loss = cross_entropy = losses.mean()
+        if smoothing := self.recipe.label_smoothing:
+            loss = (1 - smoothing) * cross_entropy - smoothing * log_probabilities.mean()
         return {"loss": loss, "cross_entropy": cross_entropy.detach()}
 
+    def _count(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Adds a step to the epoch's sums: in place and on the device, so that no step waits for it and a captured one
+        repeats it. torchmetrics takes 21 launches for the same, and replaces its tensors."""
+        wrong = (logits.argmax(1) != labels).sum()
+        self.sums += torch.stack((wrong.float(), losses.sum(), torch.full_like(losses[0], len(labels))))
+
     def on_train_epoch_end(self) -> None:
-        self._log("train/")
+        wrong, loss, images = self.trainer.strategy.reduce(self.sums.clone(), reduce_op="sum").tolist()
+        self.log_dict({"train/error": 100 * wrong / images, "train/loss": loss / images}, prog_bar=True)
 
     # optimisation -----------------------------------------------------------------------------------------------------
 
@@ -187,15 +207,10 @@ class Classifier(L.LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
         logits = self.net(images).float()
-        self._measure(stage, logits, labels)
-        return logits
-
-    def _measure(self, stage: str, logits: Tensor, labels: Tensor) -> Tensor:
-        """Adds a batch to the stage's error and loss and returns its mean cross-entropy."""
         losses = F.cross_entropy(logits, labels, reduction="none")  # (N)
-        self.measures[stage]["error"].update(logits.detach(), labels)
-        self.measures[stage]["loss"].update(losses.detach())  # one an image: "disable" would drop a batch's weight
-        return losses.mean()
+        self.measures[stage]["error"].update(logits, labels)
+        self.measures[stage]["loss"].update(losses)  # one an image: "disable" would drop a batch's weight
+        return logits
 
     def _log(self, stage: str) -> None:
         self.log_dict(self.measures[stage].compute(), prog_bar=True)

@@ -39,6 +39,11 @@ def peak_memory_gb() -> float:
     return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
 
 
+def device_memory_gb(device: torch.device) -> float | None:
+    """The most memory of a GPU that this process's tensors have held, in GB; None where training is on a CPU or MPS."""
+    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep freed memory. By default it returns the memory of every large tensor to the system, so that each
     training step has the pages of all activations zeroed and mapped anew: a fifth of its time on a CPU."""

@@ -48,7 +48,7 @@ class Record:
         settings: all settings, as nested plain values (`nin.config.settings_of`).
         start: the net that the run started from.
         parameters: number of parameters of the net.
-        precision: "32-true" or "bf16-mixed".
+        precision: "32-true", "bf16-mixed" or "16-mixed".
         device: processor or GPU, with the number of threads or processes.
         versions: of Python and the libraries that results depend on.
         commit: 40 hex digits, or "unknown".
@@ -57,6 +57,7 @@ class Record:
         seconds: of training.
         images_per_second: of training, without the evaluations after an epoch.
         peak_memory_gb: the most memory that the process held.
+        device_memory_gb: the most memory of the GPU that its tensors held.
         test_images: number of test images of which `test_error` is the error.
         chance_error: error in % of a net that always answers the most frequent class of these images.
         class_errors: of a folder of pictures, by class: number of test `images`, and their `error` in %.
@@ -78,6 +79,7 @@ class Record:
     seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_gb: float | None = None
+    device_memory_gb: float | None = None
     test_images: int | None = None
     chance_error: float | None = None
     class_errors: dict[str, dict[str, float]] | None = None
@@ -206,7 +208,9 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "commit": (_is_name, "a name"),
     "clean": (lambda value: isinstance(value, bool), "true or false"),
     **dict.fromkeys(("test_error", "train_error", "val_error", "chance_error"), (_is_error, "a number from 0 to 100")),
-    **dict.fromkeys(("seconds", "images_per_second", "peak_memory_gb"), (_is_amount, "a number of at least 0")),
+    **dict.fromkeys(
+        ("seconds", "images_per_second", "peak_memory_gb", "device_memory_gb"), (_is_amount, "a number of at least 0")
+    ),
     "test_images": (_is_count, "a number of images"),
     "class_errors": (lambda value: _are_class_errors(value), "an object with images and error of each class"),
     "weights_sha256": (checks.is_sha256, "64 hexadecimal digits"),

@@ -34,6 +34,7 @@ from nin.run.callbacks import (
     HeedSignals,
     MetricsFile,
     Stopwatch,
+    drop_empty_hooks,
     in_words,
     say,
     stoppable,
@@ -41,7 +42,7 @@ from nin.run.callbacks import (
 from nin.run.curves import plot_curves
 from nin.run.evaluate import check_limits, evaluate
 from nin.run.loggers import build_logger, log_result, log_settings
-from nin.run.machine import commit, device_name, keep_freed_memory, peak_memory_gb, versions
+from nin.run.machine import commit, device_memory_gb, device_name, keep_freed_memory, peak_memory_gb, versions
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
 from nin.run.record import Record, Start
 from nin.run.started import spelled
@@ -78,7 +79,8 @@ def train(config: Config, folder: Path) -> Record:
     run's precision: all in eval mode and unaugmented.
 
     With `resume=auto` a run in `folder` resumes after its last whole epoch. Its weights are those of an uninterrupted
-    run to the last bit, on the same machine and with the same number of threads. A finished run is left as it is.
+    run to the last bit, on the same CPU and with the same number of threads; on a GPU that requires
+    `trainer.deterministic=true`. A finished run is left as it is.
 
     With several devices, each of as many processes calls this (`nin.run.processes`), and each gets the record. Process
     0 writes.
@@ -282,6 +284,7 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
         say(trainer, place)
     begun: list[bool] = []
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    drop_empty_hooks(trainer.callbacks)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -313,6 +316,7 @@ def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Reco
         seconds=round(watch.seconds, 1),
         images_per_second=round(images / (watch.seconds - watch.evaluating), 1),
         peak_memory_gb=peak_memory_gb(),
+        device_memory_gb=device_memory_gb(run.trainer.strategy.root_device),
         test_images=test.images,
         chance_error=round(test.chance_error, 4),
         class_errors=test.class_errors if data.listing else None,

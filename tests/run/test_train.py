@@ -15,10 +15,8 @@ from nin import files, pretrained
 from nin.cli import compose
 from nin.data.sets import SETS
 from nin.errors import CheckpointError, DeadNetError, SettingError
-from nin.optim import computes_bfloat16
 from nin.run import record
 from nin.run.build import build_net
-from nin.run.evaluate import evaluate_pretrained
 from nin.run.record import Start
 from nin.run.train import closing_lines, train
 from runs import SHORT, in_a_fork, peak_of_a_run, results
@@ -237,12 +235,3 @@ def test_training_without_hydra_as_the_readme_of_nin_shows_it(tmp_path, monkeypa
         {},
     )
     assert 0 <= float(re.search(r"'test/error': ([\d.]+)", capsys.readouterr().out)[1]) <= 100
-
-
-@pytest.mark.gpu
-def test_a_run_on_the_gpu(tmp_path):
-    on_gpu = [*SHORT, "trainer.accelerator=gpu"]
-    kept = train(compose(on_gpu), tmp_path)
-    assert kept.precision == ("bf16-mixed" if computes_bfloat16("cuda") else "32-true")
-    again = evaluate_pretrained(pretrained.load(tmp_path), compose(on_gpu))
-    assert again.error == pytest.approx(kept.test_error, abs=1e-3)

@@ -189,7 +189,18 @@ class TrainerConfig:
     num_nodes: int = setting(1, "machines; srun or torchrun starts the processes of several", partial(integer, 1, 4096))
     strategy: str = setting("auto", "auto takes ddp for more than one device", choices=("auto", "ddp"))
     precision: str = setting(
-        "auto", "auto takes bf16-mixed where the hardware gains by it", choices=("auto", "32-true", "bf16-mixed")
+        "auto",
+        "auto takes bf16-mixed where the hardware gains by it, and 16-mixed on a GPU without bfloat16",
+        choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
+    )
+    compile: bool = setting(
+        False, "whether to capture the training step in a CUDA graph; not measured on a GPU yet", boolean
+    )
+    deterministic: bool = setting(
+        False, "whether a GPU computes bit for bit the same each time, more slowly; a CPU does so in any case", boolean
+    )
+    sync_batchnorm: bool = setting(
+        True, "whether batch norm takes its moments over all GPUs' images, for two exchanges a layer and step", boolean
     )
     limit_train_batches: int | float | None = setting(None, "batches of a training epoch, or a share of them", _limit)
     limit_test_batches: int | float | None = setting(None, "batches of an evaluation, or a share of them", _limit)

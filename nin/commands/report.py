@@ -13,7 +13,17 @@ from nin.run.started import spelled
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
-RECIPES = ("paper_literal", "paper", "paper_caffe", "paper_cifar100", "modern", "quick", "transfer", "article")
+RECIPES = (
+    "paper_literal",
+    "paper",
+    "paper_caffe",
+    "paper_cifar100",
+    "modern",
+    "quick",
+    "speedrun",
+    "transfer",
+    "article",
+)
 
 
 def main(arguments: list[str]) -> None:

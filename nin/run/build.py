@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -17,9 +19,12 @@ from nin.data.folder import scan
 from nin.data.module import Images
 from nin.errors import SettingError
 from nin.model import NIN
+from nin.run.capture import CapturedClassifier
 from nin.run.loggers import check_logger
+from nin.run.trainer import device_type, precision_of
 from nin.task import Classifier
 
+DRIVER = Path("/proc/driver/nvidia/version")  # on Linux, where NVIDIA's driver is loaded
 OF_THE_NET = {"head": "head.name", "image_size": "data.size"}  # arguments of a net that no field of `model` sets
 
 
@@ -87,7 +92,7 @@ def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
 def build_task(config: Config, net: NIN | Backbone) -> Classifier:
     """The training task of a net. Raises SettingError."""
     with settings_under("recipe"):
-        return Classifier(net, config.recipe)
+        return (CapturedClassifier if config.trainer.compile else Classifier)(net, config.recipe)
 
 
 def check(config: Config) -> None:
@@ -100,6 +105,7 @@ def check(config: Config) -> None:
     check_logger(config)
     with settings_under("trainer"):
         _check_devices(config.trainer)
+        _check_capture(config.trainer, config.recipe.optimiser)
     data = build_data(config)
     entry = data.entry
     classes = len(scan(data.root).classes) if entry.is_folder else entry.classes
@@ -110,10 +116,14 @@ def check(config: Config) -> None:
 
 
 def _check_devices(trainer: TrainerConfig) -> None:
-    """Raises SettingError where this machine does not have the devices of the settings."""
-    has = {"gpu": torch.cuda, "cuda": torch.cuda, "mps": torch.backends.mps}.get(trainer.accelerator)
-    if has is not None and not has.is_available():
-        raise SettingError("accelerator", trainer.accelerator, "this machine has none; choose auto or cpu")
+    """Raises SettingError where this machine does not have the devices of the settings, or they cannot do it."""
+    has = {"gpu": _has_gpu, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if trainer.accelerator in has and not has[trainer.accelerator]():
+        reason = "this machine has no Apple GPU" if trainer.accelerator == "mps" else why_no_gpu()
+        raise SettingError("accelerator", trainer.accelerator, f"{reason}; choose auto or cpu")
+    device = device_type(trainer)
+    if trainer.precision == "16-mixed" and device != "cuda":
+        raise SettingError("precision", trainer.precision, f"requires an NVIDIA GPU, got {device}; choose auto")
     if trainer.accelerator == "cpu":
         return
     if trainer.strategy == "ddp" and torch.backends.mps.is_available():
@@ -126,6 +136,40 @@ def _check_devices(trainer: TrainerConfig) -> None:
         raise SettingError(
             "devices", trainer.devices, f"this machine has {count}; choose at most {gpus}, or trainer.accelerator=cpu"
         )
+
+
+def _check_capture(trainer: TrainerConfig, optimiser: str) -> None:
+    """Raises SettingError where the training step cannot be captured in a CUDA graph."""
+    if not trainer.compile:
+        return
+    if device_type(trainer) != "cuda":
+        raise SettingError("compile", True, f"requires an NVIDIA GPU, and {why_no_gpu()}; choose trainer.compile=false")
+    if trainer.processes > 1:
+        raise SettingError("compile", True, f"requires one process, got {trainer.processes}")
+    if trainer.accumulate_grad_batches > 1:
+        reason = f"requires a step for each batch, got accumulate_grad_batches={trainer.accumulate_grad_batches}"
+        raise SettingError("compile", True, reason)
+    if optimiser not in ("muon", "sgd"):
+        raise SettingError("compile", True, f"requires recipe.optimiser=muon or sgd, got {optimiser}")
+    if precision_of(trainer) == "16-mixed":
+        raise SettingError("compile", True, "requires another precision than 16-mixed, whose scaler reads gradients")
+
+
+def _has_gpu() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def why_no_gpu() -> str:
+    """Why torch finds no GPU here, in torch's own words, with the version of NVIDIA's driver where one is loaded."""
+    reason = "torch finds no GPU"
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        reason = one_line(error).partition(". ")[0]
+    with suppress(OSError):
+        version = re.search(r"\d+\.\d+[.\d]*", DRIVER.read_text())
+        reason += f" (NVIDIA driver {version[0]})" if version else ""
+    return reason
 
 
 def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from nin.errors import CheckpointError, DataError, SettingError
 from nin.pretrained import NOT_FINITE, Pretrained, check_fit
 from nin.run.callbacks import HeedSignals, stoppable
 from nin.run.machine import keep_freed_memory
-from nin.run.trainer import build_trainer, precision, quiet
+from nin.run.trainer import build_trainer, exact_fp32, precision, quiet
 from nin.task import Classifier
 
 PARTS = {"test": "test set", "train": "training images", "val": "held-out images"}
@@ -65,8 +66,8 @@ class Evaluation:
 def evaluate(config: Config, task: Classifier, data: Images, part: str) -> Evaluation:
     """Evaluates a task's net in eval mode, on unaugmented images.
 
-    The test set and the held-out images are evaluated in fp32, the training images in the run's precision. NVIDIA's
-    GPUs compute convolutions of fp32 in TF32 by torch's default; published errors are the CPU's.
+    The test set and the held-out images are evaluated in fp32, without TF32 on NVIDIA's GPUs, and the training images
+    in the run's precision. Published errors are the CPU's.
 
     Args:
         config: the settings of the Trainer.
@@ -83,7 +84,8 @@ def evaluate(config: Config, task: Classifier, data: Images, part: str) -> Evalu
         enable_checkpointing=False,
     )
     data.trainer = trainer  # the batches are made on its device
-    (measured,) = trainer.test(task, _loader(data, part), verbose=False)
+    with nullcontext() if part == "train" else exact_fp32():
+        (measured,) = trainer.test(task, _loader(data, part), verbose=False)
     return Evaluation(measured["test/error"], task.confusion_matrix, tuple(data.set.classes), measured["test/loss"])
 
 

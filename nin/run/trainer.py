@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nin.config import Config
+from nin.config import Config, TrainerConfig
 from nin.optim import computes_bfloat16
 from nin.run.callbacks import RunProgress
 
@@ -23,7 +24,7 @@ def build_trainer(
 
     Args:
         config: the settings.
-        precision: "32-true" or "bf16-mixed".
+        precision: "32-true", "bf16-mixed" or "16-mixed".
         callbacks: besides the progress bar.
         evaluates: the images that a test evaluates, for the progress bar.
         arguments: of Lightning's Trainer.
@@ -35,26 +36,60 @@ def build_trainer(
         devices=trainer.devices,
         num_nodes=trainer.num_nodes,
         strategy=trainer.strategy,
-        sync_batchnorm=trainer.processes > 1 and trainer.accelerator != "cpu" and torch.cuda.is_available(),
+        sync_batchnorm=trainer.sync_batchnorm and trainer.processes > 1 and device_type(trainer) == "cuda",
         precision=precision,
         limit_test_batches=trainer.limit_test_batches,
         callbacks=[*callbacks, *bars],
         enable_progress_bar=trainer.progress_bar,
         enable_model_summary=False,
+        deterministic=_deterministic(trainer),
         **arguments,
     )
 
 
+def _deterministic(trainer: TrainerConfig) -> bool | None:
+    """Lightning's argument; None leaves torch as it is. A CPU is deterministic here without it."""
+    if not trainer.deterministic or device_type(trainer) != "cuda":
+        return None
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a launch for each empty tensor, which none reads
+    return True
+
+
+def device_type(trainer: TrainerConfig) -> str:
+    """The type of device that the Trainer of these settings takes on this machine: "cuda", "mps" or "cpu"."""
+    if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    if trainer.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
 def precision(config: Config) -> str:
-    """The precision that trainer.precision=auto selects here: bf16 where the hardware computes with it, else fp32."""
-    if config.trainer.precision != "auto":
-        return config.trainer.precision
-    accelerator, device = config.trainer.accelerator, "cpu"
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        device = "cuda"
-    elif accelerator in ("auto", "mps") and torch.backends.mps.is_available():
-        device = "mps"
-    return "bf16-mixed" if computes_bfloat16(device) else "32-true"
+    """The precision that trainer.precision=auto selects here: bf16 where the hardware computes with it, fp16 on a GPU
+    that has only that, else fp32."""
+    return precision_of(config.trainer)
+
+
+def precision_of(trainer: TrainerConfig) -> str:
+    """As `precision`."""
+    if trainer.precision != "auto":
+        return trainer.precision
+    device = device_type(trainer)
+    if computes_bfloat16(device):
+        return "bf16-mixed"
+    return "16-mixed" if device == "cuda" else "32-true"
+
+
+@contextmanager
+def exact_fp32() -> Iterator[None]:
+    """NVIDIA's GPUs compute fp32 in the block as it is written. By torch's default their convolutions are in TF32, with
+    10 bits of mantissa."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def quiet() -> None:

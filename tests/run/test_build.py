@@ -9,6 +9,7 @@ from nin.backbones import Backbone
 from nin.cli import compose
 from nin.config import Config
 from nin.errors import SettingError
+from nin.run import build
 from nin.run.build import build_data, build_net, build_task, check
 
 
@@ -77,8 +78,38 @@ def test_devices_that_this_machine_does_not_have_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for accelerator in ("gpu", "cuda", "mps"):
-        with pytest.raises(SettingError, match=f"trainer.accelerator={accelerator}: this machine has none"):
+        with pytest.raises(SettingError, match=f"trainer.accelerator={accelerator}: .*; choose auto or cpu"):
             check(changed(trainer__accelerator=accelerator))
+    with pytest.raises(SettingError, match=r"trainer\.precision=16-mixed: requires an NVIDIA GPU, got cpu"):
+        check(changed(trainer__precision="16-mixed"))
+
+
+@pytest.mark.parametrize(
+    ("torchs", "driver", "says"),
+    [
+        ("Torch not compiled with CUDA enabled", "", "Torch not compiled with CUDA enabled"),
+        ("Found no NVIDIA driver on your system. Please check that", "", "Found no NVIDIA driver on your system"),
+        (
+            "The NVIDIA driver on your system is too old (found version 11040). Please update",
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.256.02  Thu May  2 2024",
+            "The NVIDIA driver on your system is too old (found version 11040) (NVIDIA driver 470.256.02)",
+        ),
+        (
+            "",
+            "NVRM version: NVIDIA UNIX Open Kernel Module  580.65.06  Release",
+            "torch finds no GPU (NVIDIA driver 580.65.06)",
+        ),
+    ],
+)
+def test_a_missing_gpu_is_explained_with_its_driver(torchs, driver, says, monkeypatch, tmp_path):
+    def init():
+        if torchs:
+            raise RuntimeError(torchs)
+
+    (tmp_path / "version").write_text(driver)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(build, "DRIVER", tmp_path / ("version" if driver else "none"))
+    assert build.why_no_gpu() == says
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):

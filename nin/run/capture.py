@@ -1,0 +1,108 @@
+"""A training step as one CUDA graph: forward, backward, clipping and optimiser, started by a single launch.
+
+At batch 128 the host of a GPU takes longer to launch a step's kernels than the GPU to run them. A graph launches all of
+them at once. Everything else about the training, its hooks, schedule, checkpoints and record, stays Lightning's.
+
+Not measured on a GPU yet: trainer.compile=true turns it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nin.task import Classifier
+
+WARMUP = 3  # steps before the capture: cuDNN chooses its algorithms in them, and the optimiser makes its buffers
+
+
+class CudaGraph:
+    """What a step launches, recorded without being run, and repeated by `replay`, which returns the step's result."""
+
+    def __init__(self, step: Callable[[], Any]) -> None:
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.result = step()  # its tensors are the graph's own: each replay fills them again
+
+    def replay(self) -> Any:
+        self.graph.replay()
+        return self.result
+
+
+class CapturedClassifier(Classifier):
+    """A `Classifier` whose training step is captured after `WARMUP` steps, which are steps of the training too.
+
+    A graph repeats addresses and numbers, so what changes from step to step lies in tensors: the batch, the rates, and
+    the sums of `Classifier`. Dropout draws anew in each replay, as torch's generators are made for.
+    """
+
+    graph_type: type = CudaGraph
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.graph: Any = None
+        self.warmed = 0
+        self.static: tuple[Tensor, ...] = ()
+        self.rates = torch.zeros(len(self.optimizers(use_pl_optimizer=False).param_groups), device=self.device)
+
+    def on_fit_end(self) -> None:
+        self.graph, self.static = None, ()  # the weights may move now
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if not self.static:
+            self.static = tuple(part.clone() for part in batch)
+        for place, part in zip(self.static, batch, strict=True):
+            place.copy_(part)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        return super().training_step(self.static, batch_idx)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Lightning's optimiser step, which runs forward and backward in `optimizer_closure`."""
+
+        def step() -> Any:
+            super(CapturedClassifier, self).optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return optimizer_closure._result
+
+        with self._rates_in_a_tensor(optimizer):
+            if self.warmed < WARMUP:
+                self.warmed += 1
+                with _side_stream(self.device):
+                    step()
+                return
+            if self.graph is None:
+                optimizer.zero_grad(set_to_none=True)  # the graph's gradients are its own
+                self.graph = self.graph_type(step)
+            optimizer_closure._result = self.graph.replay()
+
+    @contextmanager
+    def _rates_in_a_tensor(self, optimizer: Any) -> Iterator[None]:
+        """The groups' rates are numbers for schedule and checkpoint, and in the block elements of one tensor, which the
+        fused optimiser reads where it is."""
+        groups = optimizer.param_groups
+        numbers = [group["lr"] for group in groups]
+        self.rates.copy_(torch.tensor(numbers), non_blocking=True)
+        try:
+            for group, rate in zip(groups, self.rates.unbind(), strict=True):
+                group |= {"lr": rate, "fused": True}
+            yield
+        finally:
+            for group, number in zip(groups, numbers, strict=True):
+                group |= {"lr": number, "fused": None}
+
+
+@contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """A stream of its own, as CUDA graphs require of the steps before the capture; nothing on another device."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)

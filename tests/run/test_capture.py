@@ -1,0 +1,108 @@
+"""The captured training step: on a CPU with a stand-in for the graph, on a GPU with the graph."""
+
+import lightning as L
+import pytest
+import torch
+
+from nin import NIN, Block
+from nin.cli import compose
+from nin.data import Images
+from nin.errors import SettingError
+from nin.optim import Muon
+from nin.run.build import check
+from nin.run.capture import WARMUP, CapturedClassifier
+from nin.task import Classifier
+
+SETTINGS = {"lr": 0.02, "schedule": "linear", "label_smoothing": 0.1, "weight_decay": 0.02, "nesterov": True}
+STEPS = 12
+
+
+class StandIn:
+    """Repeats the step itself, with the closure of the step that was captured, as a graph repeats its launches."""
+
+    def __init__(self, step):
+        self.replay = step
+
+
+class OnCPU(CapturedClassifier):
+    graph_type = StandIn
+
+
+def losses(kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, clip=None, precision="32-true"):
+    """What two epochs of training leave: the loss of each step, the epochs' metrics, the weights, the global step."""
+    L.seed_everything(0, verbose=False)
+    blocks = [Block(8, dropout=True), Block((8, 8, None))]
+    net = NIN(blocks, norm="batch", init="kaiming", dropout=dropout).to(memory_format=torch.channels_last)
+    task, found = kind(net, optimiser=optimiser, **SETTINGS), []
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+            found.append((outputs["loss"].item(), outputs["cross_entropy"].item()))
+
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=2,
+        limit_train_batches=steps // 2,
+        callbacks=[Keep()],
+        gradient_clip_val=clip,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, Images("digits", batch_size=32))
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return torch.tensor(found), metrics, torch.cat([p.detach().cpu().flatten() for p in net.parameters()]), trainer
+
+
+@pytest.mark.parametrize(("optimiser", "clip"), [("muon", None), ("sgd", 1.0)])
+def test_a_captured_step_trains_as_the_step_does(optimiser, clip, monkeypatch):
+    """With fused SGD and rates in a tensor, which round differently, and Muon's batches, whose strides it needs."""
+    monkeypatch.setattr(Muon, "_orthogonalise_each", Muon._orthogonalise_together)
+    plain, metrics, weights, trainer = losses(Classifier, optimiser, clip=clip)
+    captured, own_metrics, own_weights, own_trainer = losses(OnCPU, optimiser, clip=clip)
+    assert trainer.global_step == own_trainer.global_step == STEPS > 2 * WARMUP
+    torch.testing.assert_close(captured[:5], plain[:5], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(captured, plain, atol=2e-2, rtol=2e-2)  # Muon makes rounding grow
+    torch.testing.assert_close(own_weights, weights, atol=2e-2, rtol=2e-2)
+    assert own_metrics == pytest.approx(metrics, rel=2e-2)
+    groups = own_trainer.optimizers[0].param_groups
+    assert all(isinstance(group["lr"], float) for group in groups)  # numbers again, for schedule and checkpoint
+    assert groups[0]["lr"] == trainer.optimizers[0].param_groups[0]["lr"]
+
+
+def test_what_cannot_be_captured_is_refused_by_name(monkeypatch):
+    with pytest.raises(
+        SettingError, match=r"trainer\.compile=true: requires an NVIDIA GPU, and .*choose trainer\.comp"
+    ):
+        check(compose(["trainer.compile=true", "trainer.accelerator=cpu"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for override, words in (
+        ("trainer.devices=2", "requires one process"),
+        ("recipe.optimiser=rmsprop", "muon or sgd"),
+        ("recipe.optimiser=adamw", "muon or sgd"),
+        ("trainer.accumulate_grad_batches=2", "a step for each batch"),
+        ("trainer.precision=16-mixed", "another precision"),
+    ):
+        with pytest.raises(SettingError, match=rf"trainer\.compile=true: .*{words}"):
+            check(compose(["trainer.compile=true", override, "recipe.nesterov=false"]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("optimiser", "precision"), [("muon", "32-true"), ("muon", "bf16-mixed"), ("sgd", "32-true")])
+def test_captured_losses_are_the_uncaptured_ones_over_200_steps(optimiser, precision):
+    found = [
+        losses(kind, optimiser, "cuda", steps=88, precision=precision) for kind in (Classifier, CapturedClassifier)
+    ]
+    torch.testing.assert_close(found[1][0][:20], found[0][0][:20], atol=1e-2, rtol=1e-2)
+    assert found[1][1]["train/loss"] == pytest.approx(found[0][1]["train/loss"], rel=0.1)
+
+
+@pytest.mark.gpu
+def test_dropout_draws_anew_in_each_replay():
+    """At a rate of almost nothing, on one batch, only the masks make losses differ."""
+    task_losses = losses(CapturedClassifier, "sgd", "cuda", dropout=0.5)[0]
+    assert len(task_losses[:, 0].unique()) == STEPS

@@ -1,34 +1,90 @@
-"""Training images per second: this project's run, the bare step, and the loop of a usual port (nin/studies/speed.py).
+"""Images per second: training and inference beside the matrix products that this machine computes.
 
-python scripts/benchmark.py                                                                the default recipe
-python scripts/benchmark.py model.norm=none model.dropout=0.5 recipe.optimiser=sgd         as the authors have it
-python scripts/benchmark.py trainer=cpu data.batch_size=64
+python scripts/benchmark.py                                     the default recipe; ends within two minutes
+python scripts/benchmark.py recipe=paper data.batch_size=64     any setting of scripts/train.py
+python scripts/benchmark.py rows=lightning,bare\\ step rounds=9 steps=50
+python scripts/benchmark.py growth=batch,size,threads,processes out=maps
+
+rows=       kernels alone (on a GPU), bare step, lightning, usual port, usual port with memory kept, and inference with
+            1, 128 and 1000 images, eager and with batch norm folded; part of a name chooses all rows that contain it
+rounds=     by default 3, of which as many are run as end in time
+steps=      of a row in a round, at most; by default 20, and fewer where they take long
+seconds=    after which no round begins; by default 90. One round takes up to a minute on a CPU core
+growth=     instead of the rows: training images per second by images per step, by image size, by threads, by processes;
+            a table, and a picture in out=FOLDER
+
+A share is of the matrix products of the row's precision: inference and the usual port are in fp32.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-from nin.cli import command
+from nin import cli
 from nin.config import Config
+from nin.errors import SettingError
 
+OWN = {"rows": "", "rounds": "3", "steps": "20", "seconds": "90", "growth": "", "out": "maps"}
 SETTINGS = ("model", "head", "data", "recipe", "trainer", "experiment", "seed")
+GROWTH = ("batch", "size", "threads", "processes")
 
 
-def main(config: Config, folder: Path) -> None:
+def main(arguments: list[str]) -> None:
+    own = cli.plain_settings([each for each in arguments if each.partition("=")[0] in OWN], OWN)
+    overrides = [each for each in arguments if each.partition("=")[0] not in OWN]
+    numbers = {}
+    for name in ("rounds", "steps", "seconds"):
+        if not own[name].isdecimal() or not 0 < int(own[name]) < 10**6:
+            raise SettingError(name, own[name], "expected an integer from 1 to 999999")
+        numbers[name] = int(own[name])
+    for axis in filter(None, own["growth"].split(",")):
+        if axis not in GROWTH:
+            raise SettingError("growth", axis, f"must be one of {', '.join(GROWTH)}")
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if name.partition(".")[0].partition("/")[0] not in SETTINGS:
+            known = ", ".join((*OWN, *SETTINGS))
+            raise SettingError(name, override.partition("=")[2], f"unknown setting; known are {known}")
+    config = cli.compose(overrides)
+
+    from nin.run import build
+
+    build.check(config)
+    if own["growth"]:
+        _grow(config, own["growth"].split(","), own["out"])
+    else:
+        _time(config, own["rows"], numbers)
+
+
+def _time(config: Config, rows: str, numbers: dict[str, int]) -> None:
     from nin.run.machine import versions
     from nin.run.trainer import precision
     from nin.studies import speed
 
-    speeds = speed.benchmark(config)
-    print(f"\n{speeds.device}, torch {versions()['torch']}")
-    print(f"batch {config.data.batch_size}, {precision(config)}, norm {config.model.norm}\n")
-    print(speed.table(speeds))
+    chosen = tuple(row for row in speed.ROWS if any(part in row for part in rows.split(",")))
+    if not chosen:
+        raise SettingError("rows", rows, f"names none of: {'; '.join(speed.ROWS)}")
+    speeds = None
+    for speeds, row in speed.benchmark(config, rows=chosen, **numbers):
+        if speeds.rows[row][1:] == [] and row == next(iter(speeds.rows)):
+            print(f"{speeds.device}, torch {versions()['torch']}")
+            print(f"batch {config.data.batch_size}, {precision(config)}, norm {config.model.norm}\n")
+        print(f"round {len(speeds.rows[row])}: {row}, {speeds.rows[row][-1]:,.1f} images/s", flush=True)
+    if speeds is None:
+        raise SettingError("rows", rows, "requires a GPU")
+    print(f"\n{speed.table(speeds)}")
 
 
-def check(config: Config) -> None:
-    from nin.run import build
+def _grow(config: Config, axes: list[str], out: str) -> None:
+    from nin import files, predict
+    from nin.studies import growth
 
-    build.check(config)
+    curves = {}
+    for axis in axes:
+        curves[axis] = growth.measure(config, axis)
+        print(growth.table(axis, curves[axis]), flush=True)
+    file = predict.make_folder(out) / "growth.png"
+    files.save_figure(growth.draw(curves), file)
+    print(file)
 
 
 def start() -> None:
-    command(main, check=check, settings=SETTINGS)
+    cli.run_script(main)

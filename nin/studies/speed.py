@@ -1,62 +1,104 @@
-"""Speed of training: this project's run, the bare step, and the loop of a usual port, side by side.
+"""Speed of training and inference beside the most that this machine multiplies, in a limited time.
 
-Three ways to train the same net on images of the same size are timed in turn, round after round, so that a drift of the
-machine's speed affects all of them:
-
-- *lightning*: the training of `scripts/train.py`: batches cut, flipped and normalised in memory, Lightning, metrics.
-- *bare step*: forward, backward and the recipe's optimiser step on one batch again and again: the most that this net,
-  precision and memory format allow.
-- *usual port*: fp32, channels first, SGD, torchvision transforms of PIL images in a DataLoader with worker processes.
+Each row of the table is timed in turn, round after round, so that a drift of the machine's speed affects all of them. A
+round measures the matrix products too: each row's operations are stated as a share of that round's peak.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from nin.config import Config
+from nin.cost import multiply_accumulates
 from nin.data.module import Images
 from nin.data.sets import ImageSet
 from nin.errors import SettingError
+from nin.fold import fold
 from nin.run.build import build_data, build_net, build_task
 from nin.run.machine import device_name, keep_freed_memory
 from nin.run.trainer import build_trainer, precision, quiet
 
-WARMUP = 3  # steps before the clock starts
+WARMUP = 2  # steps before the clock starts; with trainer.compile two more, and the capture
 SIDE = 32  # pixels, as CIFAR-10 has them
 CLASSES = 10
+INFERENCE = (1, 128, 1000)  # images at a time
+SECONDS = 100  # after which no round begins; the first is finished in any case
+LONGEST = 4.0  # seconds of a row in a round, as far as one step allows it
+BUSY = 1.1  # largest peak of the rounds : smallest, above which the machine is too busy to trust
+TRAINING = 3  # passes of a training step: forward, and two backward
+PEAK_SIDES = {"cpu": 2048, "mps": 4096, "cuda": 8192}  # of the square matrices
 
 
-@dataclass(frozen=True)
+@dataclass
 class Speeds:
-    """Training images per second of the three ways, one value a round, and the device."""
+    """Images a second of each row, and operations a second of the matrix products, one value a round.
 
-    rounds: dict[str, list[float]]
+    Attributes:
+        rows: images a second by row; a row of zeros is not part of this machine.
+        peaks: multiply-accumulates a second by precision.
+        per_image: by row: multiply-accumulates of an image, and the precision in which they are computed.
+        device: its name.
+    """
+
     device: str
+    rows: dict[str, list[float]] = field(default_factory=dict)
+    peaks: dict[str, list[float]] = field(default_factory=dict)
+    per_image: dict[str, tuple[float, str]] = field(default_factory=dict)
 
-    def images_per_second(self, way: str) -> float:
+    def images_per_second(self, row: str) -> float:
         """The median of the rounds."""
-        return statistics.median(self.rounds[way])
+        return statistics.median(self.rows[row])
 
-    def ratio(self, other: str) -> float:
-        """Speed of lightning : speed of another way, the median of the rounds' ratios."""
-        pairs = zip(self.rounds["lightning"], self.rounds[other], strict=True)
+    def share(self, row: str) -> float:
+        """The row's operations as a share of the matrix products', the median of the rounds' ratios."""
+        operations, kind = self.per_image[row]
+        pairs = zip(self.rows[row], self.peaks[kind], strict=False)  # the last round may have been cut short
+        return statistics.median(speed * operations / peak for speed, peak in pairs)
+
+    def ratio(self, row: str, other: str) -> float:
+        """Speed of a row : speed of another, the median of the rounds' ratios."""
+        pairs = zip(self.rows[row], self.rows[other], strict=False)
         return statistics.median(own / others for own, others in pairs)
 
+    def busy(self) -> str:
+        """A sentence where the peak differs so much between rounds that the machine must have had other work."""
+        spread = max((max(peaks) / min(peaks) for peaks in self.peaks.values()), default=1.0)
+        if spread <= BUSY:
+            return ""
+        return (
+            f"The matrix peak differs by {100 * (spread - 1):.0f} % between rounds: this machine has other work; do "
+            "not trust these figures."
+        )
 
-def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> Speeds:
-    """Times each of the three ways in `rounds` rounds of `steps` steps.
+
+ROWS = ("kernels alone", "bare step", "lightning", "usual port", "usual port with memory kept")
+ROWS += tuple(f"{kind} {number}" for number in INFERENCE for kind in ("eager", "folded"))
+
+
+def benchmark(
+    config: Config, *, rounds: int = 3, steps: int = 20, rows: tuple[str, ...] = ROWS, seconds: float = SECONDS
+) -> Iterator[tuple[Speeds, str]]:
+    """Times rows in rounds; yields the speeds so far and the row that was just timed.
 
     The images are random and of CIFAR-10's size: their content does not matter here.
+
+    Args:
+        config: the run.
+        rounds: as many as fit into `seconds`, at least one.
+        steps: at most so many a row and round, and at least one: fewer where they would take more than 4 s.
+        rows: names of `ROWS`. The kernels alone are timed on a GPU only.
+        seconds: after which no round begins that would not end in time.
 
     Raises:
         SettingError: a net for images of another size.
@@ -72,20 +114,160 @@ def benchmark(config: Config, steps: int = 20, rounds: int = 3) -> Speeds:
         eval_curve=False,
     )
     L.seed_everything(config.seed, verbose=False)
-    data = random_images(config, count=max(2000, (steps + WARMUP) * config.data.batch_size))
-    ways = {"lightning": _lightning, "bare step": _bare_step, "usual port": _usual_port}
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name, seconds_of in ways.items():
-            speeds[name].append(steps * config.data.batch_size / seconds_of(config, data, steps))
-    return Speeds(speeds, device_name(_idle_trainer(config).strategy.root_device))
+    bench = Bench(config, steps)
+    speeds = Speeds(device_name(bench.device))
+    rows = tuple(row for row in rows if row != "kernels alone" or bench.device.type == "cuda")
+    began, longest = time.monotonic(), 0.0
+    for number in range(rounds):
+        start = time.monotonic()
+        if number and start - began + longest > seconds:
+            return
+        for kind in dict.fromkeys((bench.precision, "32-true")):
+            speeds.peaks.setdefault(kind, []).append(bench.peak(kind))
+        for row in rows:
+            speeds.rows.setdefault(row, []).append(bench.images_per_second(row))
+            speeds.per_image[row] = bench.per_image(row)
+            yield speeds, row
+        longest = max(longest, time.monotonic() - start)
 
 
-def table(speeds: Speeds) -> str:
-    """The medians and the ratios in a few lines."""
-    lines = [f"  {way:<12}{speeds.images_per_second(way):>10,.1f} images/s" for way in speeds.rounds]
-    lines += ["", f"  lightning is {speeds.ratio('bare step'):.3f} of the bare step"]
-    return "\n".join([*lines, f"  lightning is {speeds.ratio('usual port'):.2f} times the usual port"])
+class Bench:
+    """What is timed: images a second of each row.
+
+    Args:
+        config: the run.
+        steps: at most so many are timed at a time.
+    """
+
+    def __init__(self, config: Config, steps: int) -> None:
+        self.config, self.steps = config, steps
+        trainer = build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
+        self.device, self.precision = trainer.strategy.root_device, precision(config)
+        self.context = trainer.precision_plugin.forward_context
+        self.batch = config.data.batch_size
+        self.operations = multiply_accumulates(self.net(), 3, SIDE, SIDE)
+        self.pace = 1.0  # seconds of the last bare step, by which the length of a Lightning run is chosen
+
+    def net(self) -> nn.Module:
+        return build_net(self.config, classes=CLASSES, channels=3)
+
+    def per_image(self, row: str) -> tuple[float, str]:
+        """Multiply-accumulates of an image in this row, and the precision in which they are computed."""
+        if row.startswith(("eager", "folded")):
+            return self.operations, "32-true"
+        return TRAINING * self.operations, "32-true" if row.startswith("usual") else self.precision
+
+    def images_per_second(self, row: str) -> float:
+        kind, _, number = row.partition(" ")
+        if kind in ("eager", "folded"):
+            return self.inference(int(number), folded=kind == "folded")
+        if row == "usual port":
+            return in_a_fresh_process(self.config, self.steps)
+        if row == "usual port with memory kept":
+            return self.port()
+        return {"kernels alone": self.kernels, "bare step": self.bare, "lightning": self.lightning}[row]()
+
+    def peak(self, kind: str) -> float:
+        """Multiply-accumulates a second of square matrices in this precision."""
+        side = PEAK_SIDES[self.device.type]
+        dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[kind]
+        a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
+        return side**3 / seconds_of(lambda: a @ b, self.device, 50)
+
+    def bare(self) -> float:
+        """Forward, backward and the recipe's optimiser step on one batch again and again."""
+        self.pace = seconds_of(self.step(), self.device, self.steps)
+        return self.batch / self.pace
+
+    def step(self) -> Callable[[], None]:
+        """A training step without data, hooks and metrics."""
+        images = torch.randn(self.batch, 3, SIDE, SIDE).to(self.device, memory_format=torch.channels_last)
+        labels = torch.randint(0, CLASSES, (self.batch,), device=self.device)
+        net = self.net().to(self.device, memory_format=torch.channels_last)
+        optimizer = build_task(self.config, net).build_optimizer()
+
+        def step() -> None:
+            with self.context():
+                loss = F.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    def kernels(self) -> float:
+        """The bare step as long as its kernels take on the GPU, by torch's profiler: without the host that launches
+        them."""
+        step, steps = self.step(), 5
+        for _ in range(WARMUP):
+            step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(steps):
+                step()
+            torch.cuda.synchronize()
+        microseconds = sum(event.self_device_time_total for event in profile.key_averages())
+        return steps * self.batch / microseconds * 1e6
+
+    def lightning(self) -> float:
+        """The training of scripts/train.py: batches cut, flipped and normalised in memory, Lightning, metrics."""
+        steps = max(1, min(self.steps, int(LONGEST / self.pace)))
+        warmup = WARMUP + 3 * self.config.trainer.compile
+        data = random_images(self.config, count=max(2000, (steps + warmup) * self.batch))
+        clock = Clock(warmup)
+        trainer = build_trainer(
+            self.config,
+            self.precision,
+            [clock],
+            max_epochs=1,
+            gradient_clip_val=self.config.trainer.gradient_clip_val,
+            limit_train_batches=steps + warmup,
+            limit_val_batches=0,
+            logger=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(build_task(self.config, self.net().to(memory_format=torch.channels_last)), datamodule=data)
+        return steps * self.batch / clock.seconds
+
+    def port(self) -> float:
+        """The usual port: fp32, channels first, SGD, PIL pictures in a DataLoader with worker processes."""
+        from torchvision import transforms
+
+        data = random_images(self.config, count=max(2000, (self.steps + WARMUP + 1) * self.batch))
+        augment = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
+        scale = [transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]
+        pictures = PILImages(data.train_images, data.train_labels, transforms.Compose([*augment, *scale]))
+        net = self.net().to(self.device)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
+        loader = iter(DataLoader(pictures, self.batch, shuffle=True, num_workers=2, drop_last=True))
+
+        def step() -> None:
+            images, labels = (part.to(self.device) for part in next(loader))
+            loss = F.cross_entropy(net(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        return self.batch / seconds_of(step, self.device, self.steps)
+
+    @torch.inference_mode()
+    def inference(self, number: int, *, folded: bool) -> float:
+        """A trained net on so many images at a time, in fp32, channels last, as `nin.load` returns it."""
+        net = (fold(self.net()) if folded else self.net()).eval().to(self.device, memory_format=torch.channels_last)
+        images = torch.randn(number, 3, SIDE, SIDE).to(self.device, memory_format=torch.channels_last)
+        return number / seconds_of(lambda: net(images), self.device, 50, warmup=1)
+
+
+def in_a_fresh_process(config: Config, steps: int) -> float:
+    """The usual port's images a second where the system gets freed memory back, as every process starts: what this
+    process keeps, it keeps."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # unlike Pool's, its processes may fork
+        return pool.submit(_port, config, steps, torch.get_num_threads()).result()
+
+
+def _port(config: Config, steps: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    quiet()
+    return Bench(config, steps).port()
 
 
 def random_images(config: Config, count: int) -> Images:
@@ -96,76 +278,6 @@ def random_images(config: Config, count: int) -> Images:
     data.set = ImageSet(images, labels, images[:500], labels[:500], tuple("0123456789"), flip=True)
     data.setup()
     return data
-
-
-# the three ways: seconds of `steps` steps -----------------------------------------------------------------------------
-
-
-class Clock(L.Callback):
-    """Seconds from the end of the warm-up to the end of the last step."""
-
-    def on_train_batch_end(self, trainer: L.Trainer, *rest: object) -> None:
-        if trainer.global_step == WARMUP:
-            self.start = _now()
-
-    def on_train_end(self, trainer: L.Trainer, *rest: object) -> None:
-        self.seconds = _now() - self.start
-
-
-def _lightning(config: Config, data: Images, steps: int) -> float:
-    clock = Clock()
-    trainer = build_trainer(
-        config,
-        precision(config),
-        [clock],
-        max_epochs=1,
-        gradient_clip_val=config.trainer.gradient_clip_val,
-        limit_train_batches=steps + WARMUP,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(build_task(config, _net(config).to(memory_format=torch.channels_last)), datamodule=data)
-    return clock.seconds
-
-
-def _bare_step(config: Config, data: Images, steps: int) -> float:
-    trainer = _idle_trainer(config)
-    device = trainer.strategy.root_device
-    images = torch.randn(data.batch_size, 3, SIDE, SIDE).to(device, memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (data.batch_size,), device=device)
-    net = _net(config).to(device, memory_format=torch.channels_last)
-    optimizer = build_task(config, net).build_optimizer()
-
-    def step() -> None:
-        with trainer.precision_plugin.forward_context():
-            loss = F.cross_entropy(net(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return _seconds(step, steps)
-
-
-def _usual_port(config: Config, data: Images, steps: int) -> float:
-    from torchvision import transforms
-
-    augment = [transforms.RandomCrop(SIDE, padding=4), transforms.RandomHorizontalFlip()]
-    scale = [transforms.ToTensor(), transforms.Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))]
-    pictures = PILImages(data.train_images, data.train_labels, transforms.Compose([*augment, *scale]))
-    device = _idle_trainer(config).strategy.root_device
-    net = _net(config).to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9)
-    loader = iter(DataLoader(pictures, data.batch_size, shuffle=True, num_workers=2, drop_last=True))
-
-    def step() -> None:
-        images, labels = (part.to(device) for part in next(loader))
-        loss = F.cross_entropy(net(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return _seconds(step, steps)
 
 
 class PILImages(Dataset):
@@ -185,25 +297,60 @@ class PILImages(Dataset):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-def _idle_trainer(config: Config) -> L.Trainer:
-    """A trainer for its device and precision alone."""
-    return build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
+class Clock(L.Callback):
+    """Seconds from the end of the warm-up to the end of the last step."""
+
+    def __init__(self, warmup: int) -> None:
+        self.warmup = warmup
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: object) -> None:
+        if trainer.global_step == self.warmup:
+            self.start = now(trainer.strategy.root_device)
+
+    def on_train_end(self, trainer: L.Trainer, *rest: object) -> None:
+        self.seconds = now(trainer.strategy.root_device) - self.start
 
 
-def _net(config: Config) -> nn.Module:
-    return build_net(config, classes=CLASSES, channels=3)
-
-
-def _seconds(step: Callable[[], None], steps: int) -> float:
-    for _ in range(WARMUP):
+def seconds_of(step: Callable[[], object], device: torch.device, most: int, warmup: int = WARMUP) -> float:
+    """Seconds of a step: the mean of as many as fit into 4 s, at most `most`, after a warm-up."""
+    for _ in range(warmup):
+        start = now(device)
         step()
-    start = _now()
-    for _ in range(steps):
+        pace = now(device) - start
+        if pace > LONGEST:
+            break
+    count = max(1, min(most, int(LONGEST / pace)))
+    start = now(device)
+    for _ in range(count):
         step()
-    return _now() - start
+    return (now(device) - start) / count
 
 
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def now(device: torch.device) -> float:
+    """The time when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def line(speeds: Speeds, row: str) -> str:
+    """A row of the table, or of what is printed meanwhile."""
+    values = speeds.rows[row]
+    spread = f"{min(values):,.0f} to {max(values):,.0f}" if len(values) > 1 else ""
+    return f"  {row:<28}{speeds.images_per_second(row):>10,.1f}  {speeds.share(row):5.2f}  {spread}".rstrip()
+
+
+def table(speeds: Speeds) -> str:
+    """Medians, shares of the peak and ranges, then the ratios, then a warning where the machine is busy."""
+    rounds = max(len(values) for values in speeds.rows.values())
+    lines = [f"{'':30}{'images/s':>10}  share of the peak; range of {rounds} rounds"]
+    lines += [line(speeds, row) for row in speeds.rows]
+    lines += [
+        f"  matrix peak, {kind}: {2 * statistics.median(peaks) / 1e9:,.0f} GFLOP/s"
+        for kind, peaks in speeds.peaks.items()
+    ]
+    lines.append("")
+    for other in ("kernels alone", "bare step", "usual port", "usual port with memory kept"):
+        if other in speeds.rows and "lightning" in speeds.rows:
+            lines.append(f"  lightning is {speeds.ratio('lightning', other):.3f} of: {other}")
+    return "\n".join([*lines, *filter(None, [speeds.busy()])])

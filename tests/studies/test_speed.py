@@ -2,27 +2,100 @@ import pytest
 
 from nin.cli import compose
 from nin.errors import SettingError
+from nin.studies import growth, speed
 from nin.studies.speed import Speeds, benchmark, table
+
+TINY = ["data.batch_size=4", "data.share=0.01", "model=plain", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Matrices that take no time, and rows of a step."""
+    monkeypatch.setattr(speed, "PEAK_SIDES", {"cpu": 64})
+    monkeypatch.setattr(speed, "LONGEST", 0.0)
 
 
 @pytest.mark.parametrize("overrides", [[], ["model.norm=none", "recipe=paper"]])
-def test_the_three_ways_are_timed_and_compared(overrides):
-    settings = compose([*overrides, "data.batch_size=4", "data.share=0.01", "model=plain"])
-    speeds = benchmark(settings, steps=1, rounds=1)
+def test_each_row_is_timed_beside_the_peak(overrides, small):
+    settings = compose([*overrides, *TINY])
+    chosen = ("kernels alone", "bare step", "lightning", "usual port with memory kept", "eager 1", "folded 1")
+    seen = []
+    for speeds, row in benchmark(settings, steps=1, rounds=2, rows=chosen, seconds=1000):
+        seen.append((row, len(speeds.rows[row])))
+    assert seen == [(row, number) for number in (1, 2) for row in chosen[1:]]  # kernels are timed on a GPU
     assert settings.data.share == 0.01  # the caller's settings stay as they were
-    assert set(speeds.rounds) == {"lightning", "bare step", "usual port"}
-    assert all(len(values) == 1 and values[0] > 0 for values in speeds.rounds.values())
+    assert all(value > 0 for row in chosen[1:] for value in speeds.rows[row])
+    assert all(speeds.share(row) > 0 for row in chosen[1:])
 
 
-def test_medians_and_ratios():
-    speeds = Speeds({"lightning": [4, 2, 6], "bare step": [8, 2, 4], "usual port": [2, 2, 2]}, "a machine")
-    assert speeds.images_per_second("lightning") == 4
-    assert (speeds.ratio("bare step"), speeds.ratio("usual port")) == (1, 2)
-    assert "  lightning          4.0 images/s" in table(speeds)
-    assert "lightning is 1.000 of the bare step" in table(speeds)
-    assert "lightning is 2.00 times the usual port" in table(speeds)
+def test_the_usual_port_is_timed_in_a_process_that_keeps_no_memory(small, monkeypatch):
+    asked = []
+    monkeypatch.setattr(speed, "in_a_fresh_process", lambda config, steps: asked.append(steps) or 7.0)
+    ((speeds, row),) = benchmark(compose(TINY), steps=3, rounds=1, rows=("usual port",))
+    assert (row, speeds.rows, asked) == ("usual port", {"usual port": [7.0]}, [3])
+
+
+def test_no_round_begins_that_does_not_end_in_time(small):
+    rows = list(benchmark(compose(TINY), steps=1, rounds=9, rows=("eager 1",), seconds=0))
+    assert len(rows) == 1
+
+
+def speeds(**rows):
+    made = Speeds("a machine", rows, {"32-true": [100.0, 100.0, 105.0]})
+    made.per_image = dict.fromkeys(rows, (10.0, "32-true"))
+    return made
+
+
+def test_medians_shares_and_ratios():
+    measured = speeds(**{"lightning": [4, 2, 6], "bare step": [8, 2, 4], "usual port": [2, 2, 2]})
+    assert measured.images_per_second("lightning") == 4
+    assert (measured.ratio("lightning", "bare step"), measured.ratio("lightning", "usual port")) == (1, 2)
+    assert measured.share("lightning") == 0.4
+    text = table(measured)
+    assert "  lightning                          4.0   0.40  2 to 6" in text
+    assert "lightning is 1.000 of: bare step" in text and "lightning is 2.000 of: usual port" in text
+    assert "other work" not in text
+
+
+def test_a_busy_machine_is_said_to_be_one():
+    measured = speeds(lightning=[1.0])
+    measured.peaks["32-true"] = [100.0, 125.0]
+    assert measured.busy() == (
+        "The matrix peak differs by 25 % between rounds: this machine has other work; do not trust these figures."
+    )
+    assert table(measured).endswith(measured.busy())
 
 
 def test_images_of_another_size_are_refused():
     with pytest.raises(SettingError, match=r"data\.size=64: the steps are timed"):
-        benchmark(compose(["data=flowers17", "data.size=64"]))
+        next(benchmark(compose(["data=flowers17", "data.size=64"])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rounds=0"], "rounds=0: expected an integer"),
+        (["rows=nosuch"], "rows=nosuch: names none of: kernels alone; bare step"),
+        (["growth=nosuch"], "growth=nosuch: must be one of batch, size, threads, processes"),
+        (["nosuch=1"], "nosuch=1: unknown setting; known are rows, rounds"),
+        (["eval_curve=true"], "eval_curve=true: unknown setting"),
+        (["data=flowers17", "data.size=64"], "data.size=64"),
+    ],
+)
+def test_what_the_command_refuses(arguments, words, script):
+    code, _, errors = script("benchmark.py", *arguments)
+    assert code == 2 and words in errors
+
+
+def test_the_command_prints_as_it_goes(script, small):
+    code, said, _ = script("benchmark.py", *TINY, "rows=eager 1", "rounds=1")
+    lines = said.splitlines()
+    assert code == 0 and lines[0].startswith("cpu: ") and lines[3].startswith("round 1: eager 1, ")
+
+
+def test_growth_is_a_table_and_a_picture(script, small, monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "AXES", {"batch": ("images per step", (1, 2)), "size": ("pixels a side", (16, 32))})
+    code, said, errors = script("benchmark.py", *TINY, "growth=batch,size", "out=pictures")
+    assert code == 0, errors
+    assert "images per step" in said and "pixels a side" in said
+    assert (tmp_path / "pictures" / "growth.png").stat().st_size > 10_000

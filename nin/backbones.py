@@ -84,7 +84,7 @@ class Backbone(nn.Module):
             raise SettingError("image_size", image_size, f"{backbone} requires at least {smallest} pixels a side")
         super().__init__()
         self.num_classes, self.in_channels = num_classes, 3
-        self.arguments = {  # plain values from which the same net is built again, stored beside its weights
+        self.arguments: dict[str, Any] = {  # plain values that build the same net again, stored beside its weights
             "backbone": backbone,
             "num_classes": num_classes,
             "head": head,

@@ -53,7 +53,15 @@ ConfigStore.instance().store("schema", Config)
 # Hydra passes on the last four as they are: a number too long to be read, a file that is not YAML
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError, yaml.YAMLError)
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/sweeper", "hydra/launcher")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS: tuple[int, ...] = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+)
 DISK_ERRORS += (errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 ALIASES = {  # settings under the names that they have elsewhere, as far as these are not similar
     **dict.fromkeys(("device", "backend"), "trainer.accelerator"),
@@ -615,7 +623,7 @@ def _check_files(node: DictConfig, of_hydra: tuple[str, ...] | None = None) -> N
 def _of_hydra(node: DictConfig) -> dict[str, Any]:
     """Hydra's settings, without its folders, which conf/config.yaml sets last, without what it notes about the run
     itself, and without a sweeper's parameters."""
-    settings = OmegaConf.to_container(node)
+    settings: Any = OmegaConf.to_container(node)
     for name in ("overrides", "runtime", "mode", "run", "sweep"):
         settings.pop(name)
     for name in ("name", "override_dirname", "id", "num", "config_name"):
@@ -718,7 +726,17 @@ def variant_of(settings: dict[str, Any]) -> str:
     """What was varied, for people: "model=plain recipe.drops=[]".
 
     Set, head, recipe, seed, epochs, precision, test curve and held-out images are not named."""
-    named = ("data", "head", "recipe", "experiment", "seed", "data.name", "head.name", "recipe.name", "data.val")
+    named: tuple[str, ...] = (
+        "data",
+        "head",
+        "recipe",
+        "experiment",
+        "seed",
+        "data.name",
+        "head.name",
+        "recipe.name",
+        "data.val",
+    )
     named += ("eval_curve", "trainer.max_epochs", "trainer.precision")
     return " ".join(sorted(override for override in overrides_of(settings) if override.partition("=")[0] not in named))
 

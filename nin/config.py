@@ -282,7 +282,7 @@ def quoted(text: object) -> str:
 # as plain values ------------------------------------------------------------------------------------------------------
 
 # a run's result does not depend on them
-OF_NO_CONSEQUENCE = ("data.root", "data.download", "data.urls", "data.memory", "data.workers")
+OF_NO_CONSEQUENCE: tuple[str, ...] = ("data.root", "data.download", "data.urls", "data.memory", "data.workers")
 OF_NO_CONSEQUENCE += ("trainer.progress_bar", "logger.name", "logger.project", "resume")
 
 

@@ -75,7 +75,7 @@ class Whole(nn.Module):
         return self.net.head(maps), maps if self.own_maps else activation_maps(self.net.head, maps)
 
 
-def activation_maps(head: nn.Module, maps: Tensor) -> Tensor:
+def activation_maps(head: Any, maps: Tensor) -> Tensor:
     """What each position of maps (N, M, h, w) adds to each score of a head with linear layers: (N, K, h, w)."""
     if isinstance(head, FC):
         weight = head.linear.weight.view(-1, *maps.shape[1:])

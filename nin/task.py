@@ -135,7 +135,7 @@ class Classifier(L.LightningModule):
             # SGD sends its decay through the momentum, which makes it 1 / (1 − momentum) times as strong. Muon does
             # not. With this the last layer loses the same share a step as the others.
             last_decay = decay / recipe.last_lr * (1 - recipe.momentum)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"name": "weights", "params": [], "lr": recipe.lr, "weight_decay": decay, "orthogonal": muon},
             {"name": "biases", "params": [], "lr": recipe.lr * recipe.bias_lr, "weight_decay": 0.0},
             {"name": "last weights", "params": [], "lr": recipe.lr * recipe.last_lr, "weight_decay": last_decay},

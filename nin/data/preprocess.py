@@ -43,6 +43,8 @@ class Normalise(_InFloat32):
         (N, C, H, W) uint8 in 0…255 ─► float32 of mean 0 and standard deviation 1
     """
 
+    mean: Tensor
+    std: Tensor
     name: ClassVar[str] = "normalise"
     channels: ClassVar[int | None] = None  # that every set must have; None: those it is fitted on
 
@@ -102,6 +104,9 @@ class Whiten(_InFloat32):
         (N, C, H, W) uint8 in 0…255 ─► float32 of the same shape; only the size that it was fitted on
     """
 
+    mean: Tensor
+    matrix: Tensor
+    shape: tuple[int, ...]
     name: ClassVar[str] = "whiten"
     channels: ClassVar[int | None] = None
     SCALE = 55.0

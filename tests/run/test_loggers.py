@@ -6,8 +6,10 @@ from importlib import metadata
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import DataLoader
 
 from nin import NIN, Block, config
 from nin.cli import compose
@@ -105,5 +107,6 @@ def test_any_logger_of_lightning_by_the_library(tmp_path):
     task.eval()
     for batch, (images, _) in zip(logits, data.test_dataloader(), strict=True):
         assert (batch - task(images)).abs().max() < 1e-4
-    (alone,) = trainer.predict(task, [next(iter(data.test_dataloader()))[0]])  # images without labels
-    assert (alone - logits[0]).abs().max() < 1e-4
+    images, _ = next(iter(data.test_dataloader()))
+    alone = trainer.predict(task, DataLoader(images, batch_size=100))  # a loader of images without labels
+    assert (torch.cat(alone) - logits[0]).abs().max() < 1e-4

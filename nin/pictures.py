@@ -16,12 +16,16 @@ from nin.checks import one_line, sides
 from nin.errors import PictureError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow opens no other: some start programs, as EPS does
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif")
 LONGEST = 20_000  # pixels of the longest side
 
 
-def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
-    """Picture files: each path that is a file, and for each folder the pictures in it, sorted.
+def find_pictures(paths: Sequence[str | Path], leave_out: Path | None = None) -> list[Path]:
+    """Picture files: each path that is a file, and for each folder the pictures in it and its subfolders, sorted.
+
+    Args:
+        paths: of files and folders.
+        leave_out: a folder that is not searched, such as the one that drawings are written to.
 
     Raises:
         PictureError: a path does not exist, or a folder contains no picture.
@@ -29,7 +33,7 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # unlike Path's own, False for a name that is too long
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            inside = _pictures_in(path, leave_out)
             if not inside:
                 raise PictureError(f"{path}: this folder contains no picture ({', '.join(SUFFIXES)})")
             files += inside
@@ -38,6 +42,16 @@ def find_pictures(paths: Sequence[str | Path]) -> list[Path]:
         else:
             raise PictureError(f"{path}: no such file or folder")
     return files
+
+
+def _pictures_in(folder: Path, leave_out: Path | None) -> list[Path]:
+    """The pictures in a folder and its subfolders, sorted; linked folders are not followed."""
+    found: list[Path] = []
+    left_out = leave_out.resolve() if leave_out else None
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if left_out is None or Path(here, name).resolve() != left_out)
+        found += [Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(file for file in found if file.is_file())
 
 
 def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
@@ -55,7 +69,8 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what a decoder skips
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as opened:
+            formats = (*FORMATS, "HEIF") if _is_heic(file) and _reads_heic() else FORMATS
+            with Image.open(file, formats=formats) as opened:
                 if max(opened.size) > LONGEST:
                     size = f"{opened.width}×{opened.height}"
                     raise PictureError(f"{file}: expected at most {LONGEST} pixels a side, got {size}")
@@ -65,6 +80,9 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise PictureError(f"{file}: too many pixels ({one_line(error)})") from error
     except UnidentifiedImageError as error:
+        if _is_heic(file):
+            reason = "HEIC pictures require pillow-heif; install it with pip install pillow-heif, or save them as JPEG"
+            raise PictureError(f"{file}: {reason}") from error
         raise PictureError(f"{file}: not a picture in a supported format ({', '.join(FORMATS)})") from error
     except MemoryError as error:
         raise PictureError(f"{file}: there is not enough memory for it") from error
@@ -74,13 +92,36 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
         raise PictureError(f"{file}: damaged ({one_line(error) or type(error).__name__})") from error
 
 
+def _is_heic(file: str | Path) -> bool:
+    """Whether a file begins as a HEIC picture does, which telephones take."""
+    with open(file, "rb") as opened:
+        start = opened.read(12)
+    return start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+def _reads_heic() -> bool:
+    """Whether pillow-heif is installed, which no other picture requires."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
 def upright(picture: Image.Image) -> Image.Image:
     """The picture in RGB as a person sees it.
 
     Turned as its EXIF says, on white where it is transparent, its first frame if it is animated. 16 bits keep their
-    scale: 65,535 is white. 32 bits have none: their largest value is white, and 0 or a smaller value is black.
+    scale: 65,535 is white. 32 bits have none: their largest value is white, and 0 or a smaller value is black. Floats
+    up to 1 are scaled to 0…255; larger ones are taken as 8 bits, or as 16 where they exceed 255.
     """
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        most = values.max(initial=0.0)
+        scale = 255 if most <= 1 else 1 if most <= 255 else 1 / 257
+        picture = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
     if picture.mode.startswith("I"):
         pixels = np.asarray(picture, dtype=np.float64)
         black, white = (0, 65_535) if picture.mode.startswith("I;16") else (min(0, pixels.min()), pixels.max())

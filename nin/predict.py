@@ -6,10 +6,13 @@ fully connected head belong to no class. There each position's contribution to a
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import caffe, files
-from nin.checks import literal, memory_gb, one_line, sides
+from nin.checks import integer, literal, memory_gb, one_line, sides
 from nin.cost import inference_cost
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 PictureSource = tuple[str, Path | Image.Image]  # a name for people, and a file or a picture
 Size = str | int  # "training", "native" or a number of pixels
 MAX_PIXELS = 4096  # per side of a chosen size
-PANEL = 2.6  # inches
+TOP, MOST = 3, 1000  # classes that are shown, and at most
+PANEL, PANELS = 2.6, 6  # inches, and panels in a row of a drawing
+MOST_NAMED = 20  # failures in one sentence
 CANVAS = 512  # pixels of the longer side of a drawn picture
 LONGEST_NAME = 22  # letters of a class's name above its map
 LONGEST_STEM = 100  # bytes of a picture's name, and of a net's, in the name of a drawing; file systems have 255
@@ -51,7 +56,7 @@ class Prediction:
         photograph: the whole picture.
         picture: the pixels that the net saw: the middle of the photograph, at the size of its input.
         probabilities, logits: (K).
-        maps: class maps, (K, h, w).
+        maps: class maps, (K, h, w); None where they were not asked for.
     """
 
     classes: tuple[str, ...]
@@ -59,7 +64,7 @@ class Prediction:
     picture: Image.Image
     probabilities: Tensor
     logits: Tensor
-    maps: Tensor
+    maps: Tensor | None
 
     def best(self, number: int = 3) -> list[int]:
         """The most probable classes, best first."""
@@ -67,7 +72,11 @@ class Prediction:
 
     def __str__(self) -> str:
         """The three best classes: "cat 81.0 %, dog 12.3 %, frog 2.2 %"."""
-        return ", ".join(f"{self.classes[k]} {100 * self.probabilities[k]:.1f} %" for k in self.best())
+        return self.in_words(self.best())
+
+    def in_words(self, classes: Sequence[int]) -> str:
+        """Names and probabilities of classes: "cat 81.0 %, dog 12.3 %"."""
+        return ", ".join(f"{self.classes[k]} {100 * self.probabilities[k]:.1f} %" for k in classes)
 
     def seen_box(self) -> tuple[float, float, float, float]:
         """The middle of the photograph that the net saw: left, top, width and height in the photograph's pixels."""
@@ -123,7 +132,9 @@ def read_size(size: Size) -> Size:
     return pixels
 
 
-def predict(trained: Pretrained, pictures: Sequence[Image.Image], size: Size = "training") -> list[Prediction]:
+def predict(
+    trained: Pretrained, pictures: Sequence[Image.Image], size: Size = "training", maps: bool = True
+) -> list[Prediction]:
     """Predictions of pictures.
 
     Args:
@@ -131,6 +142,7 @@ def predict(trained: Pretrained, pictures: Sequence[Image.Image], size: Size = "
         pictures: PIL images in RGB, as `nin.pictures.read_picture` returns them.
         size: "training" resizes the middle of each picture to the size that the net was trained at; a number of pixels
             to that size; "native" leaves each picture as it is.
+        maps: whether to compute class maps.
 
     Raises:
         PictureError: a picture is too small for the net, too large for this machine, or of a size that head or
@@ -139,24 +151,30 @@ def predict(trained: Pretrained, pictures: Sequence[Image.Image], size: Size = "
     """
     size = read_size(size)
     if size == "native":
-        return [prediction for each in pictures for prediction in _predict(trained, [each], [each])]
+        return [prediction for each in pictures for prediction in _predict(trained, [each], [each], maps)]
     pixels = trained.net.arguments["image_size"] if size == "training" else size
     height, width = sides(MAX_PIXELS, size=pixels)
     number = max(1, PIXELS // (height * width))
     predictions: list[Prediction] = []
     for start in range(0, len(pictures), number):
         batch = pictures[start : start + number]
-        predictions += _predict(trained, batch, [resize(each, pixels) for each in batch])
+        predictions += _predict(trained, batch, [resize(each, pixels) for each in batch], maps)
     return predictions
 
 
-def _predict(trained: Pretrained, photographs: Sequence[Image.Image], seen: list[Image.Image]) -> list[Prediction]:
+def _predict(
+    trained: Pretrained, photographs: Sequence[Image.Image], seen: list[Image.Image], with_maps: bool
+) -> list[Prediction]:
     """Predictions of photographs of which the net sees pictures of one size."""
     pixels = f"{seen[0].width}×{seen[0].height} pixels"
     try:
         _check_memory(trained, len(seen), seen[0])
         images = torch.stack([to_tensor(each, trained.channels) for each in seen])
-        logits, maps = class_maps(trained, images)
+        if with_maps:
+            logits, maps = class_maps(trained, images)
+        else:
+            with torch.no_grad():
+                logits = trained(images)
     except SettingError as error:
         raise PictureError(f"{pixels}: {error}") from error
     except MemoryError as error:
@@ -164,7 +182,8 @@ def _predict(trained: Pretrained, photographs: Sequence[Image.Image], seen: list
     pictures = [to_picture(image) for image in images]
     if not logits.isfinite().all():
         raise PictureError(f"{pixels}: {NOT_FINITE}")
-    columns = zip(photographs, pictures, logits.softmax(1).cpu(), logits.cpu(), maps.cpu(), strict=True)
+    each_map = maps.cpu() if with_maps else [None] * len(images)
+    columns = zip(photographs, pictures, logits.softmax(1).cpu(), logits.cpu(), each_map, strict=True)
     return [Prediction(trained.classes, *column) for column in columns]
 
 
@@ -182,7 +201,7 @@ def _check_memory(trained: Pretrained, number: int, picture: Image.Image) -> Non
 
 
 def predict_each(
-    trained: Pretrained, sources: Sequence[PictureSource], size: Size = "training"
+    trained: Pretrained, sources: Sequence[PictureSource], size: Size = "training", maps: bool = True
 ) -> Iterator[tuple[str, Prediction | PictureError]]:
     """The name of each source in turn, with its prediction or the reason why it has none; arguments as `predict`."""
     number = 1 if read_size(size) == "native" else BATCH
@@ -191,7 +210,7 @@ def predict_each(
         read: list[Image.Image | PictureError] = [_read(source) for _, source in group]
         good = [each for each in read if isinstance(each, Image.Image)]
         try:
-            predictions: Iterator[Prediction | PictureError] = iter(predict(trained, good, size) if good else [])
+            predictions: Iterator[Prediction | PictureError] = iter(predict(trained, good, size, maps) if good else [])
         except PictureError as error:
             predictions = iter([error] * len(good))
         for (name, _), picture in zip(group, read, strict=True):
@@ -205,34 +224,112 @@ def _read(source: Path | Image.Image) -> Image.Image | PictureError:
         return error
 
 
-def predict_files(
-    trained: Pretrained, sources: Sequence[PictureSource], folder: Path, label: str, size: Size = "training"
-) -> Iterator[tuple[str, Prediction, Path]]:
-    """The name of each source, its prediction, and the new file in `folder` that shows its class maps.
+@dataclass
+class Many:
+    """Pictures that are predicted one after the other: drawn, and written into a table.
 
-    Args:
+    Attributes:
         trained: the net.
         sources: names and files or pictures.
-        folder: for the drawings, see `name_drawings`; it is created.
+        folder: of the drawings (see `name_drawings`) and of the table; it is created.
         label: distinguishes the drawings of this net from another's, see `label_of`.
         size: as in `predict`.
-
-    Raises:
-        PictureError: after all other pictures: those that could not be predicted, each with its reason.
-        RunError: a drawing cannot be written.
+        draws: whether to draw class maps.
+        top: number of the best classes that drawings and table show.
+        class_name: the class whose map is drawn instead of the best ones'.
+        rows: of the table so far: see `table`.
     """
-    make_folder(folder)
-    failures = []
-    drawings = name_drawings(sources, folder, label)
-    for (name, prediction), drawing in zip(predict_each(trained, sources, size), drawings, strict=True):
-        if isinstance(prediction, PictureError):
-            failures.append(str(prediction) if name in str(prediction) else f"{name}: {prediction}")
-            continue
+
+    trained: Pretrained
+    sources: Sequence[PictureSource]
+    folder: Path
+    label: str
+    size: Size = "training"
+    draws: bool = True
+    top: int = TOP
+    class_name: str | None = None
+    rows: list[dict[str, str]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        integer(1, MOST, top=self.top)
+        if self.class_name is not None and self.class_name not in self.trained.classes:
+            near = get_close_matches(self.class_name, self.trained.classes, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            reason = f"unknown to this net, which knows {known_classes(self.trained)}{hint}"
+            raise SettingError("class", self.class_name, reason)
+
+    def __iter__(self) -> Iterator[tuple[str, Prediction, Path | None]]:
+        """The name of each source, its prediction, and the new file that shows its class maps.
+
+        Raises:
+            PictureError: after all other pictures: those that could not be predicted, each with its reason.
+            RunError: a drawing cannot be written.
+        """
+        make_folder(self.folder)
+        self.rows, failures = [], []
+        drawings: Sequence[Path | None] = [None] * len(self.sources)
+        if self.draws:
+            drawings = name_drawings(self.sources, self.folder, self.label)
+        predictions = predict_each(self.trained, self.sources, self.size, maps=self.draws)
+        for (name, prediction), drawing in zip(predictions, drawings, strict=True):
+            self.rows.append(self._row(name, prediction, drawing))
+            if isinstance(prediction, PictureError):
+                failures.append(str(prediction) if name in str(prediction) else f"{name}: {prediction}")
+                continue
+            if drawing:
+                self._draw(prediction, drawing)
+            yield name, prediction, drawing
+        if failures:
+            raise PictureError(_several(failures))
+
+    def shown(self, prediction: Prediction) -> list[int]:
+        """The classes of a prediction that a drawing shows."""
+        if self.class_name is not None:
+            return [self.trained.classes.index(self.class_name)]
+        return prediction.best(self.top)
+
+    def printed(self, prediction: Prediction) -> list[int]:
+        """The classes of a prediction that are printed: the best ones, and the class that was asked for."""
+        best = prediction.best(self.top)
+        return best + [k for k in self.shown(prediction) if k not in best]
+
+    def _draw(self, prediction: Prediction, drawing: Path) -> None:
+        shown = self.shown(prediction)
+        rows = math.ceil((len(shown) + 2) / PANELS)
         with files.writing(drawing) as temporary:
-            draw(trained, prediction).savefig(temporary, dpi=150)
-        yield name, prediction, drawing
-    if failures:
-        raise PictureError("; ".join(failures))
+            draw(self.trained, prediction, rows=rows, shown=shown).savefig(temporary, dpi=150)
+
+    def _row(self, name: str, prediction: Prediction | PictureError, drawing: Path | None) -> dict[str, str]:
+        if isinstance(prediction, PictureError):
+            return {"file": name, "error": str(prediction)}
+        row = {"file": name, "picture": str(drawing or "")}
+        for place, k in enumerate(prediction.best(self.top), 1):
+            suffix = f"_{place}" if place > 1 else ""
+            row |= {
+                f"class{suffix}": prediction.classes[k],
+                f"probability{suffix}": f"{prediction.probabilities[k]:.4f}",
+            }
+        return row
+
+    def table(self) -> bytes:
+        """The rows as CSV: file, class, probability, the runners-up (class_2, probability_2, …), the drawing as
+        picture, and for a picture that could not be predicted the reason as error."""
+        columns = ["file", "class", "probability"]
+        for place in range(2, min(self.top, len(self.trained.classes)) + 1):
+            columns += [f"class_{place}", f"probability_{place}"]
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text, [*columns, *(["picture"] if self.draws else []), "error"], lineterminator="\n", extrasaction="ignore"
+        )
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _several(failures: Sequence[str]) -> str:
+    """The first failures in one sentence, and the number of the others."""
+    more = f"; and {len(failures) - MOST_NAMED:,} more" if len(failures) > MOST_NAMED else ""
+    return "; ".join(failures[:MOST_NAMED]) + more
 
 
 def name_drawings(sources: Sequence[PictureSource], folder: Path, label: str) -> list[Path]:
@@ -332,7 +429,9 @@ def save_examples(trained: Pretrained, folder: Path, root: str | None = None) ->
 # drawing --------------------------------------------------------------------------------------------------------------
 
 
-def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 1, whole: bool = True) -> Figure:
+def draw(
+    trained: Pretrained, prediction: Prediction, top: int = TOP, rows: int = 1, whole: bool = True, shown: Sequence = ()
+) -> Figure:
     """The photograph, the pixels that the net saw, and the class maps of the `top` classes overlaid on the picture.
 
     Each map has its class's probability, its score, and the statistic of the map that the score comes from. Positive
@@ -344,12 +443,13 @@ def draw(trained: Pretrained, prediction: Prediction, top: int = 3, rows: int = 
         top: how many maps.
         rows: rows of panels.
         whole: whether the whole photograph is shown too, if the net saw it at another size.
+        shown: numbers of the classes whose maps are shown; by default the `top` best.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    best, canvas = prediction.best(top), prediction.canvas()
+    best, canvas = [*(shown or prediction.best(top))], prediction.canvas()
     shows_whole = whole and prediction.photograph.size != prediction.picture.size
     panels = (2 if shows_whole else 1) + len(best)
     columns = math.ceil(panels / rows)

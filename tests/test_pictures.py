@@ -4,6 +4,7 @@ import io
 import os
 import random
 import struct
+import sys
 import warnings
 
 import numpy as np
@@ -125,6 +126,11 @@ def test_folders_and_files_are_found(tmp_path):
         gradient().save(tmp_path / name, "PNG")
     assert [file.name for file in pictures.find_pictures([tmp_path])] == ["a.JPG", "b.png"]
     assert pictures.find_pictures([str(tmp_path / "c.txt")]) == [tmp_path / "c.txt"]
+    for name in ("d/e/f.png", "d/a.tif", "maps/b_net.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        gradient().save(tmp_path / name, "PNG")
+    found = pictures.find_pictures([tmp_path], leave_out=tmp_path / "maps")
+    assert [str(file.relative_to(tmp_path)) for file in found] == ["a.JPG", "b.png", "d/a.tif", "d/e/f.png"]
     (tmp_path / "none").mkdir()
     for missing in ("none", "nothing.png", "x" * 5000):
         with pytest.raises(PictureError, match=missing[:300]):
@@ -221,7 +227,7 @@ HOSTILE = (
 def test_no_text_of_a_stranger_reaches_terminal_or_figure_raw(tmp_path, tried, script, monkeypatch):
     """Names of classes, files and nets: escaped where they are printed, and never a formula where they are drawn."""
     draws, draw = random.Random(7), predict.draw
-    monkeypatch.setattr(predict, "draw", lambda *_: Figure(figsize=(1, 1)))  # a real one takes a second
+    monkeypatch.setattr(predict, "draw", lambda *_, **__: Figure(figsize=(1, 1)))  # a real one takes a second
     for number in range(4):
         classes = ["".join(draws.sample(HOSTILE, 2)) + str(k) for k in range(10)]
         trained = pretrained.Pretrained(tiny().net, tiny().preprocess, classes, {"data": "digits"})
@@ -270,5 +276,26 @@ def test_a_name_that_is_too_long_costs_nothing(tmp_path, tried):
         assert first != second
         tried(file)
         if number == 7:
-            assert [drawing for *_, drawing in predict.predict_files(tiny(), [source], out, label)] == [first]
+            assert [drawing for *_, drawing in predict.Many(tiny(), [source], out, label)] == [first]
         file.unlink()
+
+
+@pytest.mark.parametrize(("most", "factor"), [(1.0, 255), (0.25, 255), (200.0, 1), (65535.0, 1 / 257)])
+def test_a_picture_of_floats_is_not_black(tmp_path, most, factor):
+    values = np.linspace(0, most, 12, dtype=np.float32).reshape(3, 4)
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    read = np.asarray(pictures.read_picture(tmp_path / "float.tif"))
+    assert np.array_equal(read[..., 0], (values.astype(np.float64) * factor).round()) and read.shape == (3, 4, 3)
+    values[0, 0], values[0, 1] = np.nan, -1
+    Image.fromarray(values).save(tmp_path / "float.tif")
+    assert np.array_equal(np.asarray(pictures.read_picture(tmp_path / "float.tif"))[0, :2], np.zeros((2, 3)))
+
+
+def test_a_picture_of_a_telephone_is_named_with_what_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x24ftypheic" + bytes(100))
+    with pytest.raises(
+        PictureError, match=r"photo\.heic: HEIC pictures require pillow-heif; install it with pip install"
+    ):
+        pictures.read_picture(tmp_path / "photo.heic")
+    assert pictures.find_pictures([tmp_path]) == [tmp_path / "photo.heic"]

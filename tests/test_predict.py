@@ -1,5 +1,6 @@
 """Predictions: probabilities, scores and class maps of pictures, and their drawings."""
 
+import csv
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_a_bad_picture_costs_itself_alone(tmp_path):
     of_fc = [each for _, each in predict.predict_each(fully_connected(), sources, 64)]
     assert all(isinstance(each, PictureError) for each in of_fc)  # each is told why
     with pytest.raises(PictureError, match=r"^\S+bad\.png: not a picture in a supported format.*; made: 1×1 pixels"):
-        list(predict.predict_files(tiny(), sources, tmp_path / "out", "net", "native"))
+        list(predict.Many(tiny(), sources, tmp_path / "out", "net", "native"))
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["good_net.png"]
 
 
@@ -135,12 +136,50 @@ def test_a_drawing_overwrites_nothing(tmp_path):
         sources.append((name, tmp_path / name))
     sources.append(("good.png", gradient(20, 20)))
     before = [(tmp_path / name).read_bytes() for name, _ in sources[:2]]
-    drawn = [file.name for *_, file in predict.predict_files(tiny(), sources, tmp_path, "net")]
+    drawn = [file.name for *_, file in predict.Many(tiny(), sources, tmp_path, "net")]
     assert drawn == ["good_net_2.png", "good_net_net.png", "good_net_3.png"]
     assert [(tmp_path / name).read_bytes() for name, _ in sources[:2]] == before
     (tmp_path / "file").touch()
     with pytest.raises(PictureError, match="this folder cannot be created"):
-        list(predict.predict_files(tiny(), sources, tmp_path / "file", "net"))
+        list(predict.Many(tiny(), sources, tmp_path / "file", "net"))
+
+
+def test_many_pictures_are_a_table(tmp_path):
+    """Of a head with maps of its own and of one without: the table is the same with and without drawings."""
+    sources = [(f"{n}.png", gradient(20 + n, 30)) for n in range(3)] + [('bad, "file".png', tmp_path / "bad.png")]
+    (tmp_path / "bad.png").write_text("text")
+    for trained in (tiny(), fully_connected()):
+        tables = []
+        for draws in (False, True):
+            many = predict.Many(trained, sources, tmp_path / "out", "net", draws=draws, top=2)
+            with pytest.raises(PictureError, match="not a picture"):
+                for _, prediction, drawing in many:
+                    assert (drawing is not None) == draws == (prediction.maps is not None)
+            tables.append([*csv.DictReader(many.table().decode().splitlines())])
+        plain, drawn = tables
+        assert [{**row, "picture": ""} for row in drawn] == [{**row, "picture": ""} for row in plain]
+        assert [row["file"] for row in plain] == [name for name, _ in sources]
+        for row, (_, picture) in zip(plain[:3], sources[:3], strict=True):
+            (prediction,) = predict.predict(trained, [picture])
+            first, second = prediction.best(2)
+            assert (row["class"], row["class_2"]) == (trained.classes[first], trained.classes[second])
+            assert float(row["probability_2"]) == pytest.approx(prediction.probabilities[second].item(), abs=6e-5)
+        assert "not a picture" in plain[3]["error"] and not plain[3]["class"]
+
+
+def test_the_map_of_one_class_and_of_the_ten_best(tmp_path):
+    one = predict.Many(tiny(), [("a", gradient())], tmp_path, "net", class_name="7")
+    ((_, prediction, _),) = one
+    assert one.shown(prediction) == [7] and {7, *prediction.best()} == {*one.printed(prediction)}
+    ten = predict.Many(tiny(), [("a", gradient())], tmp_path, "net", top=10)
+    ((_, prediction, _),) = ten
+    assert ten.shown(prediction) == prediction.best(10)
+    figure = predict.draw(tiny(), prediction, shown=[7])
+    assert [axis.get_title().split("  ")[0] for axis in figure.axes[2:3]] == ["7"]
+    with pytest.raises(SettingError, match=r"^class=dgo: unknown to this net, which knows 10 classes: 0, 1"):
+        predict.Many(tiny(), [], tmp_path, "net", class_name="dgo")
+    with pytest.raises(SettingError, match="top=0"):
+        predict.Many(tiny(), [], tmp_path, "net", top=0)
 
 
 def test_drawings_are_named_after_their_net(tmp_path, monkeypatch):

@@ -3,6 +3,9 @@
 python scripts/evaluate.py checkpoint=runs/2026-11-21_18-00-00_digits_gap_0        a run's folder
 python scripts/evaluate.py checkpoint=weights.safetensors data.root=FOLDER         a weights file
 python scripts/evaluate.py checkpoint=cifar10-gap                                  a published net
+python scripts/evaluate.py checkpoint=cifar10_nin.caffemodel                       the authors' own net: 10.43 %
+
+A run that has not finished is evaluated as it was after its last whole epoch.
 """
 
 from pathlib import Path
@@ -27,12 +30,13 @@ def main(settings: Config, folder: Path) -> None:
     if settings.checkpoint is None:
         raise UsageError("checkpoint= is required: a run's folder, a weights file or a published name")
 
-    from nin import files, predict, pretrained
+    from nin import files, predict
+    from nin.run import unfinished
     from nin.run.evaluate import evaluate_pretrained
     from nin.run.processes import rank
     from nin.studies import confusion
 
-    evaluation = evaluate_pretrained(pretrained.load(settings.checkpoint), settings)
+    evaluation = evaluate_pretrained(unfinished.load(settings.checkpoint), settings)
     matrix, classes = evaluation.confusion, evaluation.classes
     print(f"\nof {evaluation.images:,} images\n{confusion.worst_pairs(matrix, classes)}")
     print(f"\ntest error {evaluation.error:.2f} %")

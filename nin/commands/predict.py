@@ -1,10 +1,15 @@
 """The classes that a trained net sees in pictures, and where it sees them.
 
 python scripts/predict.py checkpoint=runs/… IMAGE_OR_FOLDER …     top classes, and a picture of their class maps
+python scripts/predict.py checkpoint=runs/… pictures=false FOLDER many pictures: predictions.csv alone
+python scripts/predict.py checkpoint=runs/… class=dog IMAGE       the map of one class; top=10 shows the ten best
 python scripts/predict.py checkpoint=runs/… size=native IMAGE     at the picture's own size instead of the training size
 python scripts/predict.py checkpoint=runs/… test=10               ten random images of the net's test set
 python scripts/predict.py checkpoint=runs/… figure=paper          the paper's figure: test images and all class maps
 python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
+
+A folder is searched with its subfolders. predictions.csv in out=FOLDER then has a line per picture: file, class,
+probability and the runners-up. A run that has not finished predicts with its last whole epoch.
 
 The heads gap and gmp have a map for each class. Under every other head class activation maps are computed. Pictures are
 written to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA; seed=1, 2, … samples
@@ -17,7 +22,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nin.checks import one_of, printable
+from nin import files
+from nin.checks import counted, one_of, printable
 from nin.cli import looks_like_checkpoint, plain_settings, run_script
 from nin.errors import SettingError, UsageError
 
@@ -25,7 +31,8 @@ if TYPE_CHECKING:
     from nin.pretrained import Pretrained
 
 DEFAULTS = {"checkpoint": "", "size": "training", "figure": "", "test": "0", "seed": "0", "out": "maps"}
-DEFAULTS |= {"data.root": ""}
+DEFAULTS |= {"data.root": "", "pictures": "true", "top": "3", "class": ""}
+TABLE = "predictions.csv"
 
 
 def main(arguments: list[str]) -> None:
@@ -44,20 +51,30 @@ def main(arguments: list[str]) -> None:
 
     from tqdm import tqdm
 
-    from nin import pictures, predict, pretrained
+    from nin import pictures, predict
+    from nin.run import unfinished
 
     predict.read_size(settings["size"])
-    trained, label = pretrained.load(settings["checkpoint"], fold=True), predict.label_of(settings["checkpoint"])
+    trained, label = unfinished.load(settings["checkpoint"], fold=True), predict.label_of(settings["checkpoint"])
     out, root, number = predict.make_folder(settings["out"]), settings["data.root"] or None, int(settings["test"])
     if settings["figure"] == "paper":
         draw_paper(trained, out / f"paper_{label}.png", root)
         return
-    sources = [(str(file), file) for file in pictures.find_pictures(paths)]
+    sources = [(str(file), file) for file in pictures.find_pictures(paths, leave_out=out)]
     sources += predict.sample_test_images(trained, number, root, int(settings["seed"])) if number else []
     print(f"{printable(label)} knows {predict.known_classes(trained)}")
-    predictions = predict.predict_files(trained, sources, out, label, settings["size"])
-    for name, prediction, drawing in tqdm(predictions, total=len(sources), disable=len(sources) < 5):
-        print(printable(f"{name}: {prediction}"), f" ({printable(drawing)})")
+    draws, of_class = settings["pictures"] == "true", settings["class"] or None
+    many = predict.Many(trained, sources, out, label, settings["size"], draws, int(settings["top"]), of_class)
+    writes_table = not draws or any(map(os.path.isdir, paths))
+    try:
+        for name, prediction, drawing in tqdm(many, total=len(sources), disable=len(sources) < 5):
+            if drawing:
+                said = f"{name}: {prediction.in_words(many.printed(prediction))}"
+                print(printable(said), f" ({printable(drawing)})")
+    finally:
+        if writes_table and many.rows:  # of an interrupted command those before
+            files.write(out / TABLE, many.table())
+            print(f"{counted(len(many.rows), 'picture')}: {printable(out / TABLE)}")
 
 
 def check(settings: dict[str, str], paths: list[str]) -> None:
@@ -72,6 +89,10 @@ def check(settings: dict[str, str], paths: list[str]) -> None:
         raise UsageError("checkpoint= is required: a run's folder, a weights file or a published name")
     if figure:
         one_of(("paper", "blanking"), figure=figure)
+    one_of(("true", "false"), pictures=settings["pictures"])
+    top = settings["top"]
+    if not top.isdecimal() or not 1 <= int(top[:9]) <= 1000:
+        raise SettingError("top", top, "expected an integer from 1 to 1000")
     for name in ("test", "seed"):
         if not settings[name].isdecimal() or len(settings[name]) > 9:
             raise SettingError(name, settings[name], "expected an integer from 0 to 999999999")
@@ -88,7 +109,6 @@ def check(settings: dict[str, str], paths: list[str]) -> None:
 
 
 def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
-    from nin import files
     from nin.run.evaluate import images_of
     from nin.studies import maps, nets
 
@@ -99,7 +119,7 @@ def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
 
 
 def draw_blanking(settings: dict[str, str]) -> None:
-    from nin import files, predict
+    from nin import predict
     from nin.studies import nets, objects
 
     checkpoint, number, seed = settings["checkpoint"], int(settings["test"]) or 1000, int(settings["seed"])

@@ -9,12 +9,13 @@ from pathlib import Path
 from nin import files
 from nin.checks import one_of
 from nin.errors import ClaimError, SettingError, UsageError
-from nin.studies import channels, convergence, nets, objects, overfitting, rows, shift, size, transfer
+from nin.studies import channels, convergence, nets, objects, overfitting, replacement, rows, shift, size, transfer
 from nin.studies.answer import Answer
 from nin.studies.tables import table_row, table_rule
 
 OF_NETS = {"size": size.answer, "shift": shift.answer, "channels": channels.answer, "objects": objects.answer}
 OF_ROWS = {"convergence": convergence.answers, "overfitting": overfitting.answers, "transfer": transfer.answers}
+OF_ROWS["replacement"] = replacement.answers
 CLAIMS = (*OF_NETS, *OF_ROWS)
 LEAST_IMAGES = "expected a number of test images of at least 2"
 

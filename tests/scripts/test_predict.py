@@ -59,9 +59,30 @@ def test_a_folder_of_damaged_pictures(net, script, tmp_path):
     assert code == 1 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     refused = re.findall(r"pictures/(\d+\.[\w.]+?): ", line)
-    predicted = said.splitlines()[1:]
+    *predicted, table = said.splitlines()[1:]
     assert len(refused) + len(predicted) == 2 * len(FORMATS)
-    assert len(list((tmp_path / "maps").iterdir())) == len(predicted)
+    assert len(list((tmp_path / "maps").glob("*.png"))) == len(predicted)
+    assert table == f"{2 * len(FORMATS)} pictures: maps/predictions.csv"
+
+
+def test_folders_in_folders_are_a_table(net, script, tmp_path):
+    for name in ("photos/a.png", "photos/cats/b.png", "photos/cats/far/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        gradient().save(tmp_path / name)
+    for drawings in (0, 3, 3):  # the second time its own drawings are no photographs
+        where = ("photos", "pictures=false") if not drawings else ("photos", "out=photos/maps")
+        code, said, errors = script("predict.py", f"checkpoint={net}", *where, "top=2")
+        assert code == 0, errors
+        assert said.endswith(f"3 pictures: {'photos/' * bool(drawings)}maps/predictions.csv\n")
+        table = (tmp_path / ("photos/maps" if drawings else "maps") / "predictions.csv").read_text().splitlines()
+        assert table[0].startswith("file,class,probability,class_2,probability_2,") and len(table) == 4
+        assert [line.split(",")[0] for line in table[1:]] == [f"photos/{n}.png" for n in ("a", "cats/b", "cats/far/c")]
+        assert len([*tmp_path.rglob("*_net*.png")]) == drawings
+    code, said, errors = script("predict.py", f"checkpoint={net}", "photos/a.png", "class=7")
+    assert code == 0 and "7 " in said and not (tmp_path / "photos" / "predictions.csv").exists()
+    for wrong in ("class=dog", "top=0", "pictures=no"):
+        code, _, errors = script("predict.py", f"checkpoint={net}", "photos/a.png", wrong)
+        assert code == 2 and errors.startswith(f"error: {wrong}: ")
 
 
 def test_no_picture_is_overwritten_and_what_cannot_be_predicted_is_named(net, script, tmp_path):
@@ -73,7 +94,7 @@ def test_no_picture_is_overwritten_and_what_cannot_be_predicted_is_named(net, sc
     gradient(1, 1).save(tmp_path / "one.png")
     code, said, errors = script("predict.py", f"checkpoint={net}", ".", "size=big.png", "size=native", "out=.")
     assert [(tmp_path / name).read_bytes() for name in names] == before
-    assert code == 1 and len(said.splitlines()) == 1 + 4
+    assert code == 1 and len(said.splitlines()) == 1 + 4 + 1
     assert errors.endswith("error: one.png: 1×1 pixels are too few for this net\n")
     assert (tmp_path / "good_net_2.png").exists()
 

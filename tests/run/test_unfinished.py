@@ -39,6 +39,7 @@ def test_it_is_evaluated_and_predicts(stopped, script):
     folder, finished = stopped
     quiet = ("trainer.progress_bar=false", "trainer=cpu")
     said = [script("evaluate.py", f"checkpoint={each}", *quiet)[1] for each in (folder, finished)]
+    assert all("test error" in text for text in said), said
     errors = [next(line for line in text.splitlines() if line.startswith("test error")) for text in said]
     assert errors[0] == errors[1] and "has not finished: this is its net after epoch" in said[0]
     code, text, _ = script("predict.py", f"checkpoint={folder}", "test=1")

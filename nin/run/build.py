@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -70,7 +71,7 @@ def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
         WeightsError: a backbone's weights cannot be downloaded.
     """
     model = config.model
-    own = {"head": config.head.name, "num_classes": classes, "image_size": config.data.size}
+    own: dict[str, Any] = {"head": config.head.name, "num_classes": classes, "image_size": config.data.size}
     with settings_under("model", OF_THE_NET):
         if model.backbone is not None:
             if channels != 3:

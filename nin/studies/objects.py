@@ -49,8 +49,8 @@ def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
             except NINError as error:  # the maps are too small, or the head requires another image size
                 raise ClaimError(f"claim=objects: `{subject.name}`: {error}") from error
             seed = f", seed {subject.seed}" if names.count(subject.name) > 1 else ""
-            falls = dict(zip(WHERE, falls, strict=True))
-            frames.append(pd.DataFrame({"place": place, "name": subject.name + seed, **falls}))
+            columns = dict(zip(WHERE, falls, strict=True))
+            frames.append(pd.DataFrame({"place": place, "name": subject.name + seed, **columns}))
             bar.update(len(subject.labels))
     return pd.concat(frames, ignore_index=True)
 

@@ -82,7 +82,7 @@ class Speeds:
         )
 
 
-ROWS = ("kernels alone", "bare step", "lightning", "usual port", "usual port with memory kept")
+ROWS: tuple[str, ...] = ("kernels alone", "bare step", "lightning", "usual port", "usual port with memory kept")
 ROWS += tuple(f"{kind} {number}" for number in INFERENCE for kind in ("eager", "folded"))
 
 

@@ -4,6 +4,7 @@ anything."""
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import itertools
 import json
@@ -19,16 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import nin
-from builders import anything
+from builders import ROOT, anything
 from damaged import gradient
 from nin import NIN, Block, caffe, predict, pretrained
 from nin.config import Config
 from nin.data.preprocess import Normalise, Whiten
 from nin.data.sets import SETS, ImageSet, Set
-from nin.errors import CheckpointError, PictureError, SettingError
+from nin.errors import CheckpointError, PictureError, RowsError, SettingError
 from nin.pretrained import Pretrained, golden_images
 from nin.run.evaluate import evaluate_pretrained, images_of
 from nin.run.machine import peak_memory_gb
+from nin.studies import rows
 from nin.studies.nets import gather
 
 NAMES = tuple("abcdefghij")
@@ -299,3 +301,22 @@ def test_what_is_no_name_of_a_checkpoint_is_refused(tried, tmp_path, monkeypatch
         tried(checkpoint)
 
     one()
+
+
+@pytest.mark.tries(20)
+def test_a_row_nested_without_end_is_refused(tried, tmp_path):
+    head, first = (ROOT / "checkpoints" / "runs.csv").read_text().splitlines()[:2]
+    names, (values,) = head.split(","), csv.reader([first])
+    draws = random.Random(13)
+    for _ in range(10):
+        depth = draws.randrange(2_000, 60_000)
+        for begin in ("[", '{"a":'):
+            row = {**dict(zip(names, values, strict=True)), "settings": begin * depth}
+            with open(tmp_path / "rows.csv", "w", newline="") as opened:
+                writer = csv.DictWriter(opened, names)
+                writer.writeheader()
+                writer.writerow(row)
+            with pytest.raises(RowsError, match="row 1 is not a row of a study") as refused:
+                rows.read(tmp_path / "rows.csv")
+            assert len(str(refused.value)) < 600
+            tried(row)

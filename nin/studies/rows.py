@@ -133,7 +133,7 @@ def read(file: str | Path) -> pd.DataFrame:
         pass
     except OSError as error:
         raise RowsError(f"{file} cannot be read ({error.strerror or error})") from error
-    except (LookupError, TypeError, ValueError, csv.Error) as error:
+    except (LookupError, TypeError, ValueError, RecursionError, csv.Error) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study ({reason})") from error
     derived = ("held_out", "share", "frozen", "error", "condition", "identity")

@@ -20,6 +20,7 @@ from nin.errors import SettingError
 from nin.optim import Muon
 
 EVALUATIONS = ("val/", "test_curve/", "test/")
+MANY_CLASSES = 50  # from which a test counts top-5 errors too
 
 
 class ErrorRate(MulticlassAccuracy):
@@ -67,6 +68,9 @@ class Classifier(L.LightningModule):
         self.measures = nn.ModuleDict({stage: measures.clone(prefix=stage) for stage in EVALUATIONS})
         self.sums = torch.zeros(3)  # of an epoch's steps: wrong answers, losses, images
         self.confusion = MulticlassConfusionMatrix(net.num_classes, validate_args=False)  # of a test
+        self.top5_error = None  # of a test, in %
+        many = net.num_classes >= MANY_CLASSES
+        self.top5 = ErrorRate(net.num_classes, top_k=5, average="micro", validate_args=False) if many else None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As in any module. Lightning notes the name of each hook, 46 times a step, and a module would look each time
@@ -192,13 +196,19 @@ class Classifier(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self.confusion.reset()
+        if self.top5:
+            self.top5.reset()
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.confusion.update(self._evaluate("test/", batch), batch[1])
+        logits, labels = self._evaluate("test/", batch), batch[1]
+        self.confusion.update(logits, labels)
+        if self.top5:
+            self.top5.update(logits, labels)
 
     def on_test_epoch_end(self) -> None:
         self._log("test/")
         self.confusion_matrix = self.confusion.compute().cpu()  # summed over processes, which must all be here
+        self.top5_error = self.top5.compute().item() if self.top5 else None
 
     @property
     def _val_stages(self) -> tuple[str, ...]:

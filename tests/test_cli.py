@@ -53,7 +53,10 @@ def test_every_head_has_its_file():
 @pytest.mark.parametrize("group", ["model", "trainer", "logger"])
 def test_every_other_choice_composes(group):
     for choice in choices(group):
-        needed = {"inception_v3": ["data=flowers17", "data.size=96"]}
+        needed = {
+            "inception_v3": ["data=flowers17", "data.size=96"],
+            "nin_imagenet": ["data=flowers17", "data.size=224"],
+        }
         config = cli.compose([f"{group}={choice}", *needed.get(choice, ())])
         if choice not in ("gpu", "ddp", "inception_v3", "vgg19"):  # what this machine need not have
             build.check(config)

@@ -261,3 +261,19 @@ def test_batch_norms_without_parameters_follow_the_task():
     assert [layer.training for layer in net] == [True, True, True, False]
     task.eval()
     assert not any(layer.training for layer in net)
+
+
+def test_top_5_errors_of_many_classes_are_counted():
+    class Sorted(nn.Module):
+        """Scores class 0 best, then class 1, …"""
+
+        num_classes = 60
+
+        def forward(self, images):
+            return -torch.arange(60.0).expand(len(images), 60)
+
+    task = Classifier(Sorted())
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(task, [(torch.zeros(8, 1), torch.arange(8))], verbose=False)
+    assert task.top5_error == pytest.approx(100 * 3 / 8)
+    assert Classifier(small_net()).top5 is None

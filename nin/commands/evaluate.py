@@ -40,6 +40,8 @@ def main(settings: Config, folder: Path) -> None:
     matrix, classes = evaluation.confusion, evaluation.classes
     print(f"\nof {evaluation.images:,} images\n{confusion.worst_pairs(matrix, classes)}")
     print(f"\ntest error {evaluation.error:.2f} %")
+    if evaluation.top5_error is not None:
+        print(f"top-5 error {evaluation.top5_error:.2f} %")
     if rank():  # process 0 alone writes
         return
     label, checkpoint = predict.label_of(settings.checkpoint), Path(settings.checkpoint)

@@ -22,7 +22,7 @@ from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import SETS, ImageSet, data_folder
 from nin.errors import DataError, SettingError
 
-FITTED = 5000  # images of a folder that its means and deviations are fitted on
+FITTED = 2000  # images of a folder that its means and deviations are fitted on
 WHITENED = 64  # pixels a side from which a whitening matrix no longer fits into memory
 EVALUATION_BATCH = 250  # images of 32×32; more are no faster on a CPU and need more memory
 GPU_EVALUATION_BATCH = 2000  # a GPU is idle between small batches

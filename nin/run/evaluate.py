@@ -35,12 +35,14 @@ class Evaluation:
         confusion: (K, K) int64, number of images by true class (row) and answer (column).
         classes: the K names.
         loss: mean cross-entropy; NaN or infinite where the net's scores are.
+        top5_error: % of images whose class is not among the five best answers; None for few classes.
     """
 
     error: float
     confusion: Tensor
     classes: tuple[str, ...]
     loss: float
+    top5_error: float | None = None
 
     @property
     def images(self) -> int:
@@ -86,7 +88,8 @@ def evaluate(config: Config, task: Classifier, data: Images, part: str) -> Evalu
     data.trainer = trainer  # the batches are made on its device
     with nullcontext() if part == "train" else exact_fp32():
         (measured,) = trainer.test(task, _loader(data, part), verbose=False)
-    return Evaluation(measured["test/error"], task.confusion_matrix, tuple(data.set.classes), measured["test/loss"])
+    error, loss = measured["test/error"], measured["test/loss"]
+    return Evaluation(error, task.confusion_matrix, tuple(data.set.classes), loss, task.top5_error)
 
 
 def _loader(data: Images, part: str) -> Batches:

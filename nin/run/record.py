@@ -54,6 +54,7 @@ class Record:
         commit: 40 hex digits, or "unknown".
         clean: whether the files were those of the commit.
         test_error, train_error, val_error: in %, in eval mode, on unaugmented images, after the last epoch.
+        top5_error: % of test images whose class is not among the five best answers; None for few classes.
         seconds: of training.
         images_per_second: of training, without the evaluations after an epoch.
         peak_memory_gb: the most memory that the process held.
@@ -76,6 +77,7 @@ class Record:
     test_error: float | None = None
     train_error: float | None = None
     val_error: float | None = None
+    top5_error: float | None = None
     seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_gb: float | None = None
@@ -207,7 +209,9 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "commit": (_is_name, "a name"),
     "clean": (lambda value: isinstance(value, bool), "true or false"),
-    **dict.fromkeys(("test_error", "train_error", "val_error", "chance_error"), (_is_error, "a number from 0 to 100")),
+    **dict.fromkeys(
+        ("test_error", "train_error", "val_error", "top5_error", "chance_error"), (_is_error, "a number from 0 to 100")
+    ),
     **dict.fromkeys(
         ("seconds", "images_per_second", "peak_memory_gb", "device_memory_gb"), (_is_amount, "a number of at least 0")
     ),

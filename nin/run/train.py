@@ -313,6 +313,7 @@ def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Reco
         test_error=round(test.error, 4),
         train_error=round(train_error, 4),
         val_error=val_error,
+        top5_error=None if test.top5_error is None else round(test.top5_error, 4),
         seconds=round(watch.seconds, 1),
         images_per_second=round(images / (watch.seconds - watch.evaluating), 1),
         peak_memory_gb=peak_memory_gb(),
@@ -370,6 +371,7 @@ images  {size}×{size} pixels, {kept}"""
 def closing_lines(record: Record, folder: Path) -> str:
     """A finished run in a few lines for people."""
     held_out = "" if record.val_error is None else f"\n  held-out error {record.val_error:6.2f} %"
+    top5 = "" if record.top5_error is None else f"\n  top-5 error    {record.top5_error:6.2f} %"
     chance = ""
     if record.at_chance:
         chance = (
@@ -383,7 +385,7 @@ def closing_lines(record: Record, folder: Path) -> str:
 {record.precision}, {record.device}
 
   training error {record.train_error:6.2f} %{held_out}
-  test error     {record.test_error:6.2f} %{of_classes}
+  test error     {record.test_error:6.2f} %{top5}{of_classes}
 {chance}
 Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
 Evaluate it again: {spelled("evaluate")} {_override("checkpoint", folder)}"""

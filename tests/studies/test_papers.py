@@ -28,11 +28,8 @@ def test_the_papers_figures_stand_beside_ours(frame, row):
     plain = {"data__pad": 0, "data__flip": False, "recipe__name": "paper"}
     made = [row(seed=seed, error=9.0 + seed) for seed in range(2)]
     made += [row(error=12.0, **plain), row(error=30.0, trainer__max_epochs=2), row("fc", error=13.0)]
-    made += [
-        row(error=20.0, model__blocks="mnist", recipe__name="other"),
-        row(error=1.0, data__share=0.5),
-        row(status="dead", seed=9),
-    ]
+    made += [row(error=20.0, model__blocks="mnist", recipe__name="other"), row(status="dead", seed=9)]
+    made += [row(error=1.0, data__share=0.5, recipe__name="other")]
     lines = papers.table(1, frame(*made)).splitlines()
     assert lines[0] == "**The paper's Table 1: CIFAR-10**"
     assert lines[4].endswith("| 10.41 | 12.00 | 1 | recipe paper, 8 epochs |")

@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from nin import NIN, Block
 from nin.config import RecipeConfig
@@ -274,6 +275,7 @@ def test_top_5_errors_of_many_classes_are_counted():
 
     task = Classifier(Sorted())
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer.test(task, [(torch.zeros(8, 1), torch.arange(8))], verbose=False)
+    images = TensorDataset(torch.zeros(8, 1), torch.arange(8))
+    trainer.test(task, DataLoader(images, batch_size=8), verbose=False)
     assert task.top5_error == pytest.approx(100 * 3 / 8)
     assert Classifier(small_net()).top5 is None

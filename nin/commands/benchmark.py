@@ -9,7 +9,7 @@ rows=       kernels alone (on a GPU), bare step, lightning, usual port, usual po
             1, 128 and 1000 images, eager and with batch norm folded; part of a name chooses all rows that contain it
 rounds=     by default 3, of which as many are run as end in time
 steps=      of a row in a round, at most; by default 20, and fewer where they take long
-seconds=    after which no round begins; by default 90. One round takes up to a minute on a CPU core
+seconds=    after which nothing begins to be timed; by default 90. A round takes about a minute on an idle CPU core
 growth=     instead of the rows: training images per second by images per step, by image size, by threads, by processes;
             a table, and a picture in out=FOLDER
 

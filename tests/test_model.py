@@ -256,7 +256,7 @@ def test_any_net_computes_or_is_refused_by_name():
         assert logits.shape == (2, arguments["num_classes"]) and logits.isfinite().all()
 
     one()
-    ended.assert_both(60)
+    ended.assert_both(50)
 
 
 def test_any_mlpconv_computes_or_is_refused_by_name():

@@ -18,7 +18,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -519,15 +519,21 @@ def _read(overrides: Sequence[str]) -> list[Override]:
     """The overrides, read. Raises UsageError."""
     for place, override in enumerate(overrides):
         if override.startswith("-"):
-            written = _without_dashes(override, overrides[place + 1 :])
+            written = as_setting(override, overrides[place + 1 :], _named_or_meant)
             raise UsageError(f"{one_line(override)}: no such option; {written}")
     return [_parsed(override) for override in overrides]
 
 
-def _without_dashes(option: str, following: Sequence[str]) -> str:
-    """How to write what was given as an option: `--head gap` is head=gap."""
+def as_setting(option: str, following: Sequence[str], meant: Callable[[str], str]) -> str:
+    """How to write what was given as an option, for people: `--head gap` is "write head=gap".
+
+    Args:
+        option: the argument that begins with a dash.
+        following: the arguments after it.
+        meant: returns the setting that a name means, or "".
+    """
     name, equals, value = option.lstrip("-").replace("-", "_").partition("=")
-    name = name if _is_group(name) or _field(name) is not None else _meant(name)
+    name = meant(name)
     if not name:
         return "a setting is written NAME=VALUE, --help lists them"
     if equals:
@@ -565,7 +571,8 @@ def _check_override(override: Override) -> None:
     elif override.package is not None:
         raise UsageError(f"{line}: a package cannot be chosen; write {name}=NAME")
     elif not _is_group(name) and _field(name) is None:
-        raise SettingError(name, _value_of(override), f"unknown setting; {_siblings(name)}{_suggestion(name)}")
+        written = override.input_line.partition("=")[2]
+        raise SettingError(name, _value_of(override), f"unknown setting; {_suggestion(name, written)}")
     if override.is_sweep_override():
         study = f"{spelled('ablate')} {shlex.quote(one_line(line))}"
         reason = f"several values require --multirun or {study}; a list is written [A,B]"
@@ -649,7 +656,7 @@ def _explained(error: Exception) -> NINError:
         return UsageError(file + _first_line(error).partition("': ")[2] if where else _first_line(error))
     name = cause.full_key
     if name and not name.startswith("hydra") and _field(name) is None:
-        return UsageError(f"{file}{name}: unknown setting; {_siblings(name)}{_suggestion(name)}")
+        return UsageError(f"{file}{name}: unknown setting; {_suggestion(name)}")
     return UsageError(f"{file}{name}{': ' * bool(name)}{_first_line(cause)}")
 
 
@@ -662,24 +669,24 @@ def _field(name: str) -> Any:
     return config.field_named(name)
 
 
-def _siblings(name: str) -> str:
-    """The settings that exist where `name` was looked for."""
-    where = name.rpartition(".")[0]
-    while where and _field(where) is None:
-        where = where.rpartition(".")[0]
-    kind: Any = Config
-    for part in where.split(".") if where else ():
-        kind = get_type_hints(kind)[part]
-    known = ", ".join(each.name for each in fields(kind)) if is_dataclass(kind) else "none"
-    return f"{where or 'the top level'} has {known}"
+def _suggestion(name: str, value: str = "") -> str:
+    """What to write in place of a setting that does not exist: the setting that may have been meant, with this value or
+    with its choices; else the settings that the group has."""
+    if meant := _meant(name):
+        choices = _names(meant) if _is_group(meant) else _field(meant).metadata["choices"] if _field(meant) else ()
+        if choices and value not in choices:
+            return f"did you mean {meant} ({', '.join(choices)})?"
+        return f"did you mean {meant}{f'={one_line(value)}' * bool(value)}?"
+    group = name.partition(".")[0]
+    if _is_group(group) and _field(group) is not None and "." in name:
+        known = fields(get_type_hints(Config)[group])
+        return f"{group} has {', '.join(each.name for each in known)}"
+    return "--help lists all settings"
 
 
-def _suggestion(name: str) -> str:
-    """The setting that may have been meant, as a question, with its choices if it has some."""
-    meant = _meant(name)
-    about = _field(meant).metadata if _field(meant) is not None else {}
-    choices = f" ({', '.join(about['choices'])})" if about.get("choices") else ""
-    return f"; did you mean {meant}{choices}?" if meant else ""
+def _named_or_meant(name: str) -> str:
+    """The setting or group of this name, else the one that may have been meant; empty if none is similar."""
+    return name if _is_group(name) or _field(name) is not None else _meant(name)
 
 
 def _meant(name: str) -> str:
@@ -837,18 +844,24 @@ def _short(name: str, value: Any) -> str:
 def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[str, str]:
     """The settings NAME=VALUE of a script without a configuration. Raises SettingError or UsageError."""
     settings = dict(defaults)
-    for argument in arguments:
+    known = ", ".join(defaults)
+    for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        known = ", ".join(defaults)
         if argument.startswith("-"):
-            raise UsageError(f"{argument}: no such option; expected NAME=VALUE, where NAME is one of {known}")
+            written = as_setting(argument, arguments[place + 1 :], lambda each: similar(each, defaults))
+            raise UsageError(f"{one_line(argument)}: no such option; {written}")
         if not equals:
             is_net = "checkpoint" in defaults and looks_like_checkpoint(argument)
-            meant = f"; did you mean checkpoint={argument}?" if is_net else ""
-            raise UsageError(f"{argument}: expected NAME=VALUE, where NAME is one of {known}{meant}")
+            reason = f"did you mean checkpoint={argument}?" if is_net else f"NAME is one of {known}"
+            raise UsageError(f"{one_line(argument)}: expected NAME=VALUE; {reason}")
         if name not in settings:
-            near = get_close_matches(name, defaults, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise SettingError(name, value, f"unknown setting; known are {known}{meant}")
+            meant = similar(name, defaults)
+            reason = f"did you mean {meant}={one_line(value)}?" if meant else f"known are {known}"
+            raise SettingError(name, value, f"unknown setting; {reason}")
         settings[name] = value
     return settings
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """The known name that is most similar to this one; empty if none is."""
+    return next(iter(get_close_matches(name, known, n=1)), "")

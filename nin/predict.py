@@ -41,7 +41,7 @@ TOP, MOST = 3, 1000  # classes that are shown, and at most
 PANEL, PANELS = 2.6, 6  # inches, and panels in a row of a drawing
 MOST_NAMED = 20  # failures in one sentence
 CANVAS = 512  # pixels of the longer side of a drawn picture
-LONGEST_NAME = 22  # letters of a class's name above its map
+LONGEST_NAME = 22  # letters of a class's name in a figure
 LONGEST_STEM = 100  # bytes of a picture's name, and of a net's, in the name of a drawing; file systems have 255
 BATCH = 16  # pictures that are read at a time
 PIXELS = BATCH * 128 * 128  # pixels that are predicted at a time, of one picture at least
@@ -466,9 +466,8 @@ def draw(
     scale = ScalarMappable(Normalize(0, max(prediction.maps[best].max().item(), 1e-6)), "inferno")
     for axis, k in zip(axes[panels - len(best) :], best, strict=False):
         _overlay(axis, canvas, prediction.maps[k], scale)
-        axis.set_title(
-            f"{literal(_shortened(trained.classes[k]))}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10
-        )
+        name = literal(shortened(trained.classes[k]))
+        axis.set_title(f"{name}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
         axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
     figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, panchor=False, label="class map")
     return figure
@@ -510,7 +509,8 @@ def _smooth(class_map: Tensor) -> Tensor:
     return fine.clamp(class_map.min(), class_map.max())
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """A class's name as figures have it: cut where it is long."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 

@@ -571,6 +571,7 @@ def test_a_wheel_carries_the_published_nets(tmp_path):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"nin", "network_in_network"}
     settings = {f"nin/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
     assert {name for name in names if name.startswith("nin/conf/")} == settings
+    assert "nin/scripts/chelsea.png" in names  # with which the demo page opens
     done = outside(wheel, "-c", LOADS_ALL)
     assert done.returncode == 0, done.stderr
     where, listed, *loaded, heavy = done.stdout.splitlines()
@@ -600,7 +601,7 @@ def commands_work(wheel):
     assert study.returncode == 0, study.stderr
     assert study.stdout.endswith("1 row in runs.csv\n") and "nin evaluate" in study.stdout
     refused = outside(wheel, nin_command, "report")
-    assert refused.returncode == 2 and refused.stderr.startswith("error: nin report: requires a checkout")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: nin report: belongs to a checkout")
     assert sorted(file.name for file in (wheel.parent / "empty").glob("[!.]*")) == ["maps", "runs", "runs.csv"]
 
 

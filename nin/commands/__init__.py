@@ -9,7 +9,7 @@ nin export       a trained net as one file for programs without PyTorch
 nin demo         a page to try trained nets on
 nin benchmark    training images per second
 
-In a checkout of the repository:
+In a checkout of the repository, and refused elsewhere:
 
 nin report       tables and figures of a study
 nin claims       what trained nets and studies say about pooling
@@ -33,12 +33,15 @@ OF_A_CHECKOUT = ("report", "claims", "publish")
 
 
 def main() -> None:
-    """The entry point `nin`: runs the command that its first argument names."""
+    """The entry point `nin`: runs the command that its first argument names. Outside a checkout the commands that
+    belong to one print their help, and are refused otherwise."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in ANYWHERE or (name in OF_A_CHECKOUT and files.CHECKOUT):
+    answers = bool(files.CHECKOUT) or not {"--help", "-h"}.isdisjoint(sys.argv[2:])
+    if name in ANYWHERE or (name in OF_A_CHECKOUT and answers):
         del sys.argv[1]
         import_module(f"nin.commands.{name}").start()
     else:
+        del sys.argv[2:]  # what is no command has no help of its own
         cli.run_script(_without_command)
 
 
@@ -49,7 +52,7 @@ def _without_command(arguments: list[str]) -> None:
         return
     name = cli.one_line(arguments[0]) if arguments else ""
     if name in OF_A_CHECKOUT:
-        raise UsageError(f"nin {name}: requires a checkout of the repository; run it there, after pip install -e .")
+        raise UsageError(f"nin {name}: belongs to a checkout of the repository; run it there, after pip install -e .")
     known = (*ANYWHERE, *OF_A_CHECKOUT) if files.CHECKOUT else ANYWHERE
     near = get_close_matches(name, known, n=1)
     meant = f"; did you mean nin {near[0]}?" if near else ""

@@ -42,7 +42,7 @@ OWN = {"study": str(PUBLISHED), "jobs": "1", "table": "", "train": "false"}
 def main(arguments: list[str]) -> None:
     from nin.studies import ablation, report
 
-    own = [argument for argument in arguments if argument.partition("=")[0] in OWN]
+    own = [argument for argument in arguments if argument.partition("=")[0].lstrip("-") in OWN]
     overrides = [argument for argument in arguments if argument not in own]
     settings = cli.plain_settings(own, OWN)
     file, jobs, number = Path(settings["study"]), settings["jobs"], settings["table"]

@@ -21,6 +21,8 @@ python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.sha
 python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.01 trainer.max_epochs=800
 
 Add eval_curve=false: then the test images are not evaluated after each of so many epochs. The warm-up keeps its epochs.
+
+It belongs to a checkout of the repository.
 """
 
 import shlex

@@ -1,14 +1,18 @@
 """A page to try trained nets on: drop a picture, see its classes and their maps, two nets side by side.
 
-python scripts/demo.py checkpoint=runs/A,runs/B               then open http://127.0.0.1:7860
-python scripts/demo.py checkpoint=A port=8000                 published names, weights files and runs' folders alike
+python scripts/demo.py checkpoint=cifar10-gap                       then open http://127.0.0.1:7860
+python scripts/demo.py checkpoint=cifar10-gap,cifar10-fc            two published nets side by side
+python scripts/demo.py checkpoint=runs/A,weights.safetensors port=8000    a run's folder, a weights file, another port
 
-data.root=     folder of the sets, by default NIN_DATA. The examples are test images of the set that the first net was
-               trained on; where that set is missing there are none
+checkpoint=    runs' folders, weights files or published names; the page offers all of them
+port=7860      of the page
 host=          address to serve on, by default 127.0.0.1: this machine alone. In a container, host=0.0.0.0
+data.root=     folder of the sets, by default NIN_DATA. The examples are a photograph and test images of the set that
+               the first net was trained on, where that set is on this machine
 
-Pictures of up to 20 MB are taken, and none is kept when the page ends. It answers no request that another site's page
-sends, and reports nothing to anyone. It requires gradio: pip install 'network-in-network[demo]'
+The page opens with the first example answered. Pictures of up to 20 MB are taken, and none is kept when the page ends.
+It answers no request that another site's page sends, and reports nothing to anyone. It requires gradio:
+pip install 'network-in-network[demo]'
 """
 
 from __future__ import annotations
@@ -27,11 +31,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nin import files
 from nin.checks import is_number, printable
 from nin.cli import plain_settings, run_script
 from nin.errors import PictureError, SettingError, UsageError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from nin.pretrained import Pretrained
 
 HOST = "127.0.0.1"
@@ -39,6 +46,7 @@ LARGEST_UPLOAD = "20mb"
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # no font is fetched from anywhere
 TITLE = """# Network in Network
 Drop a picture or pick one. The net sees its middle square; positive evidence for a class is overlaid on the picture."""
+PHOTOGRAPH, SHOWS = files.shipped("scripts") / "chelsea.png", "cat"  # CC0; its source stands beside it
 
 
 def main(arguments: list[str]) -> None:
@@ -59,10 +67,11 @@ def main(arguments: list[str]) -> None:
     check_address(settings["host"], port)
     with all_files_in_one_folder() as folder:
         first = next(iter(nets.values()))
-        examples, reason = predict.save_examples(first, folder, settings["data.root"] or None)
+        photographs = [PHOTOGRAPH] if SHOWS in first.classes else []
+        test_images, reason = predict.save_examples(first, folder, settings["data.root"] or None)
         if reason:
-            print(f"no examples: {printable(reason)}")
-        serve(page(nets, examples), port, settings["host"])
+            print(f"no test images among the examples: {printable(reason)}")
+        serve(page(nets, [*photographs, *test_images]), port, settings["host"])
 
 
 def check_address(host: str, port: int) -> None:
@@ -149,37 +158,57 @@ def describe(trained: Pretrained, name: str) -> str:
     return f"{trained.net.arguments['head']}, {measured}{printable(name)}"
 
 
+def known(nets: dict[str, Pretrained]) -> str:
+    """Which classes the nets know, in Markdown: once, or a line for each net where they differ."""
+    from nin import predict
+
+    classes = {name: predict.known_classes(trained) for name, trained in nets.items()}
+    if len(set(classes.values())) == 1:
+        return f"{'It knows' if len(nets) == 1 else 'They know'} {classes.popitem()[1]}."
+    return "\n".join(f"- {printable(name)} knows {each}." for name, each in classes.items())
+
+
+def answer(trained: Pretrained, file: str | None) -> tuple[dict[str, float] | None, Figure | None]:
+    """The probabilities of a picture's classes, and its class maps as a figure. Raises PictureError."""
+    from nin import predict
+
+    if file is None:
+        return None, None
+    ((_, prediction),) = predict.predict_each(trained, [("the picture", Path(file))])
+    if isinstance(prediction, PictureError):
+        raise prediction
+    figure = predict.draw(trained, prediction, rows=2, whole=False)
+    figure.set_dpi(150)
+    return dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True)), figure
+
+
 def page(nets: dict[str, Pretrained], examples: list[Path]) -> Any:
-    """The page: pictures on the left, one or two nets on the right."""
+    """The page: pictures on the left, one or two nets on the right. It opens with the first example answered."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
-    from nin import predict
-
     def look(file: str | None, name: str) -> tuple[Any, Any]:
-        if file is None:
-            return None, None
-        ((_, prediction),) = predict.predict_each(nets[name], [("the picture", Path(file))])
-        if isinstance(prediction, PictureError):
-            raise gr.Error(str(prediction).replace(file, "the picture"), print_exception=False)
-        figure = predict.draw(nets[name], prediction, rows=2, whole=False)
-        figure.set_dpi(150)
-        return dict(zip(prediction.classes, prediction.probabilities.tolist(), strict=True)), figure
+        try:
+            return answer(nets[name], file)
+        except PictureError as error:
+            raise gr.Error(str(error).replace(file, "the picture"), print_exception=False) from error
 
     choices = [(describe(trained, name), name) for name, trained in nets.items()]
+    first = str(examples[0]) if examples else None
     with gr.Blocks(title="Network in Network", analytics_enabled=False) as blocks:
-        gr.Markdown(TITLE)
+        gr.Markdown(f"{TITLE}\n\n{known(nets)}")
         with gr.Row():
             with gr.Column(scale=2, min_width=240):
-                picture = gr.Image(type="filepath", image_mode=None, label="picture", height=280)
+                picture = gr.Image(first, type="filepath", image_mode=None, label="picture", height=280)
                 picture.preprocess = uploaded  # Gradio's own opens it with every decoder of Pillow
                 if examples:
-                    gr.Examples([[str(file)] for file in examples], picture, label="test images")
+                    gr.Examples([[str(file)] for file in examples], picture, label="examples", examples_per_page=20)
             for side in range(min(len(nets), 2)):
+                probabilities, figure = answer(nets[choices[side][1]], first)
                 with gr.Column(scale=3, min_width=300):
                     name = gr.Dropdown(choices, value=choices[side][1], label="net", elem_id=f"net{side}")
-                    classes = gr.Label(num_top_classes=3, show_label=False, elem_id=f"classes{side}")
-                    maps = gr.Plot(show_label=False, elem_id=f"maps{side}")
+                    classes = gr.Label(probabilities, num_top_classes=3, show_label=False, elem_id=f"classes{side}")
+                    maps = gr.Plot(figure, show_label=False, elem_id=f"maps{side}")
                 for event in (picture.change, name.change):
                     event(look, [picture, name], [classes, maps], show_progress="minimal")
     return blocks

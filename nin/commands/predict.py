@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from nin import files
 from nin.checks import counted, one_of, printable
-from nin.cli import looks_like_checkpoint, plain_settings, run_script
+from nin.cli import as_setting, looks_like_checkpoint, plain_settings, run_script, similar
 from nin.errors import SettingError, UsageError
 
 if TYPE_CHECKING:
@@ -80,9 +80,10 @@ def main(arguments: list[str]) -> None:
 def check(settings: dict[str, str], paths: list[str]) -> None:
     """Raises UsageError or SettingError for a command line that is incomplete or contradicts itself."""
     figure = settings["figure"]
-    for path in paths:
+    for place, path in enumerate(paths):
         if path.startswith("-") and not os.path.lexists(path):
-            raise UsageError(f"{path}: no such option; a setting is written NAME=VALUE, with {', '.join(DEFAULTS)}")
+            written = as_setting(path, paths[place + 1 :], lambda each: similar(each, DEFAULTS))
+            raise UsageError(f"{path}: no such option; {written}")
     if not settings["checkpoint"]:
         for path in filter(looks_like_checkpoint, paths):
             raise UsageError(f"{path}: did you mean checkpoint={path}?")

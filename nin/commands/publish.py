@@ -1,8 +1,11 @@
 """Publishes the net of a run: weights and card into checkpoints/, under a name for nin.load and checkpoint=NAME.
 
-python scripts/publish.py runs/2026-11-21_18-00-00_cifar10_gap_0 cifar10-gap
+python scripts/publish.py runs/2026-11-21_18-00-00_cifar10_gap_0 cifar10-gap      a run's folder and the net's name
+python scripts/publish.py runs/ablation/cifar10_fc_quick_0-1a2b3c4d cifar10-fc    a run of a study
+python scripts/train.py head=gap checkpoint=cifar10-gap                           what is published is used by its name
 
-The card's test error is measured here, on the CPU in fp32, with the whitening as it is published.
+It belongs to a checkout of the repository. A name consists of small letters, digits and hyphens, and is taken once. The
+card's test error is measured here, on the CPU in fp32, with the whitening as it is published.
 """
 
 from __future__ import annotations

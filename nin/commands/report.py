@@ -1,8 +1,11 @@
 """Makes the tables and figures of a study from its rows.
 
-python scripts/report.py                  checkpoints/runs.csv: prints the tables, saves the figures, and puts every
-                                          generated table into README.md, checkpoints/README.md and conf/README.md
-python scripts/report.py study=FILE       another study: prints the tables, and saves the figures beside the file
+python scripts/report.py                       checkpoints/runs.csv: prints the tables, saves the figures, and puts
+                                               every generated table into the pages of the repository
+python scripts/report.py study=FILE            another study: prints the tables, saves the figures beside the file
+python scripts/report.py study=FILE > page.md  its tables and figures as a page, in the folder of the file
+
+It belongs to a checkout of the repository: the pages are there.
 """
 
 from pathlib import Path

@@ -202,7 +202,7 @@ class Estimate(Callback):
         if pace * steps < self.least:
             return
         advice = ""
-        if trainer.max_epochs > QUICK_EPOCHS:
+        if trainer.max_epochs > QUICK_EPOCHS and trainer.lightning_module.recipe.name != "quick":
             quick = pace * trainer.num_training_batches / trainer.accumulate_grad_batches * QUICK_EPOCHS
             advice = f"; recipe=quick takes about {in_words(quick)}"
         say(trainer, f"training takes about {in_words(pace * steps)} on this CPU{advice}")
@@ -337,12 +337,10 @@ class DeadNetWatch(Callback):
             return
         now = spread(trainer, task, batch[0])
         if now < self.NO_SPREAD and now <= 0.1 * self.first_spread:  # it has lost what it had: not merely slow
-            warmup, lr = task.recipe.warmup, task.recipe.lr
             raise DeadNetError(
                 f"the net has collapsed by step {step}: the mean loss of the last {self.WINDOW} steps is ln "
-                f"{task.net.num_classes} = {chance:.4f}, and its scores no longer depend on the image; choose another "
-                f"seed, a longer recipe.warmup (now {warmup:g} epochs), a lower recipe.lr (now {lr:g}), "
-                "model.init=kaiming or model.norm=batch"
+                f"{task.net.num_classes} = {chance:.4f}, and its scores no longer depend on the image; choose "
+                f"{remedies(task)}"
             )
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -365,6 +363,17 @@ class DeadNetWatch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses, self.first_spread = state_dict["losses"].clone(), state_dict["first_spread"]
+
+
+def remedies(task: L.LightningModule) -> str:
+    """What may keep a net from collapsing, for people: "another seed, … or model.norm=batch". Settings of the net are
+    named as far as the net has others."""
+    recipe, plan = task.recipe, getattr(task.net, "plan", None)  # other nets than NIN have no plan
+    choices = ["another seed", f"a longer recipe.warmup (now {recipe.warmup:g} epochs)"]
+    choices.append(f"a lower recipe.lr (now {recipe.lr:g})")
+    choices += ["model.init=kaiming"] if plan is not None and plan.init != "kaiming" else []
+    choices += ["model.norm=batch"] if plan is not None and plan.norm != "batch" else []
+    return f"{', '.join(choices[:-1])} or {choices[-1]}"
 
 
 @torch.no_grad()

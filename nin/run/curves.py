@@ -5,25 +5,30 @@ from __future__ import annotations
 import csv
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nin import files
 from nin.checks import counted, literal
 from nin.run.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGES = {"train": "training, augmented", "val": "held out", "test_curve": "test"}
 WIDTH = 84  # letters of a line of the title
 
 
 def plot_curves(metrics: Path, file: Path, record: Record) -> None:
-    """Draws metrics.csv: loss on the left, error in % on the right, over the epochs, and the final test error.
+    """Draws a run's metrics.csv into a file. Raises RunError if it cannot be written."""
+    files.save_figure(draw(metrics, record), file)
+
+
+def draw(metrics: Path, record: Record) -> Figure:
+    """A figure of a run: loss on the left, error in % on the right, over the epochs, and the final test error.
 
     Args:
         metrics: the run's metrics.csv.
-        file: the picture.
         record: of the finished run.
-
-    Raises:
-        RunError: the picture cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -33,7 +38,7 @@ def plot_curves(metrics: Path, file: Path, record: Record) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     title = f"{record.title}, {counted(record.epochs, 'epoch')}: test error {record.test_error:.2f} %"
     figure.suptitle(textwrap.fill(literal(title), WIDTH), fontsize=11)
-    style = {"marker": ".", "markersize": 12 if len(rows) == 1 else 6}  # one point is no line
+    style = {"marker": "." if len(rows) <= 50 else "", "markersize": 12 if len(rows) == 1 else 6}
     final = {"marker": "D", "linestyle": "none", "color": "black", "markersize": 5, "clip_on": False, "zorder": 3}
     for axis, quantity, label in zip(figure.subplots(1, 2), ("loss", "error"), ("loss", "error (%)"), strict=True):
         for stage, name in STAGES.items():
@@ -50,4 +55,4 @@ def plot_curves(metrics: Path, file: Path, record: Record) -> None:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
-    files.save_figure(figure, file)
+    return figure

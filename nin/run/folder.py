@@ -65,6 +65,11 @@ def is_training_in(folder: Path) -> bool:
     return files.is_locked(folder / LOCK)
 
 
+def contains_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`."""
+    return any((folder / name).exists() for name in (SETTINGS, record.FILE, CHECKPOINT))
+
+
 def finished_run(config: Config, folder: Path) -> Record | None:
     """The record of the finished run of these settings in `folder`; None where there is something to train.
 
@@ -74,7 +79,7 @@ def finished_run(config: Config, folder: Path) -> Record | None:
         SettingError: the folder contains a run, and resume=auto is not set or the settings differ.
         RunError: the folder contains a checkpoint, but the run's record is damaged.
     """
-    if not any((folder / name).exists() for name in (SETTINGS, record.FILE, CHECKPOINT)):
+    if not contains_run(folder):
         return None
     if config.resume is None:
         raise SettingError(

@@ -19,7 +19,7 @@ from nin.checks import counted
 from nin.config import Config, consequential, quoted, settings_of
 from nin.errors import INTERRUPTED, CheckpointError, LockedError, RowsError, RunError, StudyStoppedError
 from nin.run import record
-from nin.run.folder import METRICS, is_training_in
+from nin.run.folder import METRICS, contains_run, is_training_in
 from nin.run.processes import STARTER
 from nin.run.started import arguments_of
 from nin.studies import rows
@@ -103,8 +103,9 @@ def study(points: Sequence[Point], file: Path, runs: Path, jobs: int = 1, comman
         file: the study's file of rows; created if need be.
         runs: the folder of the runs' folders.
         jobs: runs side by side, each with its share of the cores and a log.txt in its folder.
-        command: trains one run; by default `nin train`. Called with a point's overrides, hydra.run.dir=FOLDER and
-            resume=auto, it leaves a record in the folder and returns the exit codes of `nin train`.
+        command: trains one run; by default `nin train`. Called with a point's overrides, hydra.run.dir=FOLDER and,
+            where a run has begun in that folder, resume=auto, it leaves a record there and returns the exit codes of
+            `nin train`.
 
     Returns:
         the rows of all points, as returned by `nin.studies.rows.ended`.
@@ -251,7 +252,8 @@ class _Study:
         while is_training_in(folder) and time.monotonic() < patience:
             time.sleep(0.2)
         environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process has exited
-        command = [*self.command, *point.overrides, f"hydra.run.dir={quoted(folder)}", "resume=auto"]
+        command = [*self.command, *point.overrides, f"hydra.run.dir={quoted(folder)}"]
+        command += ["resume=auto"] if contains_run(folder) else []
         if self.jobs == 1:
             print(f"\n{point.command}", flush=True)
             return subprocess.Popen(command, env=environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -95,19 +97,25 @@ def table(subjects: Sequence[Subject], measured: pd.DataFrame) -> str:
 def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
     """For each net (its first seed) the share of a class's images for which a map has the highest mean."""
     names = measured.groupby("name", sort=False)
-    figure = Figure(figsize=(1.5 + 3.2 * len(names), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(names), squeeze=False)[0]
-    for axis, (name, of_name) in zip(axes, names, strict=True):
+    columns = min(len(names), 2)  # more would be too small to read where a page shows the figure
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(1.6 + 3.4 * columns, 3.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, (name, of_name) in zip(axes, names, strict=False):
         first = of_name.index[0]
         subject = subjects[first]
         image = _draw_counts(axis, subject, measured.counts[first])
-        if axis is not axes[0] and subject.trained.classes == subjects[0].trained.classes:
+        if axis not in axes[::columns] and subject.trained.classes == subjects[0].trained.classes:
             axis.set_yticklabels([])
         seed = f" (seed {subject.seed})" if len(of_name) > 1 else ""
         title = f"{name}{seed}: {measured.own[first]:.1f} % own map"
-        axis.set_title(literal(title), fontsize=10, color=subject.colour)
-    axes[0].set_ylabel("true class", fontsize=9)
-    figure.colorbar(image, ax=axes[-1], shrink=0.75, label="images of the class (%)")
+        axis.set_title(literal(textwrap.fill(title, 44)), fontsize=10, color=subject.colour)
+    for axis in axes[::columns]:
+        axis.set_ylabel("true class", fontsize=9)
+    figure.supxlabel("map with the highest mean", fontsize=9)
+    figure.colorbar(image, ax=axes.tolist(), shrink=0.75 / rows, label="images of the class (%)")
     return figure
 
 
@@ -126,7 +134,6 @@ def _draw_counts(axis: Axes, subject: Subject, counts: np.ndarray):
     axis.set_yticks(range(len(shares)), classes, fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel("map with the highest mean", fontsize=9)
     return image
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from nin.checks import literal
+from nin.predict import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,8 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     scale = min(max(1.0, len(classes) / 12), 6)
     figure = Figure(figsize=(6.4 * scale, 5.6 * scale), layout="constrained")
     axis = figure.subplots()
-    display = ConfusionMatrixDisplay(wrong, display_labels=list(map(literal, classes)))
+    classes = [literal(shortened(name)) for name in classes]
+    display = ConfusionMatrixDisplay(wrong, display_labels=classes)
     display.plot(ax=axis, cmap="Oranges", values_format=".1f", colorbar=False, im_kw={"vmin": 0}, text_kw={"size": 8})
     for text, share in zip(display.text_.flat, shares.flat, strict=True):
         text.set_visible(share >= 0.05)
@@ -67,5 +69,5 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="taken for (% of the true class's images)", ylabel="true class (images)")
-    axis.set_title(textwrap.fill(literal(title), int(48 * scale)), fontsize=11)
+    figure.suptitle(literal(textwrap.fill(title, int(56 * scale), break_on_hyphens=False)), fontsize=11)
     return figure

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nin.checks import literal
 from nin.errors import ClaimError
-from nin.predict import class_maps
+from nin.predict import class_maps, shortened
 from nin.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -60,10 +60,14 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
     from matplotlib.figure import Figure
 
     rows, columns = maps.shape[:2]
+    classes = [shortened(name) for name in classes]
+    longest = max(map(len, (*classes, "taken for")))
     overhang = max(0.0, 0.1 * len(classes[-1]) - 0.4)  # inches of the last column's slanted name
-    width = columns + 1.1 + 0.12 * max(map(len, (*classes, "taken for"))) + overhang
-    figure = Figure(figsize=(width, 1.2 * rows + 1.2), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, rect=(0, 0, 1 - overhang / width, 1))
+    width = columns + 1.1 + 0.12 * longest + overhang
+    height = 1.2 * rows + 0.6 + 0.09 * longest
+    figure = Figure(figsize=(width, height), layout="constrained")
+    inner = (0, 0, 1 - overhang / width, 1 - 0.15 / height)  # square axes move the slanted names up
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, rect=inner)
     axes = figure.subplots(rows, columns + 1, squeeze=False)
     for of_row, image, label, of_image, of_scores in zip(axes, images, labels.tolist(), maps, scores, strict=True):
         of_row[0].imshow(image.permute(1, 2, 0), cmap="gray", vmin=0, vmax=255)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -78,13 +79,13 @@ def table(measured: pd.DataFrame) -> str:
 
 def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
     """A line for each net: the mean losses as points, and the interval of the map's loss minus another map's."""
-    figure = Figure(figsize=(6.4, 0.9 + 0.5 * len(subjects)), layout="constrained")
+    figure = Figure(figsize=(6.4, 1.4 + 0.4 * len(subjects)), layout="constrained")
     axis = clean(figure.subplots(), "x")
     for place, of_net in measured.groupby("place"):
         _draw_net(axis, place, subjects[place].colour, of_net)
-    _draw_legend(axis)
+    _draw_legend(figure, axis)
     names = measured.groupby("place")["name"].first()
-    axis.set_yticks(range(len(subjects)), list(map(literal, names)))
+    axis.set_yticks(range(len(subjects)), [literal(textwrap.fill(name, 26)) for name in names])
     axis.set(xlim=(min(0, axis.get_xlim()[0]), None), ylim=(len(subjects) - 0.5, -0.5))
     axis.set_xlabel("loss of the true class's score by blanking a quarter")
     axis.tick_params(axis="y", length=0)
@@ -95,18 +96,21 @@ def _draw_net(axis: Axes, y: int, colour: str, of_net: pd.DataFrame) -> None:
     under, other, chance = (of_net[column].mean() for column in WHERE)
     low, high = interval(differences(of_net, "other"))
     axis.plot([chance, under], [y, y], color=colour, linewidth=1.5, alpha=0.5, zorder=1)
-    axis.plot([other + low, other + high], [y, y], color=colour, linewidth=7, alpha=0.35, zorder=2)
+    ends = {"solid_capstyle": "butt"}  # a line that ends where the interval does
+    axis.plot([other + low, other + high], [y, y], color=colour, linewidth=7, alpha=0.35, zorder=2, **ends)
     axis.scatter([chance], [y], s=30, facecolors="white", edgecolors=colour, zorder=3)
     axis.scatter([other], [y], s=30, marker="D", facecolors="white", edgecolors=colour, zorder=3)
     axis.scatter([under], [y], s=30, color=colour, zorder=3)
 
 
-def _draw_legend(axis: Axes) -> None:
+def _draw_legend(figure: Figure, axis: Axes) -> None:
+    """The legend, above the axes: beside them it would take half the width."""
     axis.scatter([], [], s=30, facecolors="white", edgecolors=GREY, label="at random")
     axis.scatter([], [], s=30, marker="D", facecolors="white", edgecolors=GREY, label="under another image's map")
     axis.scatter([], [], s=30, color=GREY, label="under the brightest part of the map")
-    axis.plot([], [], color=GREY, linewidth=7, alpha=0.35, label="95 % interval: map minus another image's")
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    interval_of = "95 % interval of the map's loss minus another's"
+    axis.plot([], [], color=GREY, linewidth=7, alpha=0.35, solid_capstyle="butt", label=interval_of)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
 
 
 def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:

@@ -189,8 +189,9 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
             axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color=PAPERS_GREY, zorder=2)
     if papers:
         axis.scatter([], [], marker="_", s=160, color=PAPERS_GREY, label="paper, Table 5: no augmentation")
-    axis.scatter([], [], color=GREY, label="one seed")
-    if rows.groupby("head").seed.nunique().max() > 1:
+    if rows.error.notna().any():
+        axis.scatter([], [], color=GREY, label="one seed")
+    if rows.dropna(subset="error").groupby("head").size().gt(1).any():
         axis.plot([], [], color=GREY, linewidth=2, label="mean of the seeds")
     if rows.error.isna().any():
         axis.scatter([], [], marker="x", color=GREY, label="a seed that died")
@@ -226,16 +227,19 @@ def draw_curves(rows: pd.DataFrame, title: str) -> Figure:
         of_head = rows[rows["head"] == head]
         learnt = of_head.status == "ok"
         _draw_mean(axis, list(of_head[learnt].test_curve), head, shift=n - (len(heads) - 1) / 2)
+        if not learnt.any():
+            axis.plot([], [], color=COLOURS[head], linestyle=":", label=f"{head}, every seed died")
         for curve in of_head[~learnt].test_curve:
             axis.plot(range(1, len(curve) + 1), curve, color=COLOURS[head], linestyle=":", marker="x", markevery=[-1])
-    if (rows[rows.status == "ok"].groupby("head").size() > 1).any():
+    is_short = rows.test_curve.map(len).max() == 1
+    if not is_short and (rows[rows.status == "ok"].groupby("head").size() > 1).any():
         axis.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="lowest to highest seed")
     if (rows.status != "ok").any():
         axis.plot([], [], color=GREY, linestyle=":", marker="x", label="a seed that died")
     positive = all(min(curve) > 0 for curve in rows.test_curve)
     axis.set(xlabel="epoch", ylabel="test error (%)", yscale="log" if positive else "linear")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if rows.test_curve.map(len).max() == 1:
+    if is_short:
         axis.set(xlim=(0.6, 2), xticks=[1])  # the legend is at the right
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(ScalarFormatter())
@@ -255,6 +259,7 @@ def _draw_mean(axis: Axes, curves: Sequence[Sequence[float]], head: str, shift: 
     if len(curves) > 1:
         style["label"] = f"{head}, mean of {len(curves)} seeds"
     if len(epochs) == 1:
+        style["label"] += ", lowest to highest" * (len(curves) > 1)
         axis.errorbar([1 + 0.08 * shift], mean, yerr=[mean - low, high - mean], fmt="o", capsize=3, **style)
         return
     axis.plot(epochs, mean, **style)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -126,7 +127,10 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
         else:
             only = f"{name}: {means[0]:.2f} % at {min(errors)} px only" if errors else f"{name}: no size"
             notes.append((only, subject.colour))
-    free = 0.08 + 0.055 * len(notes)  # share of the height that the notes need above all lines
+    notes = [(textwrap.fill(note, 54), colour) for note, colour in notes]
+    free = 0.08 + 0.055 * sum(
+        1 + note.count("\n") for note, _ in notes
+    )  # share of the height for notes above all lines
     highest = measured.error.max() / (1 - free)
     axis.set(xlabel="side of the image (pixels)", ylabel="test error (%)", xticks=sizes)
     axis.set_ylim(0, highest if highest > 0 else 1)
@@ -138,8 +142,10 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
 def _write_notes(axis: Axes, x: float, notes: Sequence[tuple[str, str]]) -> None:
     """Writes notes (text, colour) under each other, from the top, right of `x`."""
     style = {"fontsize": 9, "va": "top", "textcoords": "offset points", "xycoords": ("data", "axes fraction")}
-    for line, (note, colour) in enumerate(notes):
+    line = 0
+    for note, colour in notes:
         axis.annotate(literal(note), (x, 1), (5, -3 - 13 * line), color=colour, **style)
+        line += 1 + note.count("\n")
 
 
 def _draw_lines(axis: Axes, subject: Subject, errors: dict[int, list[float]]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ COLOURS = {
     "gmp_article": "#cc79a7",
 }
 LINES = ("-", "--", ":", "-.")  # line styles of several nets with one head
+LONGEST_LABEL = 24  # letters of a name at the end of a line
 GREY = "#555555"  # of parts of a figure that belong to no head, as in a legend
 
 POOLING = tuple(name for name, head in HEADS.items() if head.pools)
@@ -141,16 +143,26 @@ def clean(axis: Axes, grid: str = "both") -> Axes:
 
 
 def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Writes names at the ends of lines, none over another. Call it when the axis has its limits.
+    """Writes names at the ends of lines, none over another and none above the axis. Long names would leave no room for
+    the lines: they stand in a legend under the figure, once. Call it when the axis has its limits.
 
     Args:
         axis: where the lines are.
         ends: (x, y, name, colour) of each line's last point.
     """
+    if max((len(name) for _, _, name, _ in ends), default=0) > LONGEST_LABEL:
+        if not axis.figure.legends:
+            lines = [axis.plot([], [], color=colour, marker="o", markersize=4)[0] for *_, colour in ends]
+            names = [literal(textwrap.fill(name, 60)) for _, _, name, _ in ends]
+            axis.figure.legend(lines, names, frameon=False, fontsize=8, loc="outside lower left")
+        return
     low, high = axis.get_ylim()
+    line = 0.055 * (high - low)
     style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
+    by_height = sorted(ends, key=lambda end: end[1])
     lowest: dict[float, float] = {}  # by x, where the next name may stand
-    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        height = max(y, lowest.get(x, y))
-        lowest[x] = height + 0.055 * (high - low)
+    for place, (x, y, name, colour) in enumerate(by_height):
+        above = sum(x == other for other, *_ in by_height[place + 1 :])  # the names that need room over this one
+        height = max(min(y, high - above * line), lowest.get(x, low))
+        lowest[x] = height + line
         axis.annotate(literal(name), (x, height), (8, 0), color=colour, **style)

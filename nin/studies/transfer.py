@@ -197,7 +197,7 @@ def _caveat(lines: Sequence[TransferLine]) -> str:
 
 def draw(lines: Sequence[TransferLine], error_name: str) -> Figure:
     """A dot for each seed and a line for the mean, by way and head."""
-    ways = [way for way in WAYS if way != LINEAR or any(line.key.way == LINEAR for line in lines)]
+    ways = [way for way in WAYS if any(line.key.way == way for line in lines)]
     heads = [head for head in HEADS if any(line.key.head == head for line in lines)]
     figure = Figure(figsize=(6.6, 3.8), layout="constrained")
     axis = clean(figure.subplots(), "y")

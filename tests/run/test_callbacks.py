@@ -23,6 +23,7 @@ from nin.run.callbacks import (
     RunProgress,
     evaluations_in_steps,
     in_words,
+    remedies,
     say,
 )
 from nin.task import Classifier
@@ -80,6 +81,17 @@ def test_the_collapse_is_named_once_it_is_certain(steps, died_at):
     expected = pytest.raises(DeadNetError, match=rf"collapsed by step {died_at}.*ln 10") if died_at else nullcontext()
     with expected:
         fit(Classifier(collapsed(), lr=0.01), loader(steps, size=1), DeadNetWatch())
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("init", ["gaussian", "kaiming"])
+def test_no_remedy_is_what_the_net_has_already(init, norm):
+    said = remedies(Classifier(small_net(init=init, norm=norm)))
+    assert ("model.init=kaiming" in said) == (init != "kaiming") and ("model.norm=batch" in said) == (norm != "batch")
+    assert said.startswith("another seed, a longer recipe.warmup (now 0 epochs)") and said.count(" or ") == 1
+    another = nn.Linear(2, 2)
+    another.num_classes = 2
+    assert "model." not in remedies(Classifier(another))
 
 
 def test_the_last_step_is_looked_at_too():
@@ -233,14 +245,17 @@ def test_the_evaluations_count_as_steps():
     assert evaluations_in_steps(SimpleNamespace(datamodule=None, limit_val_batches=1.0)) == (0, 0)
 
 
-@pytest.mark.parametrize(("least", "epochs", "said"), [(0, 1, True), (0, 10, True), (600, 10, False)])
-def test_an_estimate_is_printed_where_the_run_is_long(capsys, least, epochs, said):
-    fit(Classifier(small_net()), loader(6), Estimate(least), max_epochs=epochs)
+@pytest.mark.parametrize(
+    ("least", "epochs", "recipe", "said"),
+    [(0, 1, "modern", True), (0, 10, "modern", True), (0, 10, "quick", True), (600, 10, "modern", False)],
+)
+def test_an_estimate_is_printed_where_the_run_is_long(capsys, least, epochs, recipe, said):
+    fit(Classifier(small_net(), name=recipe), loader(6), Estimate(least), max_epochs=epochs)
     found = re.fullmatch(
         r"training takes about \d+ s on this CPU(; recipe=quick takes about \d+ s)?\n", capsys.readouterr().out
     )
     assert bool(found) == said
-    assert not found or bool(found[1]) == (epochs > 8)
+    assert not found or bool(found[1]) == (epochs > 8 and recipe != "quick")
 
 
 def test_times_in_words():

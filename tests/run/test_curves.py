@@ -17,16 +17,13 @@ def record_of(epochs, data="digits"):
 
 
 @pytest.fixture
-def figure_of(tmp_path, monkeypatch):
+def figure_of(tmp_path):
     """Draws the curves of so many epochs; returns the figure."""
 
     def draw(epochs, **rest):
         rows = [f"{n},{n + 1},0.1,{30 - n},{2 - 0.1 * n},{40 - n},{2.1 - 0.1 * n}\n" for n in range(epochs)]
         (tmp_path / "metrics.csv").write_text(METRICS + "".join(rows))
-        saved = []
-        monkeypatch.setattr(curves.files, "save_figure", lambda figure, file: saved.append(figure))
-        curves.plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", record_of(epochs, **rest))
-        return saved[0]
+        return curves.draw(tmp_path / "metrics.csv", record_of(epochs, **rest))
 
     return draw
 

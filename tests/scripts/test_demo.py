@@ -174,6 +174,38 @@ def test_the_page_looks_at_pictures_and_refuses_what_is_none(demo, tmp_path):
     assert [demo["describe"](nets[name], name) for name in nets] == ["gap, 6.64 % test error, gap", "fc, fc"]
 
 
+def test_the_page_opens_with_an_example_answered_and_names_its_classes(demo, tmp_path):
+    import gradio
+
+    nets = two_nets(tmp_path)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.png")
+    parts = list(demo["page"](nets, [tmp_path / "picture.png"]).blocks.values())
+    (title,) = (part.value for part in parts if isinstance(part, gradio.Markdown))
+    assert "They know 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9." in title
+    shown = [part.value for part in parts if isinstance(part, gradio.Label)]
+    seen = [pictures.read_picture(tmp_path / "picture.png")]
+    expected = [max(predict.predict(trained, seen)[0].probabilities.tolist()) for trained in nets.values()]
+    assert [each["confidences"][0]["confidence"] for each in shown] == pytest.approx(expected)
+    assert all(part.value["plot"] for part in parts if isinstance(part, gradio.Plot))
+    assert next(part.value for part in parts if isinstance(part, gradio.Image))
+    nets["fc"].classes = ("cat", "dog")
+    assert (
+        demo["known"](nets) == "- gap knows 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.\n- fc knows 2 classes: cat, dog."
+    )
+    assert demo["known"]({"fc": nets["fc"]}) == "It knows 2 classes: cat, dog."
+
+
+def test_the_first_example_is_a_photograph_where_the_net_knows_what_it_shows(script, demo, tmp_path, monkeypatch):
+    assert demo["PHOTOGRAPH"].is_file()
+    opened = []
+    monkeypatch.setitem(vars(import_module("nin.commands.demo")), "serve", lambda page, port, host: opened.append(page))
+    monkeypatch.setitem(demo, "page", lambda nets, examples: [file.name for file in examples])
+    two_nets(tmp_path)
+    for checkpoint in ("cifar10-gap", "gap.safetensors"):
+        assert script("demo.py", f"checkpoint={checkpoint}", "data.root=nowhere")[0] == 0
+    assert [names[0] for names in opened] == ["chelsea.png", "0.png"]
+
+
 @pytest.mark.tries(200)
 def test_only_the_pages_own_names_are_answered(demo, tried):
     """On this machine alone: localhost and its addresses. For other machines: any address, which no other site can have

@@ -95,7 +95,7 @@ def test_loading_a_net_imports_torch_and_no_training(tmp_path):
     ("overrides", "code", "words"),
     [
         (["head=gpa"], 2, ["head=gpa", "fc_dropout, gap, gap_article, gmp"]),
-        (["nosuch=1"], 2, ["nosuch=1", "model, head, data"]),
+        (["nosuch=1"], 2, ["nosuch=1", "--help lists all settings"]),
         (["model.blocks=[]"], 2, ["model.blocks=[]", "expected 1 to 1000 blocks"]),
         (["model.blocks=[{widths: [8, 8, 3]}]"], 2, ["head.name=gap", "3 maps for 10 classes"]),
         (["model=inception_v3"], 2, ["data.size=32", "at least 75 pixels"]),

@@ -84,7 +84,8 @@ def test_a_study_records_its_runs_and_repeats_none(study, capfd):
         *((0, "ok", (50.12, 9.0)), (1, "dead", ()), (2, "ok", ())),
     ]
     assert list(ended.sort_values("seed").test_error)[::2] == [9.0, 9.0] and set(ended.variant) == {"a=b"}
-    assert len(study.trained) == 3 and all(arguments[-1] == "resume=auto" for arguments in study.trained)
+    assert len(study.trained) == 3
+    assert not any("resume=auto" in arguments for arguments in study.trained)  # there is nothing to resume
     assert [log.read_text() for log in study.runs.glob("*/log.txt")] == ["in a log\n"] * 3
     before = study.file.read_bytes()
     elsewhere = replace(points[0], overrides=("other=spelling",), variant="c=d", config=replace(
@@ -140,6 +141,7 @@ def test_a_stopped_run_ends_the_study_and_is_run_again(study):
     assert stopped.value.exit_code == 1
     assert [(row.seed, row.status) for row in rows.read(study.file).itertuples()] == [(0, "stopped")]
     assert list(study(study.point(0), study.point(1)).status) == ["ok", "ok"]
+    assert ["resume=auto" in arguments for arguments in study.trained] == [False, True, False]
     assert len(rows.read(study.file)) == 3 and len(rows.ended(study.file)) == 2
 
 
@@ -180,7 +182,7 @@ def test_a_folder_with_any_name_reaches_the_run(study, tmp_path, name):
     study.runs = tmp_path / name
     with pytest.raises(StudyStoppedError, match="left no record in"):
         study(study.point(status=""))
-    ((*_, argument, _),) = study.trained
+    ((*_, argument),) = study.trained
     (override,) = OverridesParser.create().parse_overrides([argument])
     assert Path(OmegaConf.create({"folder": override.value()}).folder).parent == study.runs
 

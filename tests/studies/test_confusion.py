@@ -31,7 +31,7 @@ def test_the_figure_shows_shares_and_colours_confusions_alone():
     coloured = axis.images[0].get_array()
     assert coloured.max() == 30 and coloured.diagonal().sum() == 0
     assert [label.get_text() for label in axis.get_xticklabels()] == list(CLASSES)
-    assert (axis.get_title(), axis.get_ylabel()) == ("a title", "true class (images)")
+    assert (figure.get_suptitle(), axis.get_ylabel()) == ("a title", "true class (images)")
     assert [label.get_text() for label in axis.get_yticklabels()] == ["cat (100)", "dog (100)", "bird (50)"]
 
 

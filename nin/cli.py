@@ -594,7 +594,7 @@ def _check_choice(group: str, chosen: Any) -> None:
     for each in chosen if several else [chosen]:
         if str(each) not in names:
             is_folder = group == "data" and ("/" in str(each) or os.path.isdir(str(each)))
-            root = f"; the folder of a set is written data.root={one_line(each)}" if is_folder else ""
+            root = f"; pictures of your own are written data=folder data.root={one_line(each)}" if is_folder else ""
             raise SettingError(group, each, f"must be one of {', '.join(names)}{root}")
 
 

@@ -21,7 +21,6 @@ nin COMMAND --help explains a command; nin --version prints the version. Results
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from importlib import import_module
 
 import nin
@@ -54,6 +53,6 @@ def _without_command(arguments: list[str]) -> None:
     if name in OF_A_CHECKOUT:
         raise UsageError(f"nin {name}: belongs to a checkout of the repository; run it there, after pip install -e .")
     known = (*ANYWHERE, *OF_A_CHECKOUT) if files.CHECKOUT else ANYWHERE
-    near = get_close_matches(name, known, n=1)
-    meant = f"; did you mean nin {near[0]}?" if near else ""
-    raise UsageError(f"nin{f' {name}' * bool(name)}: expected a command, one of {', '.join(known)}{meant}")
+    meant = cli.similar(name, known)
+    reason = f"did you mean nin {meant}?" if meant else f"must be one of {', '.join(known)}"
+    raise UsageError(f"nin{f' {name}' * bool(name)}: expected a command; {reason}")

@@ -77,8 +77,8 @@ def test_the_form_of_the_start(monkeypatch, program, checkout, spelled, argument
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "error: nin: expected a command, one of train, evaluate"),
-        (["nosuch"], "error: nin nosuch: expected a command, one of train, evaluate"),
+        ([], "error: nin: expected a command; must be one of train, evaluate"),
+        (["nosuch"], "error: nin nosuch: expected a command; must be one of train, evaluate"),
         (["trian"], "did you mean nin train?"),
         (["trian", "--help"], "did you mean nin train?"),
         (["head=gap"], "error: nin head=gap: expected a command"),
@@ -125,8 +125,8 @@ def test_what_belongs_to_a_checkout_says_so_elsewhere(entry, monkeypatch, name):
         (["cost", "modle=vgg19"], "modle=vgg19: unknown setting; did you mean model=vgg19?"),
         (["cost", "nosuch=1"], "nosuch=1: unknown setting; known are model, checkpoint, head"),
         (["ablate", "--jobs", "2"], "--jobs: no such option; write jobs=VALUE"),
-        (["train", "data=/my/images"], "data=/my/images: must be one of .* is written data.root=/my/images"),
-        (["train", "data=runs"], "data=runs: must be one of .* is written data.root=runs"),
+        (["train", "data=/my/images"], "data=/my/images: must be one of .* are written data=folder data.root=/my/images"),
+        (["train", "data=runs"], "data=runs: must be one of .* are written data=folder data.root=runs"),
     ],
 )
 def test_what_people_type_is_answered_with_the_right_spelling(entry, tmp_path, arguments, words):

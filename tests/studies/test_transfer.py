@@ -150,7 +150,8 @@ def test_a_linear_probe_is_the_same_for_the_blocks_of_every_head(probes, frame):
     assert "probed `fc` -9.97 (-10.11 to -9.82), supported" in answer.finding
     assert "linear probe `fc_dropout` +4.03 (+3.89 to +4.18), refuted; linear probe `fc` +7.03" in answer.finding
     assert "The linear probe puts" in answer.table
-    assert {"from scratch", "linear probe", "fc_dropout"} < drawn(answer.figure)
+    assert {"linear probe", "fc_dropout"} < drawn(answer.figure)
+    assert "from scratch" not in drawn(answer.figure)  # there is no such run
 
 
 def test_of_gap_alone_a_linear_probe_is_what_probed_is(probes, frame):

@@ -109,7 +109,7 @@ def test_what_belongs_to_a_checkout_says_so_elsewhere(entry, monkeypatch, name):
         (["train", "device=tpu"], "device=tpu: .* did you mean trainer.accelerator (auto, cpu, gpu, cuda, mps)?"),
         (["train", "workers=4"], "workers=4: .* did you mean data.workers=4?"),
         (["train", "data.num_workers=4"], "data.num_workers=4: .* did you mean data.workers=4?"),
-        (["train", "optimizer=adam"], "optimizer=adam: .* did you mean recipe.optimiser (sgd, muon, rmsprop)?"),
+        (["train", "optimizer=adam"], "optimizer=adam: .* did you mean recipe.optimiser (sgd, muon, adamw, rmsprop)?"),
         (["train", "--head", "gap"], "--head: no such option; write head=gap"),
         (["train", "--head=gap"], "--head=gap: no such option; write head=gap"),
         (["train", "--learning-rate", "0.1"], "--learning-rate: no such option; write recipe.lr=0.1"),
@@ -125,8 +125,8 @@ def test_what_belongs_to_a_checkout_says_so_elsewhere(entry, monkeypatch, name):
         (["cost", "modle=vgg19"], "modle=vgg19: unknown setting; did you mean model=vgg19?"),
         (["cost", "nosuch=1"], "nosuch=1: unknown setting; known are model, checkpoint, head"),
         (["ablate", "--jobs", "2"], "--jobs: no such option; write jobs=VALUE"),
-        (["train", "data=/my/images"], "data=/my/images: must be one of .* are written data=folder data.root=/my/images"),
-        (["train", "data=runs"], "data=runs: must be one of .* are written data=folder data.root=runs"),
+        (["train", "data=/my/images"], "data=/my/images: must be one of .* data=folder data.root=/my/images"),
+        (["train", "data=runs"], "data=runs: must be one of .* data=folder data.root=runs"),
     ],
 )
 def test_what_people_type_is_answered_with_the_right_spelling(entry, tmp_path, arguments, words):

@@ -111,7 +111,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
             axis.set_yticklabels([])
         seed = f" (seed {subject.seed})" if len(of_name) > 1 else ""
         title = f"{name}{seed}: {measured.own[first]:.1f} % own map"
-        axis.set_title(literal(textwrap.fill(title, 44)), fontsize=10, color=subject.colour)
+        axis.set_title(textwrap.fill(literal(title), 44), fontsize=10, color=subject.colour)
     for axis in axes[::columns]:
         axis.set_ylabel("true class", fontsize=9)
     figure.supxlabel("map with the highest mean", fontsize=9)

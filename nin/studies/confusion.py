@@ -69,5 +69,5 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     axis.set(xlabel="taken for (% of the true class's images)", ylabel="true class (images)")
-    figure.suptitle(literal(textwrap.fill(title, int(56 * scale), break_on_hyphens=False)), fontsize=11)
+    figure.suptitle(textwrap.fill(literal(title), int(56 * scale), break_on_hyphens=False), fontsize=11)
     return figure

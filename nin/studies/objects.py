@@ -85,7 +85,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
         _draw_net(axis, place, subjects[place].colour, of_net)
     _draw_legend(figure, axis)
     names = measured.groupby("place")["name"].first()
-    axis.set_yticks(range(len(subjects)), [literal(textwrap.fill(name, 26)) for name in names])
+    axis.set_yticks(range(len(subjects)), [textwrap.fill(literal(name), 26) for name in names])
     axis.set(xlim=(min(0, axis.get_xlim()[0]), None), ylim=(len(subjects) - 0.5, -0.5))
     axis.set_xlabel("loss of the true class's score by blanking a quarter")
     axis.tick_params(axis="y", length=0)

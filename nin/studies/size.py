@@ -127,7 +127,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
         else:
             only = f"{name}: {means[0]:.2f} % at {min(errors)} px only" if errors else f"{name}: no size"
             notes.append((only, subject.colour))
-    notes = [(textwrap.fill(note, 54), colour) for note, colour in notes]
+    notes = [(textwrap.fill(literal(note), 54), colour) for note, colour in notes]
     free = 0.08 + 0.055 * sum(
         1 + note.count("\n") for note, _ in notes
     )  # share of the height for notes above all lines
@@ -144,7 +144,7 @@ def _write_notes(axis: Axes, x: float, notes: Sequence[tuple[str, str]]) -> None
     style = {"fontsize": 9, "va": "top", "textcoords": "offset points", "xycoords": ("data", "axes fraction")}
     line = 0
     for note, colour in notes:
-        axis.annotate(literal(note), (x, 1), (5, -3 - 13 * line), color=colour, **style)
+        axis.annotate(note, (x, 1), (5, -3 - 13 * line), color=colour, **style)
         line += 1 + note.count("\n")
 
 

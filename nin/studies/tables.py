@@ -153,7 +153,7 @@ def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     if max((len(name) for _, _, name, _ in ends), default=0) > LONGEST_LABEL:
         if not axis.figure.legends:
             lines = [axis.plot([], [], color=colour, marker="o", markersize=4)[0] for *_, colour in ends]
-            names = [literal(textwrap.fill(name, 60)) for _, _, name, _ in ends]
+            names = [textwrap.fill(literal(name), 60) for _, _, name, _ in ends]
             axis.figure.legend(lines, names, frameon=False, fontsize=8, loc="outside lower left")
         return
     low, high = axis.get_ylim()

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 
 from nin import files
 from nin.checks import one_line
@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 CURVES = "curves.png"
 SPLIT = "split.csv"
 LOCK = ".lock"
+WRITTEN_BY_LIBRARIES = ("hparams.yaml",)  # in place: by Lightning's TensorBoardLogger
 PARTIAL_EPOCHS = "hpc_ckpt_*.ckpt"  # Lightning's on SLURM, of the middle of an epoch
 
 
@@ -73,7 +74,8 @@ def contains_run(folder: Path) -> bool:
 def finished_run(config: Config, folder: Path) -> Record | None:
     """The record of the finished run of these settings in `folder`; None where there is something to train.
 
-    A run is finished when its record says so and the weights of the record are there and whole.
+    A run is finished when its record says so, and the weights of the record and the rows of its epochs are there and
+    whole.
 
     Raises:
         SettingError: the folder contains a run, and resume=auto is not set or the settings differ.
@@ -104,7 +106,18 @@ def finished_run(config: Config, folder: Path) -> Record | None:
         raise SettingError(
             "resume", config.resume, f"{folder} contains a run with other settings: {values}; choose another folder"
         )
-    return found if found.status == "finished" and _is_whole(folder / WEIGHTS, found.weights_sha256) else None
+    is_whole = _is_whole(folder / WEIGHTS, found.weights_sha256) and _has_metrics(folder, found.epochs)
+    return found if found.status == "finished" and is_whole else None
+
+
+def _has_metrics(folder: Path, epochs: int) -> bool:
+    """Whether metrics.csv has a row for each epoch, or there is no checkpoint to make it again from."""
+    if not (folder / CHECKPOINT).exists():
+        return True
+    try:
+        return files.read(folder / METRICS).count(b"\n") == 1 + epochs
+    except OSError:
+        return False
 
 
 def _is_whole(weights: Path, sha256: str | None) -> bool:
@@ -112,14 +125,19 @@ def _is_whole(weights: Path, sha256: str | None) -> bool:
     try:
         if sha256 is not None:
             return files.sha256(files.read(weights)) == sha256
-        with safe_open(str(weights), framework="np"):
-            return True
+        deserialize(files.read(weights))
+        return True
     except (OSError, SafetensorError):
         return False
 
 
-def drop_partial_epochs(folder: Path) -> None:
-    """Deletes the checkpoints that Lightning saves in the middle of an epoch on SLURM. From one of them it would
-    resume there, and not bit for bit."""
-    for left in folder.glob(PARTIAL_EPOCHS):
-        left.unlink(missing_ok=True)
+def drop_leftovers(folder: Path) -> None:
+    """Deletes what no one resumes from: files that were half-written when the power went, links that a library would
+    write through, and the checkpoints that Lightning saves in the middle of an epoch on SLURM. From one of these it
+    would resume there, and not bit for bit."""
+    for pattern in (PARTIAL_EPOCHS, f"{files.TEMPORARY}*"):
+        for left in folder.glob(pattern):
+            left.unlink(missing_ok=True)
+    for name in WRITTEN_BY_LIBRARIES:
+        if (folder / name).is_symlink():
+            (folder / name).unlink()

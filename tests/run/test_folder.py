@@ -18,6 +18,7 @@ OF_ENDED = [*SHORT, "data.val=100", "eval_curve=true", "logger=tensorboard"]
 # one process a folder ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tries(60)
 def test_three_processes_that_race_for_a_folder_are_never_inside_together(tmp_path):
     manager = forked.Manager()
     with manager, forked.Pool(3) as pool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from nin.errors import SettingError, one_line, printable
 
-__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_sha256", "literal"]
+__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_real", "is_sha256", "literal"]
 __all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "sides", "times"]
 
 
@@ -26,6 +26,11 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether it is a finite real number. Booleans are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is a real number, infinity and NaN included. Booleans are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def is_sha256(value: Any) -> bool:

@@ -6,11 +6,13 @@ builds nothing; `check` does the first, `nin.run.build` the second.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -251,13 +253,19 @@ class Config:
             raise SettingError("data.batch_size", self.data.batch_size, reason)
 
 
+@cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields by name; Python compiles them anew at each call of its own function."""
+    return get_type_hints(kind)
+
+
 def check(settings: Any) -> None:
     """Checks one of the objects above: each value by itself, then what they mean together.
 
     Raises:
         SettingError: naming the first setting that is not allowed, its value and the choices.
     """
-    hints = get_type_hints(type(settings))
+    hints = hints_of(type(settings))
     for each in fields(settings):
         value = getattr(settings, each.name)
         if is_dataclass(value):
@@ -277,6 +285,31 @@ def quoted(text: object) -> str:
     """A text as a command line's override has it, in quotes: Hydra reads it back whatever it contains."""
     escaped = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", str(text))  # else an interpolation
     return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), escaped) + "'"
+
+
+def pasted(name: str, value: object, in_quotes: bool = True) -> str:
+    """NAME=VALUE as it can be pasted into a shell, whatever the value contains: in quotes where Hydra or the shell
+    needs them, and without a line break.
+
+    Args:
+        name: the setting's.
+        value: a path, or another text.
+        in_quotes: whether Hydra reads it, which needs quotes of its own.
+    """
+    text = str(value)
+    is_plain = re.fullmatch(r"[A-Za-z/][\w./-]*", text, re.ASCII)
+    if not is_plain or text.lower() in ("null", "true", "false", "nan", "inf"):
+        text = quoted(text) if in_quotes else text
+    whole = f"{name}={text}"
+    if whole.isprintable():
+        return shlex.quote(whole)
+    escaped = {"\\": "\\\\", "'": "\\'"}
+    letters = (escaped.get(each) or (each if each.isprintable() else _in_octal(each)) for each in whole)
+    return f"$'{''.join(letters)}'"
+
+
+def _in_octal(letter: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(letter))
 
 
 # as plain values ------------------------------------------------------------------------------------------------------
@@ -314,6 +347,24 @@ def from_settings(settings: Any) -> Config:
     return _built(Config, settings, "")
 
 
+def check_types(settings: dict[str, Any]) -> None:
+    """Raises SettingError where a setting of a flat dictionary has a value of another type. Names that are unknown here
+    are left alone."""
+    types = _flat_types()
+    for name, value in settings.items():
+        if name in types and not _fits(_number(value, types[name]), types[name]):
+            raise SettingError(name, value, f"expected {type_in_words(types[name])}")
+
+
+@cache
+def _flat_types() -> dict[str, Any]:
+    """The type of each setting by dotted name."""
+    types: dict[str, Any] = {}
+    for name, kind in hints_of(Config).items():
+        types |= {f"{name}.{key}": each for key, each in hints_of(kind).items()} if is_dataclass(kind) else {name: kind}
+    return types
+
+
 def to_yaml(config: Config) -> str:
     """The configuration as YAML, in the order of the fields."""
     return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
@@ -322,7 +373,7 @@ def to_yaml(config: Config) -> str:
 def _built(kind: type, settings: Any, prefix: str) -> Any:
     if not isinstance(settings, dict):
         raise SettingError(prefix.rstrip(".") or "settings", settings, "expected a mapping of names to values")
-    known, hints = {each.name: each for each in fields(kind)}, get_type_hints(kind)
+    known, hints = {each.name: each for each in fields(kind)}, hints_of(kind)
     for name in settings:
         if name not in known:
             raise SettingError(f"{prefix}{name}", settings[name], f"unknown; known are {', '.join(known)}")
@@ -379,5 +430,5 @@ def field_named(name: str) -> Field | None:
         known = {each.name: each for each in fields(kind)} if is_dataclass(kind) else {}
         if part not in known:
             return None
-        found, kind = known[part], get_type_hints(kind)[part]
+        found, kind = known[part], hints_of(kind)[part]
     return found

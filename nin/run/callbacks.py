@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from tqdm import tqdm
 
 from nin import files
+from nin.checks import is_number, is_real
 from nin.data.module import Batches, Images
 from nin.errors import DeadNetError, InterruptedRunError
 from nin.run.processes import is_orphaned
@@ -229,6 +229,8 @@ class Stopwatch(Callback):
         return {"seconds": self.seconds, "evaluating": self.evaluating}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        if not all(is_number(state_dict[name]) for name in ("seconds", "evaluating")):
+            raise ValueError("seconds, evaluating: expected numbers")
         self.seconds, self.evaluating = state_dict["seconds"], state_dict["evaluating"]
 
 
@@ -266,31 +268,11 @@ class MetricsFile(Checkpoint):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a whole checkpoint or leaves the one before, after a kill and on a full disk. Lightning's own writes to
-    the system's folder of temporary files and copies from there, without waiting for the disk."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        files.write(path, buffer.getvalue())
-
-    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """A checkpoint's plain values, on the CPU; nothing else is ever unpickled."""
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        return _with_the_watch(found) if isinstance(found, dict) else found
-
-
-def _with_the_watch(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint from before `DeadNetWatch`, when the task held what it remembers, in today's form."""
-    state = checkpoint.get("state_dict")
-    if isinstance(state, dict) and {"recent_losses", "first_spread"} <= set(state):
-        remembered = {"losses": state.pop("recent_losses"), "first_spread": float(state.pop("first_spread"))}
-        checkpoint["callbacks"] = {**checkpoint["callbacks"], DeadNetWatch.__qualname__: remembered}
-    return checkpoint
+        rows = state_dict["rows"]
+        is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if not is_rows or not all(isinstance(name, str) and is_real(row[name]) for row in rows for name in row):
+            raise ValueError("rows: expected the rows of metrics.csv")
+        self.rows = list(rows)
 
 
 # dead nets ------------------------------------------------------------------------------------------------------------
@@ -362,7 +344,10 @@ class DeadNetWatch(Callback):
         return {"losses": self.losses.cpu(), "first_spread": self.first_spread}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses, self.first_spread = state_dict["losses"].clone(), state_dict["first_spread"]
+        losses, first_spread = state_dict["losses"], state_dict["first_spread"]
+        if not isinstance(losses, Tensor) or losses.shape != (self.WINDOW,) or not is_real(first_spread):
+            raise ValueError(f"losses, first_spread: expected {self.WINDOW} losses and a number")
+        self.losses, self.first_spread = losses.float(), first_spread
 
 
 def remedies(task: L.LightningModule) -> str:

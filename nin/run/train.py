@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import re
-import shlex
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from nin import files, pretrained
 from nin.backbones import Backbone
 from nin.checks import counted, one_line
-from nin.config import Config, quoted, settings_of, to_yaml
+from nin.config import Config, pasted, settings_of, to_yaml
 from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
 from nin.errors import DeadNetError, RunError, SettingError
@@ -27,7 +25,6 @@ from nin.run import folder as folders
 from nin.run import record as records
 from nin.run.build import build_data, build_net, build_task, identified, settings_under
 from nin.run.callbacks import (
-    AtomicCheckpointIO,
     DeadNetWatch,
     EpochLines,
     Estimate,
@@ -39,6 +36,7 @@ from nin.run.callbacks import (
     say,
     stoppable,
 )
+from nin.run.checkpoint import CHECKSUMS, AtomicCheckpointIO
 from nin.run.curves import plot_curves
 from nin.run.evaluate import check_limits, evaluate
 from nin.run.loggers import build_logger, log_result, log_settings
@@ -49,6 +47,7 @@ from nin.run.started import spelled
 from nin.run.trainer import build_trainer, precision, quiet
 from nin.task import Classifier
 
+NOT_RESTORED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
 
 
@@ -103,7 +102,7 @@ def train(config: Config, folder: Path) -> Record:
         start = "srun or torchrun" if trainer.num_nodes > 1 else f"{spelled('train')} or torchrun"
         setting, value = ("num_nodes", trainer.num_nodes) if trainer.num_nodes > 1 else ("devices", trainer.devices)
         raise SettingError(f"trainer.{setting}", value, f"{count} running; start with {start}")
-    same_folder = _override("hydra.run.dir", folder)
+    same_folder = pasted("hydra.run.dir", folder)
     advice = f"to resume after the last whole epoch, run the same command with resume=auto {same_folder}"
     with stoppable(advice), ending_together():
         run = _begin(config, folder)
@@ -185,7 +184,8 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
     with rank_zero_first(run.trainer):
         start = pretrained.load(config.checkpoint) if config.checkpoint else None
         data.prepare_data()
-        folders.drop_partial_epochs(run.folder)
+        if run.writes:
+            folders.drop_leftovers(run.folder)
     if start:
         data.preprocess = start.preprocess
         own = start.preprocess.name
@@ -272,22 +272,24 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
     Raises:
         RunError: the checkpoint is damaged, or contains more than plain values.
     """
-    if checkpoint:
-        try:
-            found = AtomicCheckpointIO().load_checkpoint(checkpoint)
-            if not isinstance(found, dict) or not set(PARTS) <= set(found):
-                raise ValueError("parts of a checkpoint are missing")
-            task.load_state_dict(found["state_dict"])
-            place = f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}"
-        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
-            raise _damaged(checkpoint, error) from error
-        say(trainer, place)
     begun: list[bool] = []
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
+    if checkpoint:
+        try:
+            found = trainer.strategy.checkpoint_io.check(checkpoint)
+            if missing := [part for part in PARTS if part not in found]:
+                raise ValueError(f"{', '.join(missing)} missing")
+            task.load_state_dict(found["state_dict"])
+            place = f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}"
+        except (*NOT_RESTORED, pickle.UnpicklingError, EOFError, OSError) as error:
+            raise _damaged(checkpoint, error) from error
+        say(trainer, place)
+        if CHECKSUMS not in found:  # whatever it contains shows in its first step
+            trainer.callbacks[-1] = LambdaCallback(on_train_batch_end=lambda *_: begun.append(True))
     drop_empty_hooks(trainer.callbacks)
     try:
         trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except NOT_RESTORED as error:
         if begun or not checkpoint or is_left_alone(error) or isinstance(error, torch.OutOfMemoryError):
             raise
         raise _damaged(checkpoint, error) from error  # Lightning could not restore its parts
@@ -295,6 +297,8 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
 
 def _damaged(checkpoint: Path, error: Exception) -> RunError:
     reason = one_line(str(error).splitlines()[0]) if str(error) else type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # torch advises to unpickle whatever it is
+        reason = "it contains more than plain values, or is cut"
     return RunError(
         f"{checkpoint} is damaged or not a checkpoint of a run ({reason}); delete it to train from the start"
     )
@@ -388,7 +392,7 @@ def closing_lines(record: Record, folder: Path) -> str:
   test error     {record.test_error:6.2f} %{top5}{of_classes}
 {chance}
 Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
-Evaluate it again: {spelled("evaluate")} {_override("checkpoint", folder)}"""
+Evaluate it again: {spelled("evaluate")} {pasted("checkpoint", folder)}"""
 
 
 def _lines_of_classes(record: Record) -> str:
@@ -402,11 +406,3 @@ def _lines_of_classes(record: Record) -> str:
         for name, found in worst
     ]
     return "\n" + "\n".join(lines)
-
-
-def _override(name: str, path: Path) -> str:
-    """A path as an override that can be pasted into a shell: in quotes where the shell or Hydra needs them."""
-    plain = re.fullmatch(r"[A-Za-z/][\w./-]*", str(path), re.ASCII)
-    if plain and str(path).lower() not in ("null", "true", "false", "nan", "inf"):
-        return f"{name}={path}"
-    return shlex.quote(f"{name}={quoted(path)}")

@@ -20,7 +20,7 @@ from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
 from nin.run.build import build_data, build_net
-from nin.run.callbacks import AtomicCheckpointIO
+from nin.run.checkpoint import AtomicCheckpointIO
 
 OF_THE_NET = "net."  # how the names of its weights begin in a checkpoint
 

@@ -16,6 +16,7 @@ from nin.cli import compose
 from nin.errors import InterruptedRunError, LeftAloneError, RunError
 from nin.run import record
 from nin.run.callbacks import stoppable
+from nin.run.checkpoint import AtomicCheckpointIO, checksum
 from nin.run.train import train
 from nin.task import Classifier
 from runs import Command, results
@@ -159,6 +160,7 @@ def test_a_checkpoint_from_before_the_watch_was_a_callback_resumes(whole, copy):
     """Until then the task held what the watch remembers."""
     file = copy / "last.ckpt"
     checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["sha256"]  # of the parts; it came later too
     remembered = checkpoint["callbacks"].pop("DeadNetWatch")
     checkpoint["state_dict"]["recent_losses"] = remembered["losses"]
     checkpoint["state_dict"]["first_spread"] = torch.tensor(remembered["first_spread"])
@@ -233,7 +235,15 @@ def test_a_bad_checkpoint_is_refused_and_runs_nothing(copy, tmp_path, content):
     with pytest.raises(RunError, match=r"last\.ckpt is damaged or not a checkpoint of a run") as error:
         train(compose(TWO_EPOCHS), copy)
     assert "\n" not in str(error.value) and file.read_bytes() == bad
+    assert "weights_only" not in str(error.value)  # torch's advice is to unpickle whatever it is
     assert not marker.exists()
+
+
+def test_a_pipe_in_place_of_a_checkpoint_holds_no_one(copy):
+    (copy / "last.ckpt").unlink()
+    os.mkfifo(copy / "last.ckpt")
+    with pytest.raises(RunError, match="is not a regular file"):
+        train(compose(TWO_EPOCHS), copy)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +252,7 @@ def test_a_bad_checkpoint_is_refused_and_runs_nothing(copy, tmp_path, content):
 def test_a_checkpoint_whose_parts_do_not_fit_is_refused(copy, part):
     file = copy / "last.ckpt"
     found = torch.load(file, weights_only=True)
+    del found["sha256"]
     if part == "shapes":
         states = found["optimizer_states"][0]["state"]
         states |= {key: {name: torch.zeros(7) for name in state} for key, state in states.items()}
@@ -254,6 +265,72 @@ def test_a_checkpoint_whose_parts_do_not_fit_is_refused(copy, part):
     with pytest.raises(RunError, match=r"last\.ckpt is damaged or not a checkpoint of a run"):
         train(compose(TWO_EPOCHS), copy)
     assert torch.load(file, weights_only=True).keys() == found.keys()
+
+
+def leaves(value, path=()):
+    """The places of a nested value: (path, value) of each thing that contains nothing else."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    inner = list(inner)
+    if not inner:
+        yield path, value
+    for name, each in inner:
+        yield from leaves(each, (*path, name))
+
+
+def replaced(value, path, odd):
+    """A nested value with another one at this place."""
+    if not path:
+        return odd
+    if isinstance(value, dict):
+        return {**value, path[0]: replaced(value[path[0]], path[1:], odd)}
+    return [replaced(each, path[1:], odd) if n == path[0] else each for n, each in enumerate(value)]
+
+
+ODD = ["text", None, [1], {"x": 1}, float("nan"), -1, torch.ones(3)]
+
+
+@pytest.mark.tries(120)
+def test_a_checkpoint_that_was_altered_anywhere_is_refused_by_its_part(copy, tried):
+    file, moments = copy / "last.ckpt", random.Random(5)
+    found = torch.load(file, weights_only=True)
+    places = [path for path, _ in leaves({part: found[part] for part in found if part != "sha256"})]
+    for _ in range(120):
+        path, odd = moments.choice(places), moments.choice(ODD)
+        while checksum(replaced(found, path, odd)) == checksum(found):
+            odd = moments.choice(ODD)
+        torch.save(replaced(found, path, odd), file)
+        with pytest.raises(ValueError, match=f"{path[0]} is not what was saved"):
+            AtomicCheckpointIO().check(file)
+        tried((path, odd))
+    before = {each: each.read_bytes() for each in copy.iterdir()}
+    with pytest.raises(RunError, match=rf"last\.ckpt is damaged .*\({path[0]} is not what was saved\)"):
+        train(compose(TWO_EPOCHS), copy)
+    assert {each: each.read_bytes() for each in copy.iterdir() if each.name != ".lock"} == {
+        each: content for each, content in before.items() if each.name != ".lock"
+    }
+
+
+OF_ITS_PARTS = ["callbacks", "lr_schedulers", "optimizer_states", "loops"]
+
+
+@pytest.mark.parametrize("part", OF_ITS_PARTS)
+@pytest.mark.tries(3)
+def test_an_older_checkpoint_with_other_types_is_refused_or_trains(copy, part, tried):
+    """Without checksums: whatever it contains shows until its first step has ended."""
+    good, moments = torch.load(copy / "last.ckpt", weights_only=True), random.Random(OF_ITS_PARTS.index(part))
+    del good["sha256"]
+    places = [path for path, _ in leaves({part: good[part]})]
+    for _ in range(3):
+        path, odd = moments.choice(places), moments.choice(ODD[:4])
+        torch.save(replaced(good, path, odd), copy / "last.ckpt")
+        try:
+            train(compose(TWO_EPOCHS), copy)
+        except RunError as refused:
+            assert "last.ckpt is damaged or not a checkpoint of a run" in str(refused)
+            assert "\n" not in str(refused) and len(str(refused)) < 600
+        else:
+            (copy / "summary.json").write_text((copy / "summary.json").read_text().replace("finished", "running"))
+        tried((path, odd))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ with it. Any other exception is a bug."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 INTERRUPTED = (130, 143)  # exit codes after Ctrl-C and SIGTERM
@@ -108,14 +109,46 @@ class StudyStoppedError(NINError):
 
 
 def one_line(value: Any) -> str:
-    """A value as one line of a message: YAML's null, true and false, and at most 300 characters, all `printable`."""
+    """A value as one line of a message: YAML's null, true and false; at most 300 characters, all of them printable."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     try:
-        text = printable(" ".join(str(value).split()))
+        text = printable(" ".join(_beginning(value).split()))
     except ValueError:  # Python refuses to write integers of more than 4,300 digits
         return "(an integer of thousands of digits)"
+    except RecursionError:
+        return "(lists in lists, hundreds of them)"
     return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _beginning(value: Any) -> str:
+    """The beginning of str(value). A file of a thousand letters may hold a list that takes gigabytes to write."""
+    if not isinstance(value, dict | list | tuple):
+        return str(value)
+    pieces: list[str] = []
+    for piece in _pieces(value):
+        pieces.append(piece)
+        if sum(map(len, pieces)) > 1000:
+            break
+    return "".join(pieces)
+
+
+def _pieces(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        yield "{"
+        for place, (name, each) in enumerate(value.items()):
+            yield f"{', ' * (place > 0)}{name!r}: "
+            yield from _pieces(each)
+        yield "}"
+    elif type(value) in (list, tuple):
+        opening, closing = "[]" if isinstance(value, list) else "()"
+        yield opening
+        for place, each in enumerate(value):
+            yield ", " * (place > 0)
+            yield from _pieces(each)
+        yield ",)" if closing == ")" and len(value) == 1 else closing
+    else:
+        yield repr(value)
 
 
 def printable(text: Any) -> str:

@@ -14,8 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import yaml
 from filelock import FileLock, Timeout
 
 from nin.errors import LockedError, RunError
@@ -82,12 +83,32 @@ def save_figure(figure: Figure, file: str | Path, dpi: int = 150) -> None:
         figure.savefig(part, dpi=dpi, metadata={"Software": None})  # Matplotlib's version
 
 
+class WithoutAliases(yaml.SafeLoader):
+    """Reads plain YAML: no file of ours has aliases, by which a few lines stand for gigabytes. Raises ValueError."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError("it has an alias, *")
+        return super().compose_node(parent, index)
+
+
 def read(file: str | Path) -> bytes:
     """The bytes of a regular file. Raises OSError, also for a folder, a pipe or a device."""
     with open(file, "rb", opener=_without_waiting) as opened:
         if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
             raise OSError(f"{file} is not a regular file")
         return opened.read()
+
+
+@contextmanager
+def appending(file: str | Path) -> Iterator[BinaryIO]:
+    """Yields a file opened for what another process prints, at its end; no link is followed. Raises RunError."""
+    try:
+        opened = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK), "ab")
+    except OSError as error:
+        raise RunError(f"{file} cannot be written ({error.strerror})") from error
+    with opened:
+        yield opened
 
 
 def sha256(data: bytes) -> str:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from nin import caffe, files
 from nin import fold as folding
 from nin.backbones import BACKBONES, Backbone
-from nin.checks import counted, integer, is_sha256, memory_gb, one_line, one_of, sides, times
+from nin.checks import counted, integer, is_integer, is_number, is_sha256, memory_gb, one_line, one_of, sides, times
+from nin.config import pasted
 from nin.cost import inference_cost
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten, symmetric
 from nin.errors import CheckpointError, SettingError
@@ -41,6 +42,13 @@ PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and th
 MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
 WHITENED = "cifar10-gap-paper"  # a published net with the authors' preprocessing
 MAX_OPERATIONS = 1e12  # multiply-accumulates for one image, half a minute on a CPU core; VGG19 has 2e10
+FACTS = {
+    **dict.fromkeys(
+        ("data", "head", "recipe"), (lambda value: isinstance(value, str) and value.isprintable(), "a name")
+    ),
+    **dict.fromkeys(("epochs", "parameters", "bytes"), (lambda value: is_integer(value) and value >= 0, "a number")),
+    "test_error": (lambda value: is_number(value) and 0 <= value <= 100, "a number from 0 to 100"),
+}
 UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
 TRIANGLE = "preprocess.triangle"  # of a shared whitening's matrix, the upper one
 NOT_FINITE = "the net's scores are NaN or infinite: its weights are damaged, or it has never learned"
@@ -254,7 +262,7 @@ def _weights_file(path: Path, checkpoint: str) -> Path:
     if not weights and (path / "config.yaml").exists():
         raise CheckpointError(
             f"checkpoint={checkpoint}: the run in this folder has not finished; resume it with its own command and "
-            f"resume=auto hydra.run.dir={checkpoint}"
+            f"resume=auto {pasted('hydra.run.dir', path)}"
         )
     if len(weights) != 1:
         raise CheckpointError(
@@ -272,6 +280,7 @@ def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | 
         if "file" in header["preprocess"]:
             tensors |= _shared_whitening(file.parent, header["preprocess"], checkpoint)
         trained = _build(header, tensors)
+        _check_facts(header["facts"], required=False)
         trained.facts = card or dict(header["facts"])
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         reason = one_line(" ".join(str(error).splitlines()[:2]))
@@ -476,17 +485,37 @@ def available() -> list[str]:
     return sorted(card.stem for card in CHECKPOINTS.glob("*.json"))
 
 
-def read_card(name: str) -> dict[str, Any]:
-    """The card of a published net. Raises CheckpointError if it is damaged."""
+def read_card(name: str, *, whole: bool = False) -> dict[str, Any]:
+    """The card of a published net.
+
+    Args:
+        name: the net's.
+        whole: whether a fact that a page prints may not be missing.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     try:
         card = json.loads(files.read(CHECKPOINTS / f"{name}.json"))
         if Path(card["file"]).name != card["file"]:
             raise SettingError("file", card["file"], "expected the name of a file in the same folder")
         if not is_sha256(card["sha256"]):
             raise SettingError("sha256", card["sha256"], "expected 64 hexadecimal digits")
+        _check_facts(card, required=whole)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({one_line(error)})") from error
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({reason})") from error
     return card
+
+
+def _check_facts(facts: Any, required: bool) -> None:
+    """Raises KeyError or SettingError for a fact of a card that is missing, or of another type than pages and commands
+    print; those of a weights file may be missing."""
+    if not isinstance(facts, dict):
+        raise SettingError("facts", facts, "expected an object")
+    for name, (is_right, expected) in FACTS.items():
+        if (required or facts.get(name) is not None) and not is_right(facts[name]):
+            raise SettingError(name, facts[name], f"expected {expected}")
 
 
 def golden_images(size: Sequence[int] = (32, 32), channels: int = 3) -> Tensor:

@@ -50,6 +50,7 @@ def publish(
     folder = folder or pretrained.CHECKPOINTS
     check_name(name, folder)
     trained, record = pretrained.load(run), read_run(run)
+    check_same_run(trained, record, run)
     facts: dict[str, Any] = {"command": command}
     if recipe_epochs not in (None, record.epochs):
         facts["schedule"] = f"the recipe's, scaled from {recipe_epochs} epochs to {record.epochs}"
@@ -73,6 +74,17 @@ def read_run(run: str | Path) -> Record:
     if record is None or record.status != "finished":
         raise CheckpointError(f"run={one_line(run)}: this folder contains no finished run")
     return record
+
+
+def check_same_run(trained: Pretrained, record: Record, run: str | Path) -> None:
+    """Raises CheckpointError where a folder's record is not of its weights, as after an exchange of one of them."""
+    wrong = f"run={one_line(run)}: {records.FILE} is not of these weights:"
+    if record.weights_sha256 not in (None, trained.sha256):
+        raise CheckpointError(f"{wrong} their sha256 is {trained.sha256}, it says {record.weights_sha256}")
+    for name in ("data", "head", "recipe", "seed", "epochs"):
+        theirs, its = trained.facts.get(name), getattr(record, name)
+        if theirs != its:
+            raise CheckpointError(f"{wrong} their {name} is {one_line(theirs)}, it says {one_line(its)}")
 
 
 def check_name(name: str, folder: Path | None = None) -> None:

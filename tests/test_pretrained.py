@@ -29,6 +29,7 @@ from nin.errors import CheckpointError, DataError, SettingError
 from nin.pretrained import Pretrained, copy_weights, golden_images, load, save
 from nin.run.machine import peak_memory_gb
 from nin.run.record import Record
+from nin.studies import report
 
 HEAVY = ("lightning", "torchvision", "hydra", "omegaconf", "pandas", "matplotlib", "sklearn", "scipy")
 
@@ -435,6 +436,34 @@ def test_a_pickle_under_a_published_name_does_not_run(shelf):
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         nin.load("small")
     assert not marker.exists()
+
+
+ODD = [None, True, -1, 101.5, "1e400", "x" * 5000, "\x1b[2J", "a\nb", [], [[1]], {}, {"a": 1}]
+
+
+@pytest.mark.parametrize("name", pretrained.FACTS)
+@pytest.mark.tries(len(ODD) + 1)
+def test_a_card_with_any_fact_is_read_or_refused(shelf, name, tried):
+    weights_file(shelf)
+    card = json.loads((shelf / "small.json").read_text())
+    card |= {"data": "digits", "head": "gap", "recipe": "quick", "epochs": 3, "parameters": 9, "test_error": 5.0}
+    (shelf / "small.json").write_text(json.dumps(card))
+    assert "| 5.00 % |" in report.nets_table()
+    for odd in ODD:
+        (shelf / "small.json").write_text(json.dumps({**card, name: odd}))
+        try:
+            report.nets_table()
+        except CheckpointError as error:
+            assert f"its card small.json is damaged ({name}=" in str(error)
+            assert str(error).isprintable() and len(str(error)) < 600
+        else:
+            assert type(odd) in (str, int), odd
+        tried(odd)
+    del card[name]
+    (shelf / "small.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match=f"it lacks '{name}'"):
+        report.nets_table()
+    tried("missing")
 
 
 def test_a_damaged_card_is_refused(shelf):

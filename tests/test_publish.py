@@ -171,6 +171,28 @@ def test_the_cards_error_is_that_of_the_net_with_its_whitening_as_published(shel
     assert file.stat().st_size < 10e6
 
 
+@pytest.mark.tries(7)
+def test_a_record_of_another_run_is_not_published(shelf, tmp_path, tried):
+    run = tmp_path / "run"
+    kept = train(cli.compose(SHORT), run)
+    altered = [
+        replace(kept, weights_sha256="0" * 64),
+        replace(kept, weights_sha256=None, settings=config.settings_of(config.Config())),
+    ]
+    for group, name, value in (("head", "name", "fc"), ("recipe", "name", "x"), ("data", "name", "cifar10")):
+        altered.append(replace(kept, settings={**kept.settings, group: {**kept.settings[group], name: value}}))
+    altered.append(replace(kept, settings={**kept.settings, "seed": 7}))
+    altered.append(replace(kept, status="running"))
+    for other in altered:
+        record.write(run, other)
+        with pytest.raises(CheckpointError, match=r"is not of these weights|contains no finished run"):
+            publish.publish(run, "net", command="train")
+        tried(other)
+    record.write(run, kept)
+    (run / "config.yaml").write_text("")  # for people alone
+    assert json.loads(publish.publish(run, "net", command="train").read_text())["data"] == "digits"
+
+
 def test_what_cannot_be_published_is_refused(shelf, script, tmp_path):
     (tmp_path / "run").mkdir()
     pretrained.save(tmp_path / "run" / "model.safetensors", tiny())  # a net without the record of a run

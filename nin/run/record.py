@@ -156,12 +156,11 @@ class Record:
         if not isinstance(facts, dict):
             raise RunError(f"{where}: expected a JSON object with the facts of a run, got {type(facts).__name__}")
         version = facts.get("format", 1)
+        if version is True or version not in (1, FORMAT):
+            reason = f"expected at most {FORMAT}; update this project" if checks.is_integer(version) else "expected 2"
+            raise RunError(f"{where}: format={checks.one_line(version)}: {reason}")
         if version == 1:
             facts = _from_format_1(facts, settings)
-        elif version != FORMAT:
-            raise RunError(
-                f"{where}: format={checks.one_line(version)}: expected at most {FORMAT}; update this project"
-            )
         values = {f.name: facts.get(f.name) for f in fields(cls)}
         for name, (is_right, expected) in _TYPES.items():
             if not (is_right(values[name]) or (values[name] is None and name not in _ALWAYS)):
@@ -269,7 +268,7 @@ def _settings_beside(file: Path) -> dict[str, Any]:
     """The settings in config.yaml beside a summary of format 1."""
     there = file.with_name("config.yaml")
     try:
-        settings = yaml.safe_load(files.read(there))
+        settings = yaml.load(files.read(there), files.WithoutAliases)
         required = {each.name for each in fields(config.Config)} - ADDED_LATER
         missing = sorted(required - set(settings if isinstance(settings, dict) else ()))
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -258,7 +259,7 @@ class _Study:
             print(f"\n{point.command}", flush=True)
             return subprocess.Popen(command, env=environment)
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        with open(folder / "log.txt", "a") as log:
+        with files.appending(folder / "log.txt") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def wait(self) -> None:
@@ -321,12 +322,15 @@ def _claim(folder: Path) -> ExitStack | None:
 
 def _curves(folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
     """Test error in % after each epoch, and the curves of `nin.studies.rows.CURVES`, as a run's metrics.csv has them.
-    A run without test errors has none."""
+    A run without test errors has none, nor has one whose file is damaged: it left no checkpoint to make it from."""
     import pandas as pd
 
-    metrics, column = folder / METRICS, "test_curve/error"
-    table = pd.read_csv(metrics) if metrics.exists() else pd.DataFrame()
-    if column not in table:
+    column = "test_curve/error"
+    try:
+        table = pd.read_csv(io.BytesIO(files.read(folder / METRICS)))
+        if column not in table:
+            return (), {}
+        curves = {name: table[of].dropna().round(4).tolist() for name, of in rows.CURVES.items() if of in table}
+        return tuple(table[column].dropna().round(2)), curves
+    except (OSError, ValueError, TypeError):
         return (), {}
-    curves = {name: table[of].dropna().round(4).tolist() for name, of in rows.CURVES.items() if of in table}
-    return tuple(table[column].dropna().round(2)), curves

@@ -166,7 +166,7 @@ def nets_table() -> str:
     columns = "name", "head", "recipe", "epochs", "parameters", "file", "test error"
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
     for name in pretrained.available():
-        card = pretrained.read_card(name)
+        card = pretrained.read_card(name, whole=True)
         cells = [f"`{name}`", card["head"], f"`{card['recipe']}`", str(card["epochs"]), f"{card['parameters']:,}"]
         lines.append(table_row(*cells, f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"))
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import pandas as pd
 
 from nin import files
 from nin.checks import boolean, counted, integer, is_number, one_line, one_of, share
-from nin.config import Config, consequential, settings_of
+from nin.config import Config, check_types, consequential, settings_of
 from nin.errors import RowsError, RunError
 from nin.plan import HEADS
 
@@ -127,6 +128,9 @@ def read(file: str | Path) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     try:
         text = files.read(file).decode()
+        if text and not text.endswith("\n"):
+            rows = [{}] * (text.count("\n") - 1)  # the number of the row that is named
+            raise ValueError("it is cut: its line does not end; complete it or delete it")
         for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
             rows.append(_typed(row))
     except FileNotFoundError:
@@ -209,7 +213,7 @@ def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> by
     elif before.splitlines()[0] != HEADER:
         raise RowsError(f"{file} is not a study's file: expected the columns {', '.join(COLUMNS)}")
     elif not before.endswith(b"\n"):
-        text.write("\n")
+        raise RowsError(f"{file}: its last row is cut: the line does not end; complete it or delete it")
     for row in rows:
         curve = " ".join(f"{error:.2f}" for error in row["test_curve"])
         numbers = {name: "" if _is_missing(row[name]) else row[name] for name in NUMBERS}
@@ -224,12 +228,18 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     curves = row.pop("curves", None) or "{}"
     if None in row or None in row.values():
         raise ValueError(f"expected {len(COLUMNS)} columns")
+    if unprintable := [name for name in COLUMNS[:-1] if not row[name].isprintable()]:
+        raise ValueError(f"{unprintable[0]} contains control characters")
     typed: dict[str, Any] = {name: row[name] for name in COLUMNS[:-1]}
     typed["curves"] = _curves(json.loads(curves))
-    typed |= {name: float(row[name]) if row[name] else math.nan for name in NUMBERS}
-    typed |= {"seed": int(row["seed"]), "epochs": int(row["epochs"]), "clean": row["clean"] == "True"}
-    typed["test_curve"] = tuple(float(error) for error in row["test_curve"].split())
+    for name in NUMBERS:
+        typed[name] = _number(name, row[name]) if row[name] else math.nan
+    for name in ("seed", "epochs"):
+        typed[name] = int(row[name]) if re.fullmatch("[0-9]{1,10}", row[name]) else row[name]  # compared below
+    typed["clean"] = row["clean"] == "True"
+    typed["test_curve"] = tuple(_number("test_error", error) for error in row["test_curve"].split())
     typed["settings"] = settings = {**_defaults(), **json.loads(row["settings"])}
+    check_types(settings)
     one_of(HEADS, head=typed["head"])
     one_of(STATUSES, status=typed["status"])
     one_of(("True", "False"), clean=row["clean"])
@@ -256,6 +266,14 @@ def _curves(curves: Any) -> dict[str, list[float]]:
         if not isinstance(curve, list) or not all(is_number(value) for value in curve):
             raise ValueError(f"{name} is no list of numbers")
     return curves
+
+
+def _number(column: str, text: str) -> float:
+    """A number of a row: an error in %, or an amount. Raises ValueError."""
+    number, most = float(text), 100 if column.endswith("error") else 1e12
+    if not 0 <= number <= most:
+        raise ValueError(f"{column}={one_line(text)}: expected a number from 0 to {most:g}")
+    return number
 
 
 def _compared(row: Any) -> dict[str, str]:

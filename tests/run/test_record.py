@@ -2,12 +2,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import yaml
 
-from nin.config import Config, settings_of, to_yaml
-from nin.errors import RunError
+from nin.config import Config, flat, settings_of, to_yaml
+from nin.errors import RunError, one_line
 from nin.run import record
 from nin.run.record import Record, Start
 
@@ -91,6 +92,65 @@ def test_a_fact_of_another_type_is_refused_by_name(tmp_path, name, value):
     with pytest.raises(RunError, match=rf"summary\.json: {name}") as error:
         record.read(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+ODD = [None, True, -1, 10**400, float("nan"), float("inf"), "", "x" * 5000, "\x1b[2J\n", [], [[1]], {}, {"a": [1]}]
+CHECKED = [name for name in RECORD.to_dict() if name not in ("data", "head", "recipe", "seed", "epochs", "frozen")]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.tries(len(ODD))
+def test_a_fact_with_any_value_is_read_or_refused_by_name(tmp_path, name, tried):
+    for odd in ODD:
+        (tmp_path / "summary.json").write_text(json.dumps({**RECORD.to_dict(), name: odd}))
+        try:
+            assert record.read(tmp_path).title == RECORD.title
+        except RunError as refused:
+            assert f"summary.json: {name}" in str(refused) and len(str(refused)) < 1000 and "\n" not in str(refused)
+        tried(odd)
+
+
+SETTINGS = sorted(flat(settings_of(Config())))
+
+
+@pytest.mark.tries(len(SETTINGS) * len(ODD))
+def test_a_setting_with_any_value_is_read_or_refused_by_name(tried):
+    facts = RECORD.to_dict()
+    for name in SETTINGS:
+        group, _, key = name.rpartition(".")
+        for odd in ODD:
+            settings = json.loads(json.dumps(facts["settings"]))
+            (settings[group] if group else settings)[key] = odd
+            try:
+                Record.from_dict({**facts, "settings": settings}, "summary.json")
+            except RunError as refused:
+                assert f"summary.json: settings: {name}=" in str(refused) and len(str(refused)) < 1000
+            tried((name, odd))
+
+
+LINES = [f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]" for a, b in pairwise("abcdefghijklmnopqrstuvw")]
+BOMB = "\n".join(["a: &a [x, x]", *LINES])
+BOMBS = [BOMB, BOMB.replace("a: &a", "seed: &a"), f"seed: {'[' * 5000}", "&x [*x]", "a: &a {b: *a}"]
+
+
+@pytest.mark.parametrize("content", BOMBS)
+def test_a_description_of_format_1_that_stands_for_gigabytes_is_refused_at_once(tmp_path, content):
+    (tmp_path / "summary.json").write_text(json.dumps(FORMAT_1))
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(RunError, match=r"config\.yaml is damaged or cannot be read"):
+        record.read(tmp_path)
+
+
+def test_a_list_that_takes_gigabytes_to_write_is_one_line_at_once():
+    bomb = ["x"]
+    for _ in range(200):
+        bomb = [bomb, bomb]
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert len(one_line(bomb)) == 301 and len(one_line(deep)) < 302
+    for value in ({"a": [1, (2,), ()], "b": {}}, [None, True, "x"], (1, 2)):
+        assert one_line(value) == str(value)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", "[" * 100_000, '{"format": 2}', "\0"])

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import subprocess
 
@@ -95,7 +97,6 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path, row):
 def test_rows_are_added_as_a_whole_or_not_at_all(tmp_path, row):
     file = tmp_path / "runs.csv"
     rows.append(file, [row()])
-    file.write_text(file.read_text()[:-1])  # without the last line's end
     rows.append(file, [row("fc")])
     assert list(rows.read(file)["head"]) == ["gap", "fc"]
     for content in ("seed,epochs\n", "data,head\n1,2\n"):
@@ -106,6 +107,52 @@ def test_rows_are_added_as_a_whole_or_not_at_all(tmp_path, row):
     for nowhere in (tmp_path, tmp_path / "runs.csv" / "runs.csv"):
         with pytest.raises(RowsError, match="a row cannot be added"):
             rows.append(nowhere, [row()])
+
+
+ODD = ["nan", "inf", "-inf", "1e308", "-1", "1e400", "x", "\0", "\x1b[31m", "1\n2", "{}", "[1]", "null", "Ä", "9" * 400]
+
+
+@pytest.mark.parametrize("column", rows.COLUMNS)
+@pytest.mark.tries(len(ODD))
+def test_a_row_with_any_value_is_read_or_refused(tmp_path, row, column, tried):
+    file = tmp_path / "runs.csv"
+    rows.append(file, [row(curve=(50.0, 20.25))])
+    (good,) = csv.DictReader(io.StringIO(file.read_text(), newline=""))
+    refused = []
+    for odd in ODD:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerow({**good, column: odd})
+        file.write_text(text.getvalue(), newline="")
+        try:
+            (read,) = rows.read(file).itertuples()
+            assert read.status == "ok" and 0 <= read.error <= 100 and all(0 <= each <= 100 for each in read.test_curve)
+        except RowsError as error:
+            assert "runs.csv: row 1 is not a row of a study" in str(error)
+            assert str(error).isprintable() and len(str(error)) < 900
+            refused.append(odd)
+        tried(odd)
+    assert {"\0", "\x1b[31m", "1\n2"} <= set(refused)
+    if column in (*rows.NUMBERS, "test_curve"):
+        assert refused == ODD
+
+
+@pytest.mark.tries(40)
+def test_a_file_of_rows_that_was_cut_anywhere_is_refused_and_left_alone(tmp_path, row, tried):
+    file = tmp_path / "runs.csv"
+    rows.append(file, [row(curve=(50.0, 20.25)), row("fc", curve=(50.0, 20.25))])
+    good = file.read_bytes()
+    ways = [good[:-cut] for cut in range(1, 36)]
+    ways += [good.decode().encode("utf-16"), good.replace(b"\n", b"\r"), good + b"\0", good + b"gap", good[:3]]
+    for bad in ways:
+        file.write_bytes(bad)
+        with pytest.raises(RowsError, match=r"runs\.csv"):
+            rows.read(file)
+        with pytest.raises(RowsError, match=r"runs\.csv"):
+            rows.append(file, [row("gmp")])
+        assert file.read_bytes() == bad
+        tried(bad)
 
 
 def test_a_run_recorded_twice_counts_once(frame, row):

@@ -16,15 +16,16 @@ import itertools
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TextIO
 
 import hydra
 import yaml
@@ -39,7 +40,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nin import config, files
 from nin.checks import one_line, printable
-from nin.config import Config, quoted
+from nin.config import Config, pasted, quoted
 from nin.errors import INTERRUPTED, CheckpointError, DataError, NINError, RunError, SettingError, UsageError
 from nin.run import processes
 from nin.run.started import in_this_form, spelled
@@ -125,6 +126,8 @@ def command(
         settings: names of the only settings and groups that the script takes; by default all.
         gives_error: whether `main` returns the held-out error, by which a sweeper such as Optuna may choose values.
     """
+    if code := _exit_code(processes.check_environment):
+        sys.exit(code)
     several = processes.world_size() > 1
     if processes.rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
@@ -145,9 +148,17 @@ def command(
 
 def _exit_code(run: Callable[[], int | None]) -> int:
     """The exit code of a command. Says what went wrong: the only place where an error becomes a sentence."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal may have no × and no …
+    before = sys.stdout, sys.stderr
+    _open_closed_streams()
+    sys.stdout, sys.stderr = (stream and _Lasting(stream) for stream in before)
+    try:
+        with _heeding_ctrl_c() as interrupted:
+            return _code_of(run, interrupted)
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:
     try:
         code = run() or 0
         if sys.stdout is not None:  # it is None where the terminal has closed it
@@ -162,15 +173,77 @@ def _exit_code(run: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         _say("stopped")
         return INTERRUPTED[0]
-    except BrokenPipeError:  # the reader of the output has left; what is still buffered has nowhere to go
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except Exception as error:
+        if interrupted:  # a library that was being imported has made it another error
+            _say("stopped")
+            return INTERRUPTED[0]
+        if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             raise
         _say(f"{error.filename}: {error.strerror}" if error.filename else error)
         return 1
+
+
+@contextmanager
+def _heeding_ctrl_c() -> Iterator[list[int]]:
+    """Makes Ctrl-C a KeyboardInterrupt in the block; yields a list that the signal is added to. Where it is ignored, as
+    in a job in the background, it stays ignored."""
+    heard: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+
+    with suppress(ValueError):  # a thread
+        if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield heard
+    finally:
+        with suppress(ValueError):
+            if signal.getsignal(signal.SIGINT) is interrupt:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Lasting:
+    """An output whose reader may leave: a pipe that is closed, a terminal that is gone. What is written afterwards goes
+    nowhere, and the command goes on: a run that has trained for days ends with its files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal may have no × and no …
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self.surviving():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.surviving():
+            self.stream.flush()
+
+    @contextmanager
+    def surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                raise
+            with suppress(OSError, ValueError):  # what is still buffered goes there too, as Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Opens what a shell has closed (`>&-`) as nothing: else the first file that is opened gets the number of an
+    output, and whatever a library or another process prints is written into that file."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _say(error: object) -> None:
@@ -376,16 +449,17 @@ def points(overrides: Sequence[str]) -> list[Point]:
 
     Raises SettingError or UsageError.
     """
-    composed = [(point, compose(point)) for point in sweep(overrides)]  # a typo is refused before torch is loaded
+    with _files_unchanged():
+        composed = [(point, compose(point)) for point in sweep(overrides)]  # a typo is refused before torch is loaded
 
-    from nin.run.build import identified
-    from nin.studies.ablation import Point
+        from nin.run.build import identified
+        from nin.studies.ablation import Point
 
-    made = []
-    for point, settings in composed:
-        variant = variant_of(config.settings_of(settings))
-        made.append(Point(tuple(point), identified(settings), variant))
-    return made
+        made = []
+        for point, settings in composed:
+            variant = variant_of(config.settings_of(settings))
+            made.append(Point(tuple(point), identified(settings), variant))
+        return made
 
 
 class _Composed:
@@ -403,9 +477,14 @@ class _Composed:
         choices = [override for override in self.parsed if override not in hydras and _is_choice(override)]
         self.values = [override for override in self.parsed if override not in hydras and override not in choices]
         self.files = _state(), *(tuple(override.input_line for override in part) for part in (choices, hydras))
-        self.node = copy.deepcopy(_settings_of_files(*self.files))
+
+    @cached_property
+    def node(self) -> DictConfig:
+        """The settings, as OmegaConf has them."""
+        node = copy.deepcopy(_settings_of_files(*self.files))
         for override in self.values:
-            _apply(override, self.node)
+            _apply(override, node)
+        return node
 
     @property
     def run_dir(self) -> str | None:
@@ -423,7 +502,39 @@ class _Composed:
 
     def config(self) -> Config:
         """The checked configuration. Raises SettingError or UsageError."""
-        return _to_config(self.node)
+        try:
+            settings = config.from_settings(self.plain())
+        except OmegaConfBaseException as error:
+            raise _explained(error) from error
+        config.check(settings)
+        return settings
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as a nested dictionary, unchecked. Raises OmegaConfBaseException or SettingError."""
+        of_files = _plain_settings_of_files(*self.files)
+        if of_files is None or not all(map(_is_plain, self.values)):
+            return _plain(self.node)
+        settings = copy.deepcopy(of_files)
+        for override in self.values:
+            group, _, name = override.key_or_group.rpartition(".")
+            (settings[group] if group else settings)[name] = copy.deepcopy(_converted(override.input_line))
+        return settings
+
+
+def _is_plain(override: Override) -> bool:
+    """Whether an override sets one field to a value that depends on no other setting."""
+    has_value = not override.is_delete() and not isinstance(override.value(), dict)
+    return has_value and "$" not in override.input_line and "???" not in override.input_line
+
+
+@cache
+def _converted(line: str) -> Any:
+    """The value of a plain override with the type of its field. A study has thousands of points and few values, and
+    OmegaConf takes a hundredth of a second for each. Raises SettingError."""
+    override, node = _parsed(line), OmegaConf.structured(Config)
+    _apply(override, node)
+    value = OmegaConf.select(node, override.key_or_group)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _to_config(composed: DictConfig) -> Config:
@@ -461,10 +572,23 @@ def _hydra() -> Iterator[None]:
 
 
 State = tuple[tuple[str, int], ...]  # of the files in conf/: their paths and times, by which an edit is noticed
+_known_states: list[State] = []  # of blocks in which the files are taken as unchanged
 
 
 def _state() -> State:
+    if _known_states:
+        return _known_states[-1]
     return tuple(sorted((str(file), file.stat().st_mtime_ns) for file in CONF.rglob("*.yaml")))
+
+
+@contextmanager
+def _files_unchanged() -> Iterator[None]:
+    """Within the block an edit of the files in conf/ is not noticed: a study is composed of one state of them."""
+    _known_states.append(_state())
+    try:
+        yield
+    finally:
+        _known_states.pop()
 
 
 @cache
@@ -472,6 +596,7 @@ def _of_files(state: State, choices: tuple[str, ...], of_hydra: tuple[str, ...] 
     """The settings that Hydra composes of the files in conf/ for these choices, and Hydra's own settings.
 
     The result is shared: callers copy it."""
+    _check_texts(state)
     try:
         with _hydra():
             composed = hydra.compose("config", [*choices, *of_hydra], return_hydra_config=True)
@@ -491,12 +616,28 @@ def _settings_of_files(state: State, choices: tuple[str, ...], of_hydra: tuple[s
     return composed
 
 
+@cache
+def _plain_settings_of_files(
+    state: State, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
+    """The same as a nested dictionary; None where a setting depends on another one. Shared: callers copy it."""
+    node = _settings_of_files(state, choices, of_hydra)
+    is_plain = "${" not in OmegaConf.to_yaml(node) and not OmegaConf.missing_keys(node)
+    return _plain(node) if is_plain else None
+
+
 def _names(group: str) -> list[str]:
     """The names of the files in a group."""
     if group.startswith("hydra/"):
         with _hydra():
             return GlobalHydra.instance().config_loader().get_group_options(group)
-    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    return _names_of_files(_state(), group)
+
+
+@cache
+def _names_of_files(state: State, group: str) -> list[str]:
+    files_of_group = [path for path, _ in state if os.path.dirname(path) == str(CONF / group)]
+    return sorted(Path(path).stem for path in files_of_group)
 
 
 def _apply(override: Override, node: DictConfig) -> None:
@@ -550,7 +691,7 @@ def _parsed(override: str) -> Override:
         return OverridesParser.create().parse_overrides([override])[0]
     except OverrideParseException as error:
         if looks_like_checkpoint(override):
-            reason = f"expected NAME=VALUE; did you mean checkpoint={override}?"
+            reason = f"expected NAME=VALUE; did you mean {pasted('checkpoint', override)}?"
             raise UsageError(f"{one_line(override)}: {reason}") from error
         raise UsageError(
             f"{one_line(override)}: expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
@@ -574,7 +715,7 @@ def _check_override(override: Override) -> None:
         written = override.input_line.partition("=")[2]
         raise SettingError(name, _value_of(override), f"unknown setting; {_suggestion(name, written)}")
     if override.is_sweep_override():
-        study = f"{spelled('ablate')} {shlex.quote(one_line(line))}"
+        study = f"{spelled('ablate')} {shlex.quote(line) if line.isprintable() and len(line) < 300 else '…'}"
         reason = f"several values require --multirun or {study}; a list is written [A,B]"
         raise SettingError(name, _value_of(override), reason)
     if override.is_add() and not _is_group(name):
@@ -625,6 +766,52 @@ def _check_files(node: DictConfig, of_hydra: tuple[str, ...] | None = None) -> N
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             raise UsageError(f"a file in conf/ sets hydra.{name}; files set fields of the configuration only")
+
+
+@cache
+def _check_texts(state: State) -> None:
+    """Raises UsageError for a file in conf/ that names code, belongs to Hydra, or includes a file from elsewhere. The
+    files are looked at before Hydra composes them: what it composes, it may also import and call."""
+    for path, _ in state:
+        place = Path(path).relative_to(CONF)
+        if place.parts[0] == "hydra":
+            raise UsageError(f"conf/{place}: files set fields of the configuration only; delete the folder conf/hydra")
+        text = files.read(path).decode(errors="replace")
+        if not (place.name == "config.yaml" or any(each in text for each in ("_target_", "\\", "..", "//"))):
+            continue
+        try:
+            words = [event.value for event in yaml.parse(text) if isinstance(event, yaml.ScalarEvent)]
+            content = yaml.load(text, files.WithoutAliases)
+        except (yaml.YAMLError, ValueError, RecursionError):  # Hydra names the place
+            continue
+        if any("_target_" in word for word in words):
+            raise UsageError(f"conf/{place}: settings are values and never name code: _target_ is not allowed")
+        if isinstance(content, dict):
+            _check_content(place, content)
+
+
+def _check_content(place: Path, content: dict[str, Any]) -> None:
+    for entry in content.get("defaults") or ():
+        for word in _words_of(entry):
+            if ".." in word.split("/") or word.removeprefix("override ").startswith("//"):
+                raise UsageError(f"conf/{place}: defaults: {one_line(word)}: expected the name of a file in conf/")
+    of_hydra = content.get("hydra") if place == Path("config.yaml") else None
+    for name in of_hydra if isinstance(of_hydra, dict) else ():
+        if name not in ("output_subdir", "run", "sweep", "sweeper"):
+            raise UsageError(f"conf/{place} sets hydra.{name}; files set fields of the configuration only")
+
+
+def _words_of(entry: Any) -> Iterator[str]:
+    """The texts of an entry of a defaults list."""
+    if isinstance(entry, dict):
+        for name, value in entry.items():
+            yield from _words_of(name)
+            yield from _words_of(value)
+    elif isinstance(entry, list):
+        for each in entry:
+            yield from _words_of(each)
+    else:
+        yield str(entry)
 
 
 def _of_hydra(node: DictConfig) -> dict[str, Any]:
@@ -679,7 +866,7 @@ def _suggestion(name: str, value: str = "") -> str:
         return f"did you mean {meant}{f'={one_line(value)}' * bool(value)}?"
     group = name.partition(".")[0]
     if _is_group(group) and _field(group) is not None and "." in name:
-        known = fields(get_type_hints(Config)[group])
+        known = fields(config.hints_of(Config)[group])
         return f"{group} has {', '.join(each.name for each in known)}"
     return "--help lists all settings"
 
@@ -786,7 +973,7 @@ def _spelled_as(name: str, value: Any) -> str:
 @cache
 def _brought(state: State, stated: tuple[str, ...]) -> dict[str, Any]:
     """The settings that choices of files bring, by dotted name; unchecked, as the run may be another machine's."""
-    return config.flat(config.settings_of(config.from_settings(_plain(_Composed(stated).node))))
+    return config.flat(config.settings_of(config.from_settings(_Composed(stated).plain())))
 
 
 def _spelled(value: Any) -> str:
@@ -813,7 +1000,7 @@ def help_text(about: str, settings: Sequence[str] | None = None) -> str:
         about: the script's docstring.
         settings: names of the settings and groups that it takes; by default all.
     """
-    groups = [each.name for each in fields(Config) if is_dataclass(get_type_hints(Config)[each.name])]
+    groups = [each.name for each in fields(Config) if is_dataclass(config.hints_of(Config)[each.name])]
     lines = [in_this_form(about.strip()), "", "Files in conf/ to choose from:", ""]
     for group in [*groups, "experiment"]:
         if settings is None or group in settings:
@@ -832,7 +1019,7 @@ def _kind(name: str) -> str:
     """The type of a setting: "float | null"."""
     kind: Any = Config
     for part in name.split("."):
-        kind = get_type_hints(kind)[part]
+        kind = config.hints_of(kind)[part]
     return kind.__name__ if type(kind) is type else str(kind).replace("None", "null").replace("typing.", "").lower()
 
 
@@ -852,7 +1039,11 @@ def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[s
             raise UsageError(f"{one_line(argument)}: no such option; {written}")
         if not equals:
             is_net = "checkpoint" in defaults and looks_like_checkpoint(argument)
-            reason = f"did you mean checkpoint={argument}?" if is_net else f"NAME is one of {known}"
+            reason = (
+                f"did you mean {pasted('checkpoint', argument, in_quotes=False)}?"
+                if is_net
+                else f"NAME is one of {known}"
+            )
             raise UsageError(f"{one_line(argument)}: expected NAME=VALUE; {reason}")
         if name not in settings:
             meant = similar(name, defaults)

@@ -3,8 +3,10 @@
 import errno
 import io
 import os
+import random
 import shlex
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -18,10 +20,12 @@ from hypothesis import strategies as st
 
 from builders import CONF
 from nin import cli, errors
-from nin.config import Config, flat, from_settings, settings_of
+from nin.config import Config, flat, from_settings, pasted, settings_of
 from nin.errors import NINError, SettingError, UsageError
 from nin.plan import CLASS_MAP_HEADS, HEADS
 from nin.run import build
+from nin.run.record import Record
+from nin.run.train import closing_lines
 
 
 def choices(group):
@@ -230,14 +234,16 @@ def test_hydras_folder_is_not_chosen_by_a_file(conf, run):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("hydra: {callbacks: {x: {_target_: builtins.print}}}", ["hydra.callbacks"]),
-        ("hydra: {launcher: {_target_: builtins.print}}", ["hydra.launcher"]),
-        ("hydra: {sweeper: {_target_: builtins.print}}", ["hydra.sweeper"]),
+        ("hydra: {callbacks: {x: {_target_: builtins.print}}}", ["experiment/mine.yaml", "_target_ is not allowed"]),
+        ("hydra: {callbacks: {x: {y: 1}}}", ["hydra.callbacks"]),
+        ("hydra: {launcher: {_convert_: all}}", ["hydra.launcher"]),
+        ("hydra: {sweeper: {max_batch_size: 3}}", ["hydra.sweeper"]),
         ("hydra: {job: {env_set: {PATH: x}}}", ["hydra.job"]),
         ("hydra: {searchpath: [pkg://evil]}", ["searchpath"]),
         ("recipe: {lrr: 1}", ["experiment/mine", "recipe.lrr", "did you mean recipe.lr?"]),
-        ("recipe: {lr: {_target_: builtins.print}}", ["recipe.lr"]),
-        ("nosuch: {_target_: builtins.print}", ["nosuch", "--help lists all settings"]),
+        ("recipe: {lr: {_target_: builtins.print}}", ["experiment/mine.yaml", "_target_"]),
+        ("recipe: {lr: {a: 1}}", ["recipe.lr"]),
+        ("nosuch: {a: builtins.print}", ["nosuch", "--help lists all settings"]),
         ("seed: abc", ["experiment/mine", "seed", "abc"]),
         ("seed: -1", ["seed=-1"]),
         ("recipe:\n\tlr: 1", ["mine.yaml", "line 3"]),
@@ -311,6 +317,42 @@ def test_any_path_is_quoted_so_that_hydra_reads_it(text):
     except UnicodeEncodeError:
         return
     assert cli.compose([f"checkpoint={cli.quoted(text)}"]).checkpoint == text
+
+
+ODD_PATHS = ["a b", "ä", "a=[b,{c", "$x", "${x}", "it's", '"', "#~;", "; touch x", "a\\", "a\nb", "a\tb", "\x1b[2J"]
+ODD_PATHS += ["~", "-", "null", "!x", "`x`", "$(x)", "a&b|c", "a*?", "\\${x}", "x" * 200, "é\r\n", "'\\''\n", "$'x'"]
+SEEDED = random.Random(11)
+ODD_PATHS += ["".join(SEEDED.choices("ab =[]{},$'\"#~;&|<>()*?!\\\n\t`äß\u3042", k=9)) for _ in range(74)]
+
+
+def pasted_into_bash(commands):
+    """The words that bash makes of each command."""
+    script = "python() { printf '%s\\0' \"$@\"; printf '\\1'; }\n" + "\n".join(commands)
+    said = subprocess.run(["bash", "-c", script], capture_output=True, check=True, cwd="/").stdout.decode()
+    return [command.split("\0")[:-1] for command in said.split("\1")[:-1]]
+
+
+@pytest.mark.tries(100)
+def test_what_is_printed_can_be_pasted(tried):
+    """Into a shell, and Hydra reads the same path."""
+    facts = {
+        "parameters": 5,
+        "precision": "32-true",
+        "device": "cpu",
+        "versions": {},
+        "commit": "c" * 40,
+        "clean": True,
+    }
+    errors = {"test_error": 9.0, "train_error": 1.0, "seconds": 3.0, "images_per_second": 3.0}
+    record = Record("finished", settings_of(Config()), start=None, **facts, **errors)
+    paths = [Path(text) for text in ODD_PATHS]
+    commands = [closing_lines(record, path).partition("Evaluate it again: ")[2] for path in paths]
+    assert all(command.isprintable() for command in commands)
+    for path, words in zip(paths, pasted_into_bash(commands), strict=True):
+        assert words[0] == "scripts/evaluate.py" and cli.compose(words[1:]).checkpoint == str(path)
+        tried(path)
+    plain = [f"python {pasted('study', path, in_quotes=False)}" for path in paths]
+    assert pasted_into_bash(plain) == [[f"study={path}"] for path in paths]
 
 
 @pytest.mark.parametrize(
@@ -457,7 +499,7 @@ def test_a_reader_that_leaves_is_no_bug(run, monkeypatch):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr("sys.stdout", Left())
-    assert run(cli.run_script, "--help", main=test_plain_settings)[0] == 1
+    assert run(cli.run_script, "--help", main=test_plain_settings)[0] == 0
 
 
 # folders --------------------------------------------------------------------------------------------------------------
@@ -598,7 +640,7 @@ def test_a_file_that_a_sweep_chooses_sets_no_callbacks(run, conf, tmp_path):
     conf("experiment/a", f"# @package _global_\n{mark}\n")
     for arguments in (["-m", "experiment=a,flowers17_vgg19"], ["-m", "experiment=a"], ["experiment=a"]):
         code, _, said = run(cli.command, *arguments, main=lambda *_: 1 / 0)
-        assert code == 2 and "hydra.callbacks" in said
+        assert code == 2 and "conf/experiment/a.yaml: settings are values" in said
     assert not (tmp_path / "ran").exists() and tree() == []
 
 

@@ -20,12 +20,11 @@ nin COMMAND --help explains a command; nin --version prints the version. Results
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from importlib import import_module
-
-import nin
-from nin import cli, files
-from nin.errors import UsageError
+from pathlib import Path
 
 ANYWHERE = ("train", "evaluate", "predict", "ablate", "cost", "export", "demo", "benchmark")
 OF_A_CHECKOUT = ("report", "claims", "publish")
@@ -34,6 +33,8 @@ OF_A_CHECKOUT = ("report", "claims", "publish")
 def main() -> None:
     """The entry point `nin`: runs the command that its first argument names. Outside a checkout the commands that
     belong to one print their help, and are refused otherwise."""
+    from nin import cli, files
+
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     answers = bool(files.CHECKOUT) or not {"--help", "-h"}.isdisjoint(sys.argv[2:])
     if name in ANYWHERE or (name in OF_A_CHECKOUT and answers):
@@ -46,6 +47,12 @@ def main() -> None:
 
 def _without_command(arguments: list[str]) -> None:
     """Prints the version, or raises UsageError with the commands."""
+    from difflib import get_close_matches
+
+    import nin
+    from nin import cli, files
+    from nin.errors import UsageError
+
     if arguments == ["--version"]:
         print(nin.__version__)
         return
@@ -56,3 +63,14 @@ def _without_command(arguments: list[str]) -> None:
     meant = cli.similar(name, known)
     reason = f"did you mean nin {meant}?" if meant else f"must be one of {', '.join(known)}"
     raise UsageError(f"nin{f' {name}' * bool(name)}: expected a command; {reason}")
+
+
+def _end_quietly() -> None:
+    """Lets Ctrl-C end this process at once while it imports what a command needs; `nin.cli` heeds it from then on."""
+    is_command = Path(sys.argv[0] if sys.argv else "").stem in ("nin", "__main__", *ANYWHERE, *OF_A_CHECKOUT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if is_command and in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+_end_quietly()

@@ -13,6 +13,7 @@ made anew, and the report keeps them apart from the old ones. More settings:
 
 study=FILE    the CSV file; by default runs.csv, in a checkout checkpoints/runs.csv, from which README.md is made. Use
               your own for a new study
+runs=FOLDER   the folder of the runs' folders, by default runs/ablation; name another where this checkout is read-only
 jobs=N        runs side by side, by default 1
 table=N       one of the paper's tables, 1 to 5: lists its runs, and the paper's figures beside the study's. Overrides
               replace those of the list: table=5 recipe=quick seed=0,1,2
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 
 from nin import cli, files
 from nin.checks import counted, one_of
+from nin.config import pasted
 from nin.errors import SettingError
 from nin.run.started import spelled
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 HOME = files.CHECKOUT or Path()  # where studies are kept
 PUBLISHED = HOME / "checkpoints" / "runs.csv" if files.CHECKOUT else Path("runs.csv")
-OWN = {"study": str(PUBLISHED), "jobs": "1", "table": "", "train": "false"}
+OWN = {"study": str(PUBLISHED), "runs": str(HOME / "runs" / "ablation"), "jobs": "1", "table": "", "train": "false"}
 
 
 def main(arguments: list[str]) -> None:
@@ -55,7 +57,7 @@ def main(arguments: list[str]) -> None:
     if not any(override.lstrip("+").startswith("eval_curve=") for override in overrides):
         points = [point.with_test_curve() for point in points]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C it ends the runs too
-    rows = ablation.study(points, file, HOME / "runs" / "ablation", int(jobs))
+    rows = ablation.study(points, file, Path(settings["runs"]), int(jobs))
     print(f"\n{report.table(rows)}\n{counted(len(rows), 'row')} in {file}{_report_of(file)}")
 
 
@@ -82,7 +84,7 @@ def _listed(number: str, overrides: list[str], file: Path) -> str:
 
 def _report_of(file: Path) -> str:
     """The command that reports a study, where there is one."""
-    return f"; the report: {spelled('report')} {shlex.quote(f'study={file}')}" if files.CHECKOUT else ""
+    return f"; the report: {spelled('report')} {pasted('study', file, in_quotes=False)}" if files.CHECKOUT else ""
 
 
 def start() -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from nin import files
 from nin.checks import counted, one_of, printable
 from nin.cli import as_setting, looks_like_checkpoint, plain_settings, run_script, similar
+from nin.config import pasted
 from nin.errors import SettingError, UsageError
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def check(settings: dict[str, str], paths: list[str]) -> None:
             raise UsageError(f"{path}: no such option; {written}")
     if not settings["checkpoint"]:
         for path in filter(looks_like_checkpoint, paths):
-            raise UsageError(f"{path}: did you mean checkpoint={path}?")
+            raise UsageError(f"{path}: did you mean {pasted('checkpoint', path, in_quotes=False)}?")
         raise UsageError("checkpoint= is required: a run's folder, a weights file or a published name")
     if figure:
         one_of(("paper", "blanking"), figure=figure)

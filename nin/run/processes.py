@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from nin.errors import LeftAloneError
+from nin.errors import LeftAloneError, SettingError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -41,12 +41,39 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables, in Ligh
 
 def rank() -> int:
     """This process's number; process 0 prints and writes."""
-    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+    values = [os.environ[name] for name in RANKS if name in os.environ]
+    return int(values[0]) if values and values[0].isdecimal() else 0
 
 
 def world_size() -> int:
-    """Number of processes that `launch`, torchrun or srun has started for this run; 1 where none did."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    """Number of processes that `launch`, torchrun or srun has started for this run; 1 where none did.
+
+    WORLD_SIZE alone starts nothing, nor does the number of tasks of a SLURM job: in its script, or in an interactive
+    shell, only srun starts processes.
+    """
+    name = next((name for name in _SIZES if name in os.environ), None)
+    value = os.environ[name] if name and _SIZES[name]() else "1"
+    return int(value) if value.isdecimal() else 1
+
+
+def _by_srun() -> bool:
+    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+_SIZES = {"WORLD_SIZE": lambda: not {"RANK", "LOCAL_RANK"}.isdisjoint(os.environ), "SLURM_NTASKS": _by_srun}
+
+
+def check_environment() -> None:
+    """Raises SettingError where a launcher's variable is no number; where no launcher started this process, it hides
+    from Lightning that a SLURM job has several tasks."""
+    for name in (*RANKS, *_SIZES):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal() or len(value) > 6:
+            raise SettingError(name, value, "expected a number of processes; unset this environment variable")
+    if world_size() == 1 and os.environ.get("SLURM_NTASKS", "1") != "1":
+        os.environ["SLURM_NTASKS"] = "1"
+        for name in ("SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
+            os.environ.pop(name, None)
 
 
 def is_orphaned() -> bool:

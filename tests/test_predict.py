@@ -78,6 +78,7 @@ def test_below_the_articles_pooling_the_maps_are_features():
     torch.testing.assert_close(prediction.maps.sum((1, 2)) + bias, prediction.logits, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.tries(4)
 def test_a_size_that_a_net_does_not_accept_is_refused(monkeypatch):
     with pytest.raises(PictureError, match=r"^40×30 pixels: map_size="):
         predict.predict(fully_connected(), [gradient()], "native")

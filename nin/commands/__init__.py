@@ -47,7 +47,6 @@ def main() -> None:
 
 def _without_command(arguments: list[str]) -> None:
     """Prints the version, or raises UsageError with the commands."""
-    from difflib import get_close_matches
 
     import nin
     from nin import cli, files

@@ -51,6 +51,7 @@ def test_a_net_of_ten_classes_is_transferred_to_seventeen(flowers, tmp_path, hea
     assert changed == (new if freeze else set(before))  # frozen: the statistics of batch norm stay, too
 
 
+@pytest.mark.tries(3)
 def test_a_probe_requires_something_to_train_and_the_same_blocks(flowers, tmp_path):
     train(compose(flowers), tmp_path / "run")
     again = [*flowers, f"checkpoint={tmp_path / 'run'}", "freeze=true"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from statistics import mean
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from nin.checks import counted, one_line
 from nin.config import Config, consequential, settings_of, type_in_words
 from nin.plan import HEADS
-from nin.studies.tables import mean_and_deviation, table_row, table_rule
+from nin.studies.tables import interval, mean_and_deviation, table_row, table_rule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,9 +50,8 @@ def results_table(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> st
     """The front page's table in Markdown, from the rows of CIFAR-10 as returned by `nin.studies.rows.ended`."""
     columns = ("CIFAR-10, test error (%)", "head", "paper", "here", "n", "epochs", "machine")
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
-    plain = rows[(rows.data == "cifar10") & (rows.label == "") & (rows.held_out == 0) & (rows.status == "ok")]
     for result in results:
-        runs = plain[(plain.recipe == result.recipe) & (plain["head"] == result.head) & (plain.epochs == result.epochs)]
+        runs = _runs_of(rows, [result])[result.head]
         if not len(runs):
             continue
         machine = ", ".join(dict.fromkeys(runs.hardware.map(_machine)))
@@ -60,6 +60,62 @@ def results_table(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> st
         cells = (result.what, f"`{result.head}`", paper, f"**{error}**", str(len(runs)), str(result.epochs), machine)
         lines.append(table_row(*cells))
     return "\n".join(lines)
+
+
+def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
+    """What agrees with the paper and what differs from it, for the front page, from the same rows.
+
+    The first sentence compares the order of the heads in the paper's regime with Table 5. The second has the differences
+    from its errors, and the order of the heads in `quick` with the paired difference between `fc` and `gap`.
+    """
+    runs = {
+        recipe: _runs_of(rows, [each for each in results if each.recipe == recipe]) for recipe in ("paper", "quick")
+    }
+    error = {recipe: {head: each.error.mean() for head, each in heads.items()} for recipe, heads in runs.items()}
+    paper = {each.head: each.paper for each in results if each.recipe == "paper" and each.paper is not None}
+    here = sorted(error["paper"], key=error["paper"].get)
+    agrees = here == sorted(paper, key=paper.get)
+    epochs = next(each.epochs for each in results if each.recipe == "paper")
+    seeds = {len(each) for each in runs["paper"].values()}
+    first, second = (error["paper"][head] for head in here[:2])
+    order = (
+        f"- **{'Agrees with' if agrees else 'Contradicts'} the paper:** in {epochs} of the 260 epochs of the paper's regime "
+        f"the heads {'have' if agrees else 'do not have'} the order of its Table 5: {_listed(error['paper'])}. "
+        f"n = {min(seeds)} each: the {second - first:.2f} points between the first two may be chance."
+    )
+    off = ", ".join(f"`{head}` is {_points(error['paper'][head] - paper[head])}" for head in here)
+    differences = _differences(runs["quick"]["fc"], runs["quick"]["gap"])
+    low, high = interval(differences)
+    significant = "significant" if low > 0 or high < 0 else "not significant"
+    differs = (
+        f"- **Differs:** {off} than in the paper. In `quick`, which the paper does not have, the order is "
+        f"{', '.join(f'`{head}`' for head in sorted(error['quick'], key=error['quick'].get))}; `fc` minus `gap` is "
+        f"{mean(differences):.2f} points (95 % CI {low:.2f} to {high:.2f}, n = {len(differences)}): {significant}."
+    )
+    return f"{order}\n{differs}".replace("-0.", "−0.")
+
+
+def _runs_of(rows: pd.DataFrame, results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """The runs of each result by head."""
+    plain = rows[(rows.data == "cifar10") & (rows.label == "") & (rows.held_out == 0) & (rows.status == "ok")]
+    return {
+        each.head: plain[(plain.recipe == each.recipe) & (plain["head"] == each.head) & (plain.epochs == each.epochs)]
+        for each in results
+    }
+
+
+def _listed(error: Mapping[str, float]) -> str:
+    return ", ".join(f"`{head}` {error[head]:.2f} %" for head in sorted(error, key=error.__getitem__))
+
+
+def _points(difference: float) -> str:
+    return f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'}"
+
+
+def _differences(runs: pd.DataFrame, others: pd.DataFrame) -> list[float]:
+    """The differences of the errors of two heads, one for each seed that both have."""
+    errors, other = (each.set_index("seed").error for each in (runs, others))
+    return [errors[seed] - other[seed] for seed in sorted(set(errors.index) & set(other.index))]
 
 
 def _machine(hardware: str) -> str:

@@ -65,8 +65,8 @@ def results_table(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> st
 def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
     """What agrees with the paper and what differs from it, for the front page, from the same rows.
 
-    The first sentence compares the order of the heads in the paper's regime with Table 5. The second has the differences
-    from its errors, and the order of the heads in `quick` with the paired difference between `fc` and `gap`.
+    The first sentence compares the order of the heads in the paper's regime with Table 5. The second has the
+    differences from its errors, and the order in `quick` with the paired difference between `fc` and `gap`.
     """
     runs = {
         recipe: _runs_of(rows, [each for each in results if each.recipe == recipe]) for recipe in ("paper", "quick")
@@ -79,8 +79,8 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
     seeds = {len(each) for each in runs["paper"].values()}
     first, second = (error["paper"][head] for head in here[:2])
     order = (
-        f"- **{'Agrees with' if agrees else 'Contradicts'} the paper:** in {epochs} of the 260 epochs of the paper's regime "
-        f"the heads {'have' if agrees else 'do not have'} the order of its Table 5: {_listed(error['paper'])}. "
+        f"- **{'Agrees with' if agrees else 'Contradicts'} the paper:** in {epochs} of the 260 epochs of the paper's "
+        f"regime the heads {'have' if agrees else 'do not have'} the order of its Table 5: {_listed(error['paper'])}. "
         f"n = {min(seeds)} each: the {second - first:.2f} points between the first two may be chance."
     )
     off = ", ".join(f"`{head}` is {_points(error['paper'][head] - paper[head])}" for head in here)

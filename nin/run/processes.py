@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 
 GRACE = 20  # seconds that the other processes have to end by themselves when one has failed
 STARTER = "NIN_STARTER"  # environment variable: number of the process that started this one
+DIGITS = 6  # of a number of processes; more are no number
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables, in Lightning's order
 
 
 def rank() -> int:
     """This process's number; process 0 prints and writes."""
     values = [os.environ[name] for name in RANKS if name in os.environ]
-    return int(values[0]) if values and values[0].isdecimal() else 0
+    return int(values[0]) if values and values[0].isdecimal() and len(values[0]) <= DIGITS else 0
 
 
 def world_size() -> int:
@@ -64,13 +65,18 @@ _SIZES = {"WORLD_SIZE": lambda: not {"RANK", "LOCAL_RANK"}.isdisjoint(os.environ
 
 
 def check_environment() -> None:
-    """Raises SettingError where a launcher's variable is no number; where no launcher started this process, it hides
-    from Lightning that a SLURM job has several tasks."""
+    """Raises SettingError where a launcher's variable is no number; where no launcher started this process, it forgets
+    the number that another program gave it, and hides from Lightning that a SLURM job has several tasks."""
     for name in (*RANKS, *_SIZES):
         value = os.environ.get(name, "0")
-        if not value.isdecimal() or len(value) > 6:
+        if not value.isdecimal() or len(value) > DIGITS:
             raise SettingError(name, value, "expected a number of processes; unset this environment variable")
-    if world_size() == 1 and os.environ.get("SLURM_NTASKS", "1") != "1":
+    if world_size() > 1:
+        return
+    for name in RANKS:
+        if os.environ.get(name, "0") != "0":  # a process of that number would print and write nothing
+            del os.environ[name]
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
         os.environ["SLURM_NTASKS"] = "1"
         for name in ("SLURM_NTASKS_PER_NODE", "SLURM_NNODES"):
             os.environ.pop(name, None)

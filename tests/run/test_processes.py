@@ -20,7 +20,16 @@ from nin.errors import LeftAloneError, SettingError
 from nin.pretrained import load
 from nin.run import record
 from nin.run.evaluate import evaluate_pretrained
-from nin.run.processes import STARTER, ending_together, free_port, is_orphaned, rank, world_size
+from nin.run.processes import (
+    RANKS,
+    STARTER,
+    check_environment,
+    ending_together,
+    free_port,
+    is_orphaned,
+    rank,
+    world_size,
+)
 from nin.run.train import train
 from runs import Command, abandon, end, first_step, forked, in_a_fork, launched, results, two
 
@@ -318,12 +327,27 @@ def test_a_process_knows_its_place(monkeypatch):
     assert (rank(), world_size(), is_orphaned()) == (0, 1, False)
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "3")
+    assert world_size() == 1  # a job of four tasks; srun has started none of them
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert (rank(), world_size()) == (3, 4)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert (rank(), world_size()) == (1, 2)
     monkeypatch.setenv(STARTER, "1")
     assert is_orphaned() == (os.getppid() != 1)
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_a_number_that_no_launcher_gave_is_forgotten(name, monkeypatch):
+    """Else the process would print and write nothing, as a second one does."""
+    for number in ("1", "7", "42", "999999"):
+        monkeypatch.setenv(name, number)
+        check_environment()
+        assert rank() == 0
+    monkeypatch.setenv(name, "1234567")
+    with pytest.raises(SettingError, match=f"{name}=1234567"):
+        check_environment()
+    assert rank() == 0  # so that the sentence is printed
 
 
 def test_the_errors_of_a_connection_are_one_sentence():

@@ -7,6 +7,7 @@ import pickle
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
 from nin import files, pretrained
 from nin.backbones import Backbone
-from nin.checks import counted, one_line
+from nin.checks import counted, is_integer, one_line
 from nin.config import Config, pasted, settings_of, to_yaml
 from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
@@ -156,6 +157,7 @@ def _train(run: _Run) -> Record:
     check_limits(run.config, data)
     record = _record_of(run, net, start)
     resumed = run.checkpoint if run.checkpoint.exists() else None
+    found = check_checkpoint(run.trainer, task, resumed) if resumed else None
     if resumed:
         record = _continued(record, run)
     elif run.config.resume and run.writes:
@@ -168,7 +170,7 @@ def _train(run: _Run) -> Record:
         log_settings(run.trainer.logger, run.config)
         print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
-        fit(run.trainer, task, data, resumed)
+        fit(run.trainer, task, data, resumed, found)
     except DeadNetError:
         if run.writes:
             records.write(run.folder, replace(record, status="dead"))
@@ -266,24 +268,36 @@ def _continued(record: Record, run: _Run) -> Record:
     return replace(record, clean=False)  # not the result of this commit alone
 
 
-def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None) -> None:
-    """Trains from the start, or from a run's own checkpoint, of which only plain values are unpickled.
+def check_checkpoint(trainer: L.Trainer, task: Classifier, checkpoint: Path) -> dict[str, Any]:
+    """Returns the parts of a run's own checkpoint, of which only plain values are unpickled; nothing is written.
 
     Raises:
-        RunError: the checkpoint is damaged, or contains more than plain values.
+        RunError: the checkpoint is damaged, contains more than plain values, or is of another net.
+    """
+    try:
+        found = trainer.strategy.checkpoint_io.check(checkpoint)
+        if missing := [part for part in PARTS if part not in found]:
+            raise ValueError(f"{', '.join(missing)} missing")
+        task.load_state_dict(found["state_dict"])
+        if not all(is_integer(found[part]) for part in ("epoch", "global_step")):
+            raise ValueError("epoch and global_step: expected integers")
+    except (*NOT_RESTORED, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise _damaged(checkpoint, error) from error
+    return found
+
+
+def fit(
+    trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None, found: dict[str, Any] | None
+) -> None:
+    """Trains from the start, or from a run's own checkpoint and its parts as returned by `check_checkpoint`.
+
+    Raises:
+        RunError: Lightning cannot restore the checkpoint's parts.
     """
     begun: list[bool] = []
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
-    if checkpoint:
-        try:
-            found = trainer.strategy.checkpoint_io.check(checkpoint)
-            if missing := [part for part in PARTS if part not in found]:
-                raise ValueError(f"{', '.join(missing)} missing")
-            task.load_state_dict(found["state_dict"])
-            place = f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}"
-        except (*NOT_RESTORED, pickle.UnpicklingError, EOFError, OSError) as error:
-            raise _damaged(checkpoint, error) from error
-        say(trainer, place)
+    if found is not None:
+        say(trainer, f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
         if CHECKSUMS not in found:  # whatever it contains shows in its first step
             trainer.callbacks[-1] = LambdaCallback(on_train_batch_end=lambda *_: begun.append(True))
     drop_empty_hooks(trainer.callbacks)
@@ -292,7 +306,7 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | N
     except NOT_RESTORED as error:
         if begun or not checkpoint or is_left_alone(error) or isinstance(error, torch.OutOfMemoryError):
             raise
-        raise _damaged(checkpoint, error) from error  # Lightning could not restore its parts
+        raise _damaged(checkpoint, error) from error
 
 
 def _damaged(checkpoint: Path, error: Exception) -> RunError:

@@ -150,19 +150,19 @@ def _exit_code(run: Callable[[], int | None]) -> int:
     """The exit code of a command. Says what went wrong: the only place where an error becomes a sentence."""
     before = sys.stdout, sys.stderr
     _open_closed_streams()
-    sys.stdout, sys.stderr = (stream and _Lasting(stream) for stream in before)
-    try:
-        with _heeding_ctrl_c() as interrupted:
-            return _code_of(run, interrupted)
-    finally:
-        sys.stdout, sys.stderr = before
+    with open(os.devnull, "w") as nowhere:  # for an output that the shell has closed: Python has None there
+        sys.stdout, sys.stderr = (_Lasting(stream or nowhere) for stream in before)
+        try:
+            with _heeding_ctrl_c() as interrupted:
+                return _code_of(run, interrupted)
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:
     try:
         code = run() or 0
-        if sys.stdout is not None:  # it is None where the terminal has closed it
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except NINError as error:
         if processes.rank() == 0 or isinstance(error, CheckpointError | DataError):  # process 0 raises the others too
@@ -247,8 +247,7 @@ def _open_closed_streams() -> None:
 
 
 def _say(error: object) -> None:
-    if sys.stderr is not None:
-        print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
+    print("error:", printable(" ".join(str(error).splitlines())), file=sys.stderr)
 
 
 @dataclass

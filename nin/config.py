@@ -265,7 +265,7 @@ def check(settings: Any) -> None:
     Raises:
         SettingError: naming the first setting that is not allowed, its value and the choices.
     """
-    hints = hints_of(type(settings))
+    hints = hints_of(type(settings))  # type: ignore[arg-type]  # mypy takes the class for an instance
     for each in fields(settings):
         value = getattr(settings, each.name)
         if is_dataclass(value):
@@ -361,7 +361,11 @@ def _flat_types() -> dict[str, Any]:
     """The type of each setting by dotted name."""
     types: dict[str, Any] = {}
     for name, kind in hints_of(Config).items():
-        types |= {f"{name}.{key}": each for key, each in hints_of(kind).items()} if is_dataclass(kind) else {name: kind}
+        if not is_dataclass(kind):
+            types[name] = kind
+            continue
+        for key, each in hints_of(kind).items():  # type: ignore[arg-type]  # mypy takes the class for an instance
+            types[f"{name}.{key}"] = each
     return types
 
 

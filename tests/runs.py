@@ -7,6 +7,7 @@ import os
 import runpy
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from builders import NARROW, ROOT
@@ -33,9 +34,10 @@ class Command:
         self.files = folder / f"out.{number}", folder / f"err.{number}"
         for file in self.files:
             file.touch()
+        self.begun = folder / f"begun.{number}"  # is there once the script runs
         variables = {**os.environ, **(environment or {})}
         words = [str(argument) for argument in arguments]
-        self.process = forked.Process(target=run_script, args=(words, folder, self.files, variables))
+        self.process = forked.Process(target=run_script, args=(words, folder, self.files, self.begun, variables))
         self.process.start()
 
     @property
@@ -47,7 +49,8 @@ class Command:
         return self.process.is_alive()
 
     def kill(self, number: int) -> None:
-        os.kill(self.pid, number)
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(self.pid, number)
 
     def wait(self) -> tuple[int, str, str]:
         """Exit code, output and errors."""
@@ -55,7 +58,9 @@ class Command:
         return self.process.exitcode, *(file.read_text() for file in self.files)
 
 
-def run_script(arguments: list[str], folder: Path, files: Sequence[Path], variables: Mapping[str, str]) -> None:
+def run_script(
+    arguments: list[str], folder: Path, files: Sequence[Path], begun: Path, variables: Mapping[str, str]
+) -> None:
     """Runs a script as if it had been started from a shell."""
     import torch
 
@@ -76,6 +81,7 @@ def run_script(arguments: list[str], folder: Path, files: Sequence[Path], variab
     sys.stdout, sys.stderr = streams
     script = str(ROOT / "scripts" / arguments[0])
     sys.argv = [script, *arguments[1:]]
+    begun.touch()
     runpy.run_path(script, run_name="__main__")
 
 

@@ -103,7 +103,7 @@ class RunProgress(TQDMProgressBar):
     EVALUATION_FORMAT = "{desc}: {n_fmt}/{total_fmt}, {remaining} left |{bar}|"
 
     def __init__(self, evaluates: str = "test set") -> None:
-        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 20)  # fewer lines in a log file
+        super().__init__(refresh_rate=1 if sys.stdout and sys.stdout.isatty() else 20)  # fewer lines in a log file
         self.evaluates = evaluates
 
     def init_train_tqdm(self) -> Any:
@@ -427,7 +427,12 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
         _received.append(number)
         raise KeyboardInterrupt
 
+    def say_unless_stopped(lost: Any) -> None:  # of a destructor; HeedSignals ends the run
+        if not (_received and issubclass(lost.exc_type, KeyboardInterrupt)):
+            say_lost(lost)
+
     _received.clear()
+    say_lost, sys.unraisablehook = sys.unraisablehook, say_unless_stopped
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -436,5 +441,6 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
             raise
         raise InterruptedRunError(f"stopped; {how_to_resume}", 128 + _received[0]) from error
     finally:
+        sys.unraisablehook = say_lost
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -48,6 +48,9 @@ def test_ctrl_c_ends_any_command_with_a_word(arguments, tmp_path, tried):
     moments = random.Random(arguments[0])
     for _ in range(2):
         process = Command(arguments, tmp_path)
+        while not process.begun.exists():
+            assert process.is_running
+            time.sleep(0.01)
         time.sleep(moments.uniform(0.1, 1.5))
         process.kill(signal.SIGINT)
         code, _, errors = process.wait()

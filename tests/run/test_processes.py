@@ -207,7 +207,8 @@ def test_torchrun_starts_the_same_run(ended, tmp_path):
 
 def test_two_nodes_of_a_process_each_are_the_same_run(ended, tmp_path):
     """Started as srun starts them; both nodes are this machine."""
-    nodes = {"NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2, "JOB_ID": 4711, "LOCALID": 0, "NODELIST": "127.0.0.1"}
+    nodes = {"NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2, "JOB_ID": 4711, "LOCALID": 0, "STEP_ID": 0}
+    nodes["NODELIST"] = "127.0.0.1"
     port = str(free_port())
     command = ["train.py", *TWO, "trainer.devices=1", "trainer.num_nodes=2", "hydra.run.dir=run"]
     pair = []
@@ -225,6 +226,7 @@ def test_without_its_processes_a_run_is_refused(tmp_path, monkeypatch):
     with pytest.raises(SettingError, match=r"devices=2: 1 process is running; start with python scripts/train\.py"):
         train(config, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(SettingError, match=r"trainer\.devices=2: 3 processes are running"):
         train(config, tmp_path)
     assert not list(tmp_path.iterdir())

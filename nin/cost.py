@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +45,13 @@ def activations(net: nn.Module, *shape: int) -> list[int]:
 def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
     """Of each convolution of `net`, for a batch of this shape: its output values, and the weights behind each of them.
 
-    They are computed on torch's meta device, which allocates no memory. Batch norm, dropout and the head have no
-    convolution and are left out: on that device they import torch's compiler, which takes 3 s.
+    They are computed on torch's meta device, which allocates no memory. There torch's own layers import its
+    compiler or sympy, which takes seconds, so only the shapes of their outputs are computed. The head
+    has no convolution and is left out.
 
     Raises:
-        ValueError: batch normalisation in training mode that gets one value a channel.
+        ValueError: an image too small for a convolution; batch normalisation in training mode that gets one value a
+            channel.
     """
     net = copy.deepcopy(net).to("meta")
     sizes: list[tuple[int, int]] = []
@@ -56,12 +60,50 @@ def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
             layer.register_forward_hook(
                 lambda layer, inputs, output: sizes.append((output.numel(), layer.weight[0].numel()))
             )
+            layer.forward = partial(_convolved, layer)
+        elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+            layer.forward = partial(_pooled, layer)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.forward = _checked if layer.training else _unchanged
         elif isinstance(layer, nn.Dropout):
             layer.forward = _unchanged
     getattr(net, "forward_maps", net)(torch.empty(shape, device="meta"))
     return sizes
+
+
+def _convolved(layer: nn.Conv2d, images: Tensor) -> Tensor:
+    """An empty tensor with the shape of the layer's output."""
+    if images.shape[1] != layer.in_channels:
+        raise ValueError(f"a convolution expects {layer.in_channels} channels, got {list(images.shape)}")
+    windows = [layer.dilation[n] * (layer.kernel_size[n] - 1) + 1 for n in range(2)]
+    padding = [window // 2 for window in windows] if isinstance(layer.padding, str) else layer.padding
+    return _slid(images, layer.out_channels, windows, layer.stride, padding)
+
+
+def _pooled(layer: nn.MaxPool2d | nn.AvgPool2d, images: Tensor) -> Tensor:
+    """An empty tensor with the shape of the layer's output."""
+    window, stride, padding = (
+        (each, each) if isinstance(each, int) else each for each in (layer.kernel_size, layer.stride, layer.padding)
+    )
+    return _slid(images, images.shape[1], window, stride, padding, layer.ceil_mode)
+
+
+def _slid(
+    images: Tensor,
+    channels: int,
+    windows: Sequence[int],
+    strides: Sequence[int],
+    paddings: Sequence[int],
+    ceil_mode: bool = False,
+) -> Tensor:
+    sides = []
+    for side, window, stride, padding in zip(images.shape[2:], windows, strides, paddings, strict=True):
+        if side + 2 * padding < window and not ceil_mode:
+            raise ValueError(f"a window of {window} pixels is larger than its input, {list(images.shape)}")
+        steps, rest = divmod(side + 2 * padding - window, stride)
+        count = steps + 1 + (ceil_mode and rest > 0)
+        sides.append(count - (ceil_mode and (count - 1) * stride >= side + padding))  # a window begins in the image
+    return images.new_empty((len(images), channels, *sides))
 
 
 def _unchanged(values: Tensor) -> Tensor:

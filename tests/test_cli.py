@@ -138,7 +138,7 @@ def test_values_are_converted_and_interpolated(monkeypatch):
         ("epochs=3", "epochs", 3, "unknown setting; did you mean trainer.max_epochs=3?"),
         ("drops=[0.1,0.2]", "drops", [0.1, 0.2], "unknown setting; did you mean recipe.drops=[0.1,0.2]?"),
         ("dataset=digits", "dataset", "digits", "unknown setting; did you mean data=digits?"),
-        ("dataset=nosuch", "dataset", "nosuch", "unknown setting; did you mean data (cifar10, digits, flowers17)?"),
+        ("dataset=nosuch", "dataset", "nosuch", "unknown setting; did you mean data (cifar10, cifar100, digits, "),
         ("recipe.nosuch=1", "recipe.nosuch", 1, "recipe has name, optimiser, lr"),
         ("+recipe.lrr=1", "recipe.lrr", 1, "did you mean recipe.lr=1?"),
         ("++nosuch.very.much=1", "nosuch.very.much", 1, "unknown setting"),

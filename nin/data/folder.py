@@ -219,12 +219,16 @@ def _contents(paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
 def _examined(file: Path) -> tuple[str, str]:
     try:
         content = files.read(file)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            opened.verify()
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+                opened.verify()
+        except Image.UnidentifiedImageError:
+            read_picture(file)  # of a format that another package may read; else it names the package
         return files.sha256(content), ""
+    except PictureError as error:
+        return "", one_line(error).removeprefix(f"{file}: ")
     except Exception as error:  # Pillow's decoders raise anything
-        reason = "not a picture in a supported format" if isinstance(error, Image.UnidentifiedImageError) else error
-        return "", one_line(reason) or type(error).__name__
+        return "", one_line(error) or type(error).__name__
 
 
 def _pictures(

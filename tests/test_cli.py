@@ -456,7 +456,7 @@ def test_help_is_made_of_the_schema(run):
     code, said, _ = run(cli.command, "seed=3", "--help", main=test_help_is_made_of_the_schema)
     for name in flat(settings_of(Config())):
         assert f"  {name}=" in said
-    assert "recipe.lr=0.04 " in said and "rate of the weights" in said and "(sgd, muon, rmsprop)" in said
+    assert "recipe.lr=0.04 " in said and "rate of the weights" in said and "(sgd, muon, adamw, rmsprop)" in said
     assert all(f" {name}" in said for group in ("recipe", "head", "experiment") for name in choices(group))
     code, said, _ = run(cli.command, "-h", main=test_a_bug_is_a_traceback, settings=["seed", "data.root", "trainer"])
     assert "data.root=null" in said and "trainer.devices=1" in said and "seed=0" in said

@@ -50,8 +50,8 @@ def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
     has no convolution and is left out.
 
     Raises:
-        ValueError: an image too small for a convolution; batch normalisation in training mode that gets one value a
-            channel.
+        RuntimeError: an image too small for a convolution or a pooling.
+        ValueError: batch normalisation in training mode that gets one value a channel.
     """
     net = copy.deepcopy(net).to("meta")
     sizes: list[tuple[int, int]] = []
@@ -60,7 +60,8 @@ def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
             layer.register_forward_hook(
                 lambda layer, inputs, output: sizes.append((output.numel(), layer.weight[0].numel()))
             )
-            layer.forward = partial(_convolved, layer)
+            if type(layer).forward is nn.Conv2d.forward:  # not a locally connected layer
+                layer.forward = partial(_convolved, layer)
         elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
             layer.forward = partial(_pooled, layer)
         elif isinstance(layer, nn.BatchNorm2d):
@@ -74,7 +75,7 @@ def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
 def _convolved(layer: nn.Conv2d, images: Tensor) -> Tensor:
     """An empty tensor with the shape of the layer's output."""
     if images.shape[1] != layer.in_channels:
-        raise ValueError(f"a convolution expects {layer.in_channels} channels, got {list(images.shape)}")
+        raise RuntimeError(f"a convolution expects {layer.in_channels} channels, got {list(images.shape)}")
     windows = [layer.dilation[n] * (layer.kernel_size[n] - 1) + 1 for n in range(2)]
     padding = [window // 2 for window in windows] if isinstance(layer.padding, str) else layer.padding
     return _slid(images, layer.out_channels, windows, layer.stride, padding)
@@ -99,7 +100,7 @@ def _slid(
     sides = []
     for side, window, stride, padding in zip(images.shape[2:], windows, strides, paddings, strict=True):
         if side + 2 * padding < window and not ceil_mode:
-            raise ValueError(f"a window of {window} pixels is larger than its input, {list(images.shape)}")
+            raise RuntimeError(f"a window of {window} pixels is larger than its input, {list(images.shape)}")
         steps, rest = divmod(side + 2 * padding - window, stride)
         count = steps + 1 + (ceil_mode and rest > 0)
         sides.append(count - (ceil_mode and (count - 1) * stride >= side + padding))  # a window begins in the image

@@ -13,7 +13,7 @@ import torch
 
 import nin
 from claims import tiny
-from nin import cli, config, pretrained, publish
+from nin import NIN, Block, cli, config, pretrained, publish
 from nin.data.preprocess import Whiten
 from nin.errors import CheckpointError, RunError
 from nin.pretrained import Pretrained, golden_images
@@ -104,7 +104,9 @@ def test_a_full_disk_leaves_what_was_there(shelf):
 def test_whitened_nets_share_one_file(shelf):
     images = torch.randint(0, 256, (4000, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     whiten = Whiten.fit(images)
-    nets = [Pretrained(tiny(head).net, whiten, tiny().classes, {"data": "digits"}) for head in ("gap", "gmp")]
+    blocks = [Block(8), Block((8, 8, None))]
+    small_nets = [NIN(blocks, head=head, image_size=8, init="kaiming").eval() for head in ("gap", "gmp")]
+    nets = [Pretrained(net, whiten, tiny().classes, {"data": "digits"}) for net in small_nets]
     whitening, published = publish.publish_whitening(whiten)
     nearly = Whiten(whiten.mean, whiten.matrix + 1e-4, whiten.shape)
     assert publish.publish_whitening(nearly)[0] == whitening  # fitted again, on another machine for example
@@ -153,9 +155,8 @@ def test_the_cards_error_is_that_of_the_net_with_its_whitening_as_published(shel
     folder.mkdir()
     matrix = torch.eye(3072) / 10 + torch.randn(3072, generator=torch.Generator().manual_seed(0)).diag() / 100
     whiten = Whiten(torch.zeros(3072), matrix, (3, 32, 32))
-    pretrained.save(
-        folder / "model.safetensors", Pretrained(tiny("fc").net, whiten, tiny().classes, {"data": "digits"})
-    )
+    of_run = {"data": "digits", "head": "fc", "recipe": "paper", "seed": 0, "epochs": settings["trainer"]["max_epochs"]}
+    pretrained.save(folder / "model.safetensors", Pretrained(tiny("fc").net, whiten, tiny().classes, of_run))
     facts = {"parameters": 1, "precision": "32-true", "device": "cpu", "versions": {}, "commit": "unknown"}
     record.write(folder, Record("finished", settings, None, clean=False, test_error=99.0, **facts))
     code, _, errors = script("publish.py", "run", "digits-paper")

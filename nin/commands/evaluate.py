@@ -3,7 +3,7 @@
 python scripts/evaluate.py checkpoint=runs/2026-11-21_18-00-00_digits_gap_0        a run's folder
 python scripts/evaluate.py checkpoint=weights.safetensors data.root=FOLDER         a weights file
 python scripts/evaluate.py checkpoint=cifar10-gap                                  a published net
-python scripts/evaluate.py checkpoint=cifar10_nin.caffemodel                       the authors' own net: 10.43 %
+python scripts/evaluate.py checkpoint=cifar10_nin.caffemodel                       the authors' own net: 10.4 %
 
 A run that has not finished is evaluated as it was after its last whole epoch.
 """

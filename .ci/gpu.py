@@ -1,4 +1,4 @@
-"""What this project still has to measure on a GPU, in under three minutes, as lines that can be pasted.
+"""Measures on a GPU what this project has not measured yet; prints lines that can be pasted. Meant for three minutes.
 
 python .ci/gpu.py            on a machine with an NVIDIA GPU
 python .ci/gpu.py rehearse   on a CPU, with narrow nets and few steps: that it runs, not how fast
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import torch
 
+# the tests are no package: what follows is imported after the path is set
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
+
 
 from builders import NARROW  # noqa: E402
 from nin.cli import compose  # noqa: E402

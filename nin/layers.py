@@ -45,6 +45,27 @@ class LocallyConnected(nn.Conv2d):
         return outputs.transpose(1, 2).unflatten(2, self.size)
 
 
+class LocalBlock(nn.Sequential):
+    """A locally connected layer and its ReLU, in the place of an mlpconv: the last block of `model=cnn`.
+
+    Args:
+        in_channels, kernel_size, size: as for `LocallyConnected`.
+        widths: its output channels, one number in a tuple.
+        last_relu: whether the ReLU follows.
+
+    Shape:
+        (N, in_channels, H, W) ─► (N, widths[0], H, W)
+    """
+
+    def __init__(
+        self, in_channels: int, widths: Sequence[int], kernel_size: int, size: Sequence[int], *, last_relu: bool
+    ) -> None:
+        super().__init__()
+        self.add_module("conv1", LocallyConnected(in_channels, widths[0], kernel_size, size))
+        if last_relu:
+            self.add_module("relu1", nn.ReLU(inplace=True))
+
+
 class DepthPool(nn.Module):
     """Pools over channels, not positions; for comparison, no net here has it. (N, C, h, w) ─► (N, 1, h, w)."""
 

@@ -1,7 +1,6 @@
 """Network in Network (Lin, Chen, Yan, 2013, https://arxiv.org/abs/1312.4400): mlpconv and global average pooling.
 
-images (N, 3, 32, 32) ─► mlpconv blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)
-"""
+images (N, 3, 32, 32) ─► mlpconv blocks ─► class maps (N, K, 8, 8) ─► head ─► logits (N, K)"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,17 +9,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from nin.errors import SettingError
-from nin.layers import LocallyConnected
+from nin.layers import LocalBlock
 from nin.plan import HEADS, ONE_SIZE, Block, Plan, checked_fc, checked_mlpconv
-
-POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
-
-
-class GAP(nn.Module):
-    """Global average pooling: the mean of a class's map is its score (section 3.2). (N, K, h, w) ─► (N, K)."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.mean(dim=(2, 3))
 
 
 class MLPConv(nn.Sequential):
@@ -38,20 +28,25 @@ class MLPConv(nn.Sequential):
         padding: int | None = None,
         norm: str = "none",
         last_relu: bool = True,
-        local: Sequence[int] | None = None,
     ) -> None:
         block = checked_mlpconv(in_channels, Block(widths, kernel_size, stride, padding), norm, last_relu)
         super().__init__()
         for n, (before, width) in enumerate(pairwise((in_channels, *block.widths)), 1):
             window = (kernel_size, stride, block.effective_padding) if n == 1 else (1, 1, 0)
             bare = n == len(block.widths) and not last_relu  # scores: neither normalised nor cut at 0
-            normed = norm == "batch" and not bare and not local
-            shared = None if local else nn.Conv2d(before, width, *window, bias=not normed)
-            self.add_module(f"conv{n}", shared or LocallyConnected(before, width, kernel_size, local))
+            normed = norm == "batch" and not bare
+            self.add_module(f"conv{n}", nn.Conv2d(before, width, *window, bias=not normed))
             if normed:
                 self.add_module(f"norm{n}", nn.BatchNorm2d(width))  # has the bias
             if not bare:
                 self.add_module(f"relu{n}", nn.ReLU(inplace=True))
+
+
+class GAP(nn.Module):
+    """Global average pooling: the mean of a class's map is its score (section 3.2). (N, K, h, w) ─► (N, K)."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean(dim=(2, 3))
 
 
 class GMP(nn.Module):
@@ -84,6 +79,9 @@ def build_head(name: str, num_maps: int, num_classes: int, map_size: Sequence[in
     if head.layer == "linear":
         return FC(num_maps, num_classes, map_size, head.dropout)
     return GAP() if head.layer == "average" else GMP()
+
+
+POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 
 
 class NIN(nn.Module):
@@ -123,11 +121,14 @@ class NIN(nn.Module):
         channels, last = in_channels, len(plan.blocks)
         for number, (block, pool) in enumerate(zip(plan.blocks, plan.pools, strict=True), 1):
             shape, relu = (channels, block.channels(num_classes), block.kernel_size), last_relu or number < last
-            window = {"stride": block.stride, "padding": block.padding, "local": plan.local_size(number)}
-            self.blocks.add_module(f"block{number}", MLPConv(*shape, **window, norm=norm, last_relu=relu))
+            if local_size := plan.local_size(number):
+                layers: nn.Module = LocalBlock(*shape, local_size, last_relu=relu)
+            else:
+                layers = MLPConv(*shape, stride=block.stride, padding=block.padding, norm=norm, last_relu=relu)
+            self.blocks.add_module(f"block{number}", layers)
             if pool:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
                 self.blocks.add_module(f"pool{number}", POOLINGS[pool](3, stride=2, ceil_mode=True))
-            if block.lrn:
+            if block.lrn:  # Hinton et al.'s α = 0.001; torch divides its own by the 9 channels
                 self.blocks.add_module(f"lrn{number}", nn.LocalResponseNorm(9, alpha=0.009, k=1))
             if block.dropout:
                 self.blocks.add_module(f"drop{number}", nn.Dropout(dropout))

@@ -67,8 +67,8 @@ class Block:
         padding: zeros around the first convolution's input, less than kernel_size: farther out its window sees zeros
             alone. None keeps the size (kernel_size // 2).
         dropout: whether the net's dropout follows this block and its pooling.
-        pool: "max" or "average", after the block; None is max, and the net's last_pool before the last block. The last
-            block has none.
+        pool: "max" or "average", after the block. By default max, and the net's last_pool before the last block.
+            The last block has none.
         lrn: whether local response normalisation follows the pooling.
         local: whether its only convolution is locally connected: no position shares weights with another. Under a head
             that pools, such a last block has one map per class.

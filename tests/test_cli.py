@@ -693,7 +693,10 @@ def test_optuna_gets_the_held_out_error(monkeypatch, tmp_path):
 def test_no_sweeper_gets_a_test_error(monkeypatch, tmp_path, capsys, arguments, words, gives_error):
     """The refusal comes before the first run."""
     monkeypatch.chdir(tmp_path)
-    main = lambda settings, folder: pytest.fail("a run has begun")  # noqa: E731
+
+    def main(settings, folder):
+        pytest.fail("a run has begun")
+
     assert optuna(monkeypatch, main, arguments, gives_error=gives_error) == 2
     assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 

@@ -10,7 +10,7 @@ host=          address to serve on, by default 127.0.0.1: this machine alone. In
 data.root=     folder of the sets, by default NIN_DATA. The examples are a photograph and test images of the set that
                the first net was trained on, where that set is on this machine
 
-The page opens with the first example answered. Pictures of up to 20 MB are taken, and none is kept when the page ends.
+The page opens with the first example answered. It accepts pictures of up to 20 MB and deletes them when it ends.
 It answers no request that another site's page sends, and reports nothing to anyone. It requires gradio:
 pip install 'network-in-network[demo]'
 """

@@ -43,13 +43,13 @@ def build_logger(config: Config, folder: Path) -> Logger | bool:
 
 
 def log_settings(logger: Logger | None, config: Config) -> None:
-    """Gives the logger the settings that the result depends on. TensorBoard gets them with the result."""
+    """Logs the settings that the result depends on. TensorBoard logs them with the result."""
     if logger is not None and not isinstance(logger, TensorBoardLogger):
         logger.log_hyperparams(_hyperparameters(config))
 
 
 def log_result(logger: Logger | None, config: Config, record: Record, step: int) -> None:
-    """Gives the logger the run's final errors in %, and ends its run."""
+    """Logs the run's final errors in % and ends the logger's run."""
     if logger is None:
         return
     errors = {f"final/{name}": getattr(record, name) for name in FINAL if getattr(record, name) is not None}

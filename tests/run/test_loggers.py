@@ -1,4 +1,4 @@
-"""Loggers beside metrics.csv: what a run leaves in them."""
+"""Loggers beside metrics.csv: the settings and results of a run in them."""
 
 import json
 import struct

@@ -257,7 +257,7 @@ def upload(port, content, name="picture.png", **headers):
 
 
 def look(port, file, net):
-    """What the page says about an uploaded file."""
+    """The page's answer to an uploaded file."""
     data = json.dumps({"data": [{"path": file, "meta": {"_type": "gradio.FileData"}}, net]})
     _, answer = ask(port, "POST", "/gradio_api/call/look", data, **{"Content-Type": "application/json"})
     return ask(port, "GET", f"/gradio_api/call/look/{json.loads(answer)['event_id']}")[1].decode()

@@ -88,6 +88,12 @@ def _workers(**settings: Any) -> None:
             integer(0, 256, **{name: value})
 
 
+def _bool_or_null(**settings: Any) -> None:
+    for name, value in settings.items():
+        if value is not None:
+            boolean(**{name: value})
+
+
 def _above_0(**settings: Any) -> None:
     for name, value in settings.items():
         if value is not None:
@@ -195,8 +201,8 @@ class TrainerConfig:
         "auto takes bf16-mixed where the hardware gains by it, and 16-mixed on a GPU without bfloat16",
         choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
-    compile: bool = setting(
-        False, "whether to capture the training step in a CUDA graph; not measured on a GPU yet", boolean
+    compile: bool | None = setting(
+        None, "whether to capture the training step in a CUDA graph; null: where that is possible", _bool_or_null
     )
     deterministic: bool = setting(
         False, "whether a GPU computes bit for bit the same each time, more slowly; a CPU does so in any case", boolean

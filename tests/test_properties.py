@@ -88,7 +88,7 @@ GOOD = {
     "trainer.strategy": st.sampled_from(["auto", "ddp"]),
     "trainer.accelerator": st.sampled_from(["auto", "cpu", "cuda"]),
     "trainer.precision": st.sampled_from(["auto", "32-true", "bf16-mixed"]),
-    "trainer.compile": st.booleans(),
+    "trainer.compile": st.none() | st.booleans(),
     "trainer.deterministic": st.booleans(),
     "trainer.sync_batchnorm": st.booleans(),
     "trainer.limit_train_batches": st.none() | st.integers(1, 9) | st.floats(0.01, 1),

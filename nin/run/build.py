@@ -93,7 +93,7 @@ def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
 def build_task(config: Config, net: NIN | Backbone) -> Classifier:
     """The training task of a net. Raises SettingError."""
     with settings_under("recipe"):
-        return (CapturedClassifier if config.trainer.compile else Classifier)(net, config.recipe)
+        return (CapturedClassifier if captures(config) else Classifier)(net, config.recipe)
 
 
 def check(config: Config) -> None:
@@ -106,7 +106,7 @@ def check(config: Config) -> None:
     check_logger(config)
     with settings_under("trainer"):
         _check_devices(config.trainer)
-        _check_capture(config.trainer, config.recipe.optimiser)
+        _check_capture(config)
     data = build_data(config)
     entry = data.entry
     classes = len(scan(data.root).classes) if entry.is_folder else entry.classes
@@ -139,21 +139,34 @@ def _check_devices(trainer: TrainerConfig) -> None:
         )
 
 
-def _check_capture(trainer: TrainerConfig, optimiser: str) -> None:
-    """Raises SettingError where the training step cannot be captured in a CUDA graph."""
-    if not trainer.compile:
-        return
+def captures(config: Config) -> bool:
+    """Whether this machine captures the training step of these settings in a CUDA graph."""
+    if config.trainer.compile is not None:
+        return config.trainer.compile
+    return device_type(config.trainer) == "cuda" and not any(_against_capture(config))
+
+
+def _check_capture(config: Config) -> None:
+    """Raises SettingError where the training step cannot be captured in a CUDA graph, as the settings wish."""
+    if config.trainer.compile:
+        for reason in _against_capture(config):
+            raise SettingError("compile", True, reason)
+
+
+def _against_capture(config: Config) -> Iterator[str]:
+    """What does not let the training step be captured in a CUDA graph."""
+    trainer, optimiser = config.trainer, config.recipe.optimiser
     if device_type(trainer) != "cuda":
-        raise SettingError("compile", True, f"requires an NVIDIA GPU, and {why_no_gpu()}; choose trainer.compile=false")
+        yield f"requires an NVIDIA GPU, and {why_no_gpu()}; choose trainer.compile=false"
+        return
     if trainer.processes > 1:
-        raise SettingError("compile", True, f"requires one process, got {trainer.processes}")
+        yield f"requires one process, got {trainer.processes}"
     if trainer.accumulate_grad_batches > 1:
-        reason = f"requires a step for each batch, got accumulate_grad_batches={trainer.accumulate_grad_batches}"
-        raise SettingError("compile", True, reason)
+        yield f"requires a step for each batch, got accumulate_grad_batches={trainer.accumulate_grad_batches}"
     if optimiser not in ("muon", "sgd"):
-        raise SettingError("compile", True, f"requires recipe.optimiser=muon or sgd, got {optimiser}")
+        yield f"requires recipe.optimiser=muon or sgd, got {optimiser}"
     if precision_of(trainer) == "16-mixed":
-        raise SettingError("compile", True, "requires another precision than 16-mixed, whose scaler reads gradients")
+        yield "requires another precision than 16-mixed, whose scaler reads gradients"
 
 
 def _has_gpu() -> bool:

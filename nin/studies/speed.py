@@ -26,7 +26,7 @@ from nin.data.preprocess import Whiten
 from nin.data.sets import ImageSet
 from nin.errors import SettingError
 from nin.fold import fold
-from nin.run.build import build_data, build_net, build_task
+from nin.run.build import build_data, build_net, build_task, captures
 from nin.run.machine import device_name, keep_freed_memory
 from nin.run.trainer import build_trainer, precision, quiet
 
@@ -214,7 +214,7 @@ class Bench:
     def lightning(self) -> float:
         """The training of scripts/train.py: batches cut, flipped and normalised in memory, Lightning, metrics."""
         steps = max(1, min(self.steps, int(LONGEST / self.pace)))
-        warmup = WARMUP + 3 * self.config.trainer.compile
+        warmup = WARMUP + 3 * captures(self.config)
         data = random_images(self.config, count=max(2000, (steps + warmup) * self.batch))
         clock = Clock(warmup)
         trainer = build_trainer(

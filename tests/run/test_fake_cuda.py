@@ -151,7 +151,7 @@ def test_the_captured_step_reads_its_rates_on_the_device(fake, monkeypatch):
     with unset_fake_temporarily():
         task = capture.CapturedClassifier(net, config.recipe)
     optimizer = task.build_optimizer()
-    task.rates = torch.zeros(len(optimizer.param_groups), device="cuda")
+    task.rates, task.numbers = torch.zeros(len(optimizer.param_groups), device="cuda"), [0.0] * 4
     for parameter in net.parameters():
         parameter.grad = torch.empty_like(parameter)
     rates = []

@@ -1,0 +1,106 @@
+"""Convolutions as matrix products: what an NVIDIA GPU multiplies faster in 16 bits than cuDNN convolves.
+
+Of a step of the paper's net on an H200, a quarter of the kernels' time went into the sums of the biases' gradients, and
+the first convolution, whose three input channels no kernel of cuDNN is made for, took a sixth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+CHUNKS = 128  # in which the rows of a bias's gradient are summed side by side
+
+
+class RowsTimesWeight(torch.autograd.Function):
+    """rows (M, I) · weight (O, I)ᵀ + bias (O) ─► (M, O), whose bias gets its gradient by matrix products, too: torch's
+    sum over rows takes ten times as long."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return F.linear(rows, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        of_rows, _, of_bias = ctx.needs_input_grad
+        return gradient @ weight if of_rows else None, gradient.T @ rows, sum_of(gradient) if of_bias else None
+
+
+def sum_of(rows: Tensor) -> Tensor:
+    """The sum (O) of rows (M, O)."""
+    chunks = next(n for n in (CHUNKS, 64, 32, 16, 8, 4, 2, 1) if len(rows) % n == 0)
+    chunked = rows.unflatten(0, (chunks, -1))
+    return (chunked.new_ones(chunks, 1, chunked.shape[1]) @ chunked).sum((0, 1))
+
+
+def pointwise(conv: nn.Conv2d, maps: Tensor) -> Tensor:
+    """A 1×1 convolution: one matrix product over all positions of all images.
+
+    Shape:
+        (N, I, H, W) ─► (N, O, H, W), channels last
+    """
+    maps = maps.permute(0, 2, 3, 1)  # a view of channels-last maps
+    outputs = _product(maps.flatten(0, 2), conv.weight.flatten(1), conv.bias)
+    return outputs.unflatten(0, maps.shape[:3]).permute(0, 3, 1, 2)
+
+
+def first(conv: nn.Conv2d, images: Tensor) -> Tensor:
+    """The convolution of images, which need no gradient: their windows are cut out and filled up to a multiple of 8
+    columns, as the hardware multiplies them.
+
+    Shape:
+        (N, I, H, W) ─► (N, O, H', W'), channels last
+    """
+    padding, (high, wide), (down, right) = conv.padding, conv.kernel_size, conv.stride
+    pixels = F.pad(images, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1).contiguous()
+    n, height, width, channels = pixels.shape
+    a, b, c, _ = pixels.stride()
+    size = n, (height - high) // down + 1, (width - wide) // right + 1
+    windows = pixels.as_strided((*size, high, wide * channels), (a, b * down, c * right, b, 1))  # overlapping
+    columns = high * wide * channels
+    rows = pixels.new_zeros((*size, -columns % 8 + columns), dtype=_dtype(images))
+    rows[..., :columns].unflatten(3, (high, -1)).copy_(windows)
+    weight = F.pad(conv.weight.permute(0, 2, 3, 1).flatten(1), (0, rows.shape[3] - columns))
+    return _product(rows.flatten(0, 2), weight, conv.bias).unflatten(0, size).permute(0, 3, 1, 2)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    dtype = _dtype(rows)
+    return RowsTimesWeight.apply(rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _dtype(values: Tensor) -> torch.dtype:
+    """What these values are multiplied in: autocast's type, where it is on."""
+    kind = values.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
+
+
+@contextmanager
+def matrix_products(net: nn.Module) -> Iterator[None]:
+    """In the block the net's plain 1×1 convolutions, and the convolution that comes first, are matrix products. It
+    computes the same function, in another order; parameters and their names stay."""
+    convs = [layer for layer in net.modules() if type(layer) is nn.Conv2d and layer.groups == 1]
+    relus = [layer for layer in net.modules() if isinstance(layer, nn.ReLU) and layer.inplace]
+    for layer in relus:
+        layer.inplace = False  # a matrix product's output is seen through a view, which autograd copies when written
+    for number, conv in enumerate(convs):
+        if conv.kernel_size == (1, 1) == conv.stride and not any(conv.padding):
+            conv.forward = partial(pointwise, conv)
+        elif number == 0 and conv.in_channels < 8:
+            conv.forward = partial(first, conv)
+    try:
+        yield
+    finally:
+        for conv in convs:
+            conv.__dict__.pop("forward", None)
+        for layer in relus:
+            layer.inplace = True

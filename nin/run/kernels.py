@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNKS = 128  # in which the rows of a bias's gradient are summed side by side
@@ -23,13 +24,13 @@ class RowsTimesWeight(torch.autograd.Function):
     sum over rows takes ten times as long."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(rows, weight)
         return F.linear(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
         rows, weight = ctx.saved_tensors
         of_rows, _, of_bias = ctx.needs_input_grad
         return gradient @ weight if of_rows else None, gradient.T @ rows, sum_of(gradient) if of_bias else None
@@ -60,8 +61,8 @@ def first(conv: nn.Conv2d, images: Tensor) -> Tensor:
     Shape:
         (N, I, H, W) ─► (N, O, H', W'), channels last
     """
-    padding, (high, wide), (down, right) = conv.padding, conv.kernel_size, conv.stride
-    pixels = F.pad(images, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1).contiguous()
+    (above, beside), (high, wide), (down, right) = conv.padding, conv.kernel_size, conv.stride
+    pixels = F.pad(images, (int(beside),) * 2 + (int(above),) * 2).permute(0, 2, 3, 1).contiguous()
     n, height, width, channels = pixels.shape
     a, b, c, _ = pixels.stride()
     size = n, (height - high) // down + 1, (width - wide) // right + 1
@@ -94,9 +95,9 @@ def matrix_products(net: nn.Module) -> Iterator[None]:
         layer.inplace = False  # a matrix product's output is seen through a view, which autograd copies when written
     for number, conv in enumerate(convs):
         if conv.kernel_size == (1, 1) == conv.stride and not any(conv.padding):
-            conv.forward = partial(pointwise, conv)
+            conv.__dict__["forward"] = partial(pointwise, conv)
         elif number == 0 and conv.in_channels < 8:
-            conv.forward = partial(first, conv)
+            conv.__dict__["forward"] = partial(first, conv)
     try:
         yield
     finally:

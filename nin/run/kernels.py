@@ -61,8 +61,9 @@ def first(conv: nn.Conv2d, images: Tensor) -> Tensor:
     Shape:
         (N, I, H, W) ─► (N, O, H', W'), channels last
     """
-    (above, beside), (high, wide), (down, right) = conv.padding, conv.kernel_size, conv.stride
-    pixels = F.pad(images, (int(beside),) * 2 + (int(above),) * 2).permute(0, 2, 3, 1).contiguous()
+    (high, wide), (down, right) = conv.kernel_size, conv.stride
+    above, beside = map(int, conv.padding)
+    pixels = F.pad(images, (beside, beside, above, above)).permute(0, 2, 3, 1).contiguous()
     n, height, width, channels = pixels.shape
     a, b, c, _ = pixels.stride()
     size = n, (height - high) // down + 1, (width - wide) // right + 1

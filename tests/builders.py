@@ -19,6 +19,14 @@ NARROW = (
     "{widths: [24, 24, null], kernel_size: 3}]"
 )
 
+
+class StandIn:
+    """In place of a CUDA graph: repeats the step itself, as a graph repeats its launches."""
+
+    def __init__(self, step):
+        self.replay = step
+
+
 # the same examples everywhere, so that a failure comes from the change and not from the draw
 settings.register_profile(
     "fixed", derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)

@@ -6,7 +6,7 @@ them at once. Everything else about the training, its hooks, schedule, checkpoin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -30,6 +30,19 @@ class CudaGraph:
     def replay(self) -> Any:
         self.graph.replay()
         return self.result
+
+
+@contextmanager
+def rates_in_tensors(optimizer: Any, rates: Iterable[Tensor]) -> Iterator[None]:
+    """In the block the groups' rates are these tensors, which the fused optimiser reads where they are."""
+    numbers = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group |= {"lr": rate, "fused": True}
+        yield
+    finally:
+        for group, number in zip(optimizer.param_groups, numbers, strict=True):
+            group |= {"lr": number, "fused": None}
 
 
 class CapturedClassifier(Classifier):
@@ -72,7 +85,7 @@ class CapturedClassifier(Classifier):
         with self._rates_in_a_tensor(optimizer):
             if self.warmed < WARMUP:
                 self.warmed += 1
-                with _side_stream(self.device):
+                with side_stream(self.device):
                     step()
                 return
             if self.graph is None:
@@ -82,26 +95,19 @@ class CapturedClassifier(Classifier):
 
     @contextmanager
     def _rates_in_a_tensor(self, optimizer: Any) -> Iterator[None]:
-        """The groups' rates are numbers for schedule and checkpoint, and in the block elements of one tensor, which the
-        fused optimiser reads where it is."""
-        groups = optimizer.param_groups
-        numbers = [group["lr"] for group in groups]
+        """The groups' rates are numbers for schedule and checkpoint, and in the block elements of one tensor."""
+        numbers = [group["lr"] for group in optimizer.param_groups]
         rates = self.rates.unbind()
         for rate, number, before in zip(rates, numbers, self.numbers, strict=True):
             if number != before:
                 rate.fill_(number)  # a copy from the host would wait for all steps before
         self.numbers = numbers
-        try:
-            for group, rate in zip(groups, rates, strict=True):
-                group |= {"lr": rate, "fused": True}
+        with rates_in_tensors(optimizer, rates):
             yield
-        finally:
-            for group, number in zip(groups, numbers, strict=True):
-                group |= {"lr": number, "fused": None}
 
 
 @contextmanager
-def _side_stream(device: torch.device) -> Iterator[None]:
+def side_stream(device: torch.device) -> Iterator[None]:
     """A stream of its own, as CUDA graphs require of the steps before the capture; nothing on another device."""
     if device.type != "cuda":
         yield

@@ -1,7 +1,8 @@
 """Speed of training and inference beside the most that this machine multiplies, in a limited time.
 
 Each row of the table is timed in turn, round after round, so that a drift of the machine's speed affects all of them. A
-round measures the matrix products too: each row's operations are stated as a share of that round's peak.
+round repeats the matrix products, too, before each row; each row's operations are stated as a share of the fastest
+repeat of its round.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import lightning as L
@@ -26,7 +28,9 @@ from nin.data.preprocess import Whiten
 from nin.data.sets import ImageSet
 from nin.errors import SettingError
 from nin.fold import fold
+from nin.run import capture
 from nin.run.build import build_data, build_net, build_task, captures
+from nin.run.kernels import matrix_products
 from nin.run.machine import device_name, keep_freed_memory
 from nin.run.trainer import build_trainer, precision, quiet
 
@@ -36,9 +40,11 @@ CLASSES = 10
 INFERENCE = (1, 128, 1000)  # images at a time
 SECONDS = 90  # after which no row begins
 LONGEST = 4.0  # seconds of a row in a round, as far as one step allows it
-BUSY = 1.1  # largest peak of the rounds : smallest, above which the machine is too busy to trust
+BUSY = 1.1  # fastest repeat of the matrix products : median, above which the machine is too busy to trust
 TRAINING = 3  # passes of a training step: forward, and two backward
-PEAK_SIDES = {"cpu": 2048, "mps": 4096, "cuda": 8192}  # of the square matrices
+PEAK_SIDES = {"cpu": (1024, 2048), "mps": (4096,), "cuda": (8192,)}  # of the square matrices
+PEAK_SECONDS = 0.4  # of a repeat: their product, again and again
+PEAK_REPEATS = 3  # when a round begins; one more comes before each row
 
 
 @dataclass
@@ -47,7 +53,8 @@ class Speeds:
 
     Attributes:
         rows: images a second by row; a row of zeros is not part of this machine.
-        peaks: multiply-accumulates a second by precision.
+        peaks: multiply-accumulates a second by precision, of a round's fastest repeat.
+        repeats: the same of every repeat of all rounds.
         per_image: by row: multiply-accumulates of an image, and the precision in which they are computed.
         device: its name.
     """
@@ -55,7 +62,14 @@ class Speeds:
     device: str
     rows: dict[str, list[float]] = field(default_factory=dict)
     peaks: dict[str, list[float]] = field(default_factory=dict)
+    repeats: dict[str, list[float]] = field(default_factory=dict)
     per_image: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def add_repeats(self, kind: str, repeats: list[float], *, begins: bool = False) -> None:
+        """Adds repeats of the matrix products to this round, or to one that begins with them."""
+        peaks = self.peaks.setdefault(kind, [])
+        peaks.append(max(repeats) if begins else max(peaks.pop(), *repeats))
+        self.repeats.setdefault(kind, []).extend(repeats)
 
     def images_per_second(self, row: str) -> float:
         """The median of the rounds."""
@@ -73,17 +87,19 @@ class Speeds:
         return statistics.median(own / others for own, others in pairs)
 
     def busy(self) -> str:
-        """A sentence where the peak differs so much between rounds that the machine must have had other work."""
-        spread = max((max(peaks) / min(peaks) for peaks in self.peaks.values()), default=1.0)
+        """A sentence where the matrix products are mostly so much slower than once that the machine must have had other
+        work."""
+        spread = max((max(each) / statistics.median(each) for each in self.repeats.values()), default=1.0)
         if spread <= BUSY:
             return ""
         return (
-            f"The matrix peak differs by {100 * (spread - 1):.0f} % between rounds: this machine has other work; do "
-            "not trust these figures."
+            f"The fastest matrix product is {100 * (spread - 1):.0f} % faster than the median one: this machine has "
+            "other work; do not trust these figures."
         )
 
 
-ROWS: tuple[str, ...] = ("kernels alone", "bare step", "lightning", "usual port", "usual port with memory kept")
+ROWS: tuple[str, ...] = ("kernels alone", "bare step", "captured step", "lightning")
+ROWS += ("usual port", "usual port with memory kept")
 ROWS += tuple(f"{kind} {number}" for number in INFERENCE for kind in ("eager", "folded"))
 
 
@@ -98,7 +114,7 @@ def benchmark(
         config: the run.
         rounds: as many as fit into `seconds`.
         steps: at most so many a row and round, and at least one: fewer where they would take more than 4 s.
-        rows: names of `ROWS`. The kernels alone are timed on a GPU only.
+        rows: names of `ROWS`. The kernels alone and the captured step are timed on a GPU only.
         seconds: after which no row begins; no round begins that would not end in time.
 
     Raises:
@@ -117,19 +133,19 @@ def benchmark(
     L.seed_everything(config.seed, verbose=False)
     bench = Bench(config, steps)
     speeds = Speeds(device_name(bench.device))
-    rows = tuple(row for row in rows if row != "kernels alone" or bench.device.type == "cuda")
     began, longest = time.monotonic(), 0.0
     for number in range(rounds):
         start = time.monotonic()
         if number and start - began + longest > seconds:
             return
         for kind in dict.fromkeys((bench.precision, "32-true")):
-            speeds.peaks.setdefault(kind, []).append(bench.peak(kind))
-        for row in rows:
+            speeds.add_repeats(kind, bench.peaks(kind), begins=True)
+        for row in filter(bench.can, rows):
             if speeds.rows and time.monotonic() - began > seconds:
                 return  # a slow or busy machine: the rows that are left out say so
+            _, kind = speeds.per_image[row] = bench.per_image(row)
+            speeds.add_repeats(kind, [bench.product(kind, bench.sides[kind])])
             speeds.rows.setdefault(row, []).append(bench.images_per_second(row))
-            speeds.per_image[row] = bench.per_image(row)
             yield speeds, row
         longest = max(longest, time.monotonic() - start)
 
@@ -150,9 +166,15 @@ class Bench:
         self.batch = config.data.batch_size
         self.operations = multiply_accumulates(self.net(), 3, SIDE, SIDE)
         self.pace = 1.0  # seconds of the last bare step, by which the length of a Lightning run is chosen
+        self.sides: dict[str, int] = {}  # of the matrices by precision
 
     def net(self) -> nn.Module:
         return build_net(self.config, classes=CLASSES, channels=3)
+
+    def can(self, row: str) -> bool:
+        """Whether this machine has the row."""
+        on_cuda = self.device.type == "cuda"
+        return {"kernels alone": on_cuda, "captured step": on_cuda and captures(self.config)}.get(row, True)
 
     def per_image(self, row: str) -> tuple[float, str]:
         """Multiply-accumulates of an image in this row, and the precision in which they are computed."""
@@ -168,40 +190,69 @@ class Bench:
             return in_a_fresh_process(self.config, self.steps)
         if row == "usual port with memory kept":
             return self.port()
-        return {"kernels alone": self.kernels, "bare step": self.bare, "lightning": self.lightning}[row]()
+        timed = {"kernels alone": self.kernels, "captured step": self.captured, "lightning": self.lightning}
+        return timed.get(row, self.bare)()
 
-    def peak(self, kind: str) -> float:
+    def peaks(self, kind: str) -> list[float]:
+        """Multiply-accumulates a second of square matrices in this precision, some repeats, at the side that has the
+        fastest."""
+        sides = [self.sides[kind]] if kind in self.sides else PEAK_SIDES[self.device.type]
+        found = {side: [self.product(kind, side) for _ in range(PEAK_REPEATS)] for side in sides}
+        self.sides[kind] = max(found, key=lambda side: max(found[side]))
+        return found[self.sides[kind]]
+
+    def product(self, kind: str, side: int) -> float:
         """Multiply-accumulates a second of square matrices in this precision."""
-        side = PEAK_SIDES[self.device.type]
         dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[kind]
         a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
-        return side**3 / seconds_of(lambda: a @ b, self.device, 50)
+        return side**3 / seconds_of(lambda: a @ b, self.device, 50, longest=PEAK_SECONDS)
 
     def bare(self) -> float:
         """Forward, backward and the recipe's optimiser step on one batch again and again."""
-        self.pace = seconds_of(self.step(), self.device, self.steps)
+        self.pace = seconds_of(self.step()[0], self.device, self.steps)
         return self.batch / self.pace
 
-    def step(self) -> Callable[[], None]:
-        """A training step without data, hooks and metrics."""
+    def step(self, *, products: bool = False) -> tuple[Callable[[], None], torch.optim.Optimizer]:
+        """A training step without data, hooks and metrics, and its optimiser.
+
+        Args:
+            products: convolutions as matrix products, as the captured training computes them in bf16.
+        """
         images = torch.randn(self.batch, 3, SIDE, SIDE).to(self.device, memory_format=torch.channels_last)
         labels = torch.randint(0, CLASSES, (self.batch,), device=self.device)
         net = self.net().to(self.device, memory_format=torch.channels_last)
         optimizer = build_task(self.config, net).build_optimizer()
 
         def step() -> None:
-            with self.context():
+            with self.context(), matrix_products(net) if products else nullcontext():
                 loss = F.cross_entropy(net(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
 
-        return step
+        return step, optimizer
+
+    def captured(self) -> float:
+        """The bare step as the training captures it: without the host that launches its kernels."""
+        return self.batch / seconds_of(self.captured_step(), self.device, self.steps)
+
+    def captured_step(self, graph_type: type = capture.CudaGraph) -> Callable[[], object]:
+        """A training step without data, hooks and metrics as one graph, which reads its rates on the device."""
+        step, optimizer = self.step(products=self.precision == "bf16-mixed")
+        rates = torch.tensor([group["lr"] for group in optimizer.param_groups], device=self.device)
+        with capture.rates_in_tensors(optimizer, rates.unbind()):
+            with capture.side_stream(self.device):
+                for _ in range(capture.WARMUP):
+                    step()
+            optimizer.zero_grad(set_to_none=True)
+            graph = graph_type(step)
+        self.kept = step, optimizer, rates  # the graph reads and writes their tensors
+        return graph.replay
 
     def kernels(self) -> float:
         """The bare step as long as its kernels take on the GPU, by torch's profiler: without the host that launches
         them."""
-        step, steps = self.step(), 5
+        (step, _), steps = self.step(), 5
         for _ in range(WARMUP):
             step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -317,15 +368,22 @@ class Clock(L.Callback):
         self.seconds = now(trainer.strategy.root_device) - self.start
 
 
-def seconds_of(step: Callable[[], object], device: torch.device, most: int, warmup: int = WARMUP) -> float:
-    """Seconds of a step: the mean of as many as fit into 4 s, at most `most`, after a warm-up."""
+def seconds_of(
+    step: Callable[[], object],
+    device: torch.device,
+    most: int,
+    warmup: int = WARMUP,
+    longest: float | None = None,
+) -> float:
+    """Seconds of a step: the mean of as many as fit into `longest`, by default 4 s, at most `most`, after a warm-up."""
+    longest = LONGEST if longest is None else longest
     for _ in range(warmup):
         start = now(device)
         step()
         pace = now(device) - start
-        if pace > LONGEST:
+        if pace > longest:
             break
-    count = max(1, min(most, int(LONGEST / pace)))
+    count = max(1, min(most, int(longest / pace)))
     start = now(device)
     for _ in range(count):
         step()
@@ -356,7 +414,7 @@ def table(speeds: Speeds) -> str:
         for kind, peaks in speeds.peaks.items()
     ]
     lines.append("")
-    for other in ("kernels alone", "bare step", "usual port", "usual port with memory kept"):
+    for other in ("kernels alone", "bare step", "captured step", "usual port", "usual port with memory kept"):
         if other in speeds.rows and "lightning" in speeds.rows:
             lines.append(f"  lightning is {speeds.ratio('lightning', other):.3f} of: {other}")
     return "\n".join([*lines, *filter(None, [speeds.busy()])])

@@ -4,6 +4,7 @@ import lightning as L
 import pytest
 import torch
 
+from builders import StandIn
 from nin import NIN, Block
 from nin.cli import compose
 from nin.data import Images
@@ -17,19 +18,13 @@ SETTINGS = {"lr": 0.02, "schedule": "linear", "label_smoothing": 0.1, "weight_de
 STEPS = 12
 
 
-class StandIn:
-    """Repeats the step itself, with the closure of the step that was captured, as a graph repeats its launches."""
-
-    def __init__(self, step):
-        self.replay = step
-
-
 class OnCPU(CapturedClassifier):
     graph_type = StandIn
 
 
-def losses(kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, clip=None, precision="32-true"):
-    """What two epochs of training leave: the loss of each step, the epochs' metrics, the weights, the global step."""
+def losses(kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, epochs=2, clip=None, precision="32-true"):
+    """The loss of each step, the last epoch's metrics, the weights and the trainer of a training of so many steps."""
+    assert steps % epochs == 0 and steps // epochs <= 44  # the digits' batches
     L.seed_everything(0, verbose=False)
     blocks = [Block(8, dropout=True), Block((8, 8, None))]
     net = NIN(blocks, norm="batch", init="kaiming", dropout=dropout).to(memory_format=torch.channels_last)
@@ -42,8 +37,8 @@ def losses(kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, clip=No
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
-        max_epochs=2,
-        limit_train_batches=steps // 2,
+        max_epochs=epochs,
+        limit_train_batches=steps // epochs,
         callbacks=[Keep()],
         gradient_clip_val=clip,
         precision=precision,
@@ -94,9 +89,9 @@ def test_what_cannot_be_captured_is_refused_by_name(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("optimiser", "precision"), [("muon", "32-true"), ("muon", "bf16-mixed"), ("sgd", "32-true")])
 def test_captured_losses_are_the_uncaptured_ones_over_200_steps(optimiser, precision):
-    found = [
-        losses(kind, optimiser, "cuda", steps=88, precision=precision) for kind in (Classifier, CapturedClassifier)
-    ]
+    length = {"steps": 200, "epochs": 5, "precision": precision}
+    found = [losses(kind, optimiser, "cuda", **length) for kind in (Classifier, CapturedClassifier)]
+    assert len(found[1][0]) == len(found[0][0]) == found[1][3].global_step == 200
     torch.testing.assert_close(found[1][0][:20], found[0][0][:20], atol=1e-2, rtol=1e-2)
     assert found[1][1]["train/loss"] == pytest.approx(found[0][1]["train/loss"], rel=0.1)
 

@@ -1,5 +1,6 @@
 import pytest
 
+from builders import StandIn
 from nin.cli import compose
 from nin.errors import SettingError
 from nin.studies import growth, speed
@@ -11,21 +12,40 @@ TINY = ["data.batch_size=4", "data.share=0.01", "model=plain", "trainer.accelera
 @pytest.fixture
 def small(monkeypatch):
     """Matrices that take no time, and rows of a step."""
-    monkeypatch.setattr(speed, "PEAK_SIDES", {"cpu": 64})
+    monkeypatch.setattr(speed, "PEAK_SIDES", {"cpu": (32, 64)})
+    monkeypatch.setattr(speed, "PEAK_SECONDS", 0.0)
     monkeypatch.setattr(speed, "LONGEST", 0.0)
 
 
 @pytest.mark.parametrize("overrides", [[], ["model.norm=none", "recipe=paper"]])
 def test_each_row_is_timed_beside_the_peak(overrides, small):
     settings = compose([*overrides, *TINY])
-    chosen = ("kernels alone", "bare step", "lightning", "usual port with memory kept", "eager 1", "folded 1")
+    chosen = ("kernels alone", "captured step", "bare step", "lightning", "usual port with memory kept")
+    chosen += ("eager 1", "folded 1")
     seen = []
     for speeds, row in benchmark(settings, steps=1, rounds=2, rows=chosen, seconds=1000):
         seen.append((row, len(speeds.rows[row])))
-    assert seen == [(row, number) for number in (1, 2) for row in chosen[1:]]  # kernels are timed on a GPU
+    assert seen == [(row, number) for number in (1, 2) for row in chosen[2:]]  # the others are timed on a GPU
     assert settings.data.share == 0.01  # the caller's settings stay as they were
-    assert all(value > 0 for row in chosen[1:] for value in speeds.rows[row])
-    assert all(speeds.share(row) > 0 for row in chosen[1:])
+    assert all(value > 0 for row in chosen[2:] for value in speeds.rows[row])
+    assert all(speeds.share(row) > 0 for row in chosen[2:])
+    of_fp32 = speeds.repeats["32-true"]
+    assert speeds.peaks["32-true"] == [max(of_fp32[: len(of_fp32) // 2]), max(of_fp32[len(of_fp32) // 2 :])]
+
+
+@pytest.mark.parametrize("overrides", [[], ["model.norm=none", "recipe=paper"], ["trainer.precision=bf16-mixed"]])
+def test_the_captured_step_repeats_the_step_of_the_training(overrides, small):
+    """With a stand-in for the graph, which runs on a CPU."""
+    bench = speed.Bench(compose([*overrides, *TINY]), steps=2)
+    replay = bench.captured_step(StandIn)
+    _, optimizer, rates = bench.kept
+    groups = optimizer.param_groups
+    assert rates.tolist() == pytest.approx([group["lr"] for group in groups]) and min(rates) > 0
+    before = [weight.clone() for group in groups for weight in group["params"]]
+    replay()
+    after = [weight for group in groups for weight in group["params"]]
+    assert all((new != old).any() for new, old in zip(after, before, strict=True))
+    assert bench.can("bare step") and not bench.can("captured step")
 
 
 def test_the_usual_port_is_timed_in_a_process_that_keeps_no_memory(small, monkeypatch):
@@ -59,9 +79,13 @@ def test_medians_shares_and_ratios():
 
 def test_a_busy_machine_is_said_to_be_one():
     measured = speeds(lightning=[1.0])
-    measured.peaks["32-true"] = [100.0, 125.0]
+    measured.add_repeats("32-true", [100.0, 80.0], begins=True)
+    for repeat in (100.0, 125.0, 90.0):
+        measured.add_repeats("32-true", [repeat])
+    assert measured.peaks["32-true"][-1] == 125  # the fastest of the round
     assert measured.busy() == (
-        "The matrix peak differs by 25 % between rounds: this machine has other work; do not trust these figures."
+        "The fastest matrix product is 25 % faster than the median one: this machine has other work; do not trust "
+        "these figures."
     )
     assert table(measured).endswith(measured.busy())
 
@@ -88,9 +112,9 @@ def test_what_the_command_refuses(arguments, words, script):
 
 
 def test_the_command_prints_as_it_goes(script, small):
-    code, said, _ = script("benchmark.py", *TINY, "rows=eager 1", "rounds=1")
+    code, said, _ = script("benchmark.py", *TINY, "rows=bare step", "rounds=1")
     lines = said.splitlines()
-    assert code == 0 and lines[0].startswith("cpu: ") and lines[3].startswith("round 1: eager 1, ")
+    assert code == 0 and lines[0].startswith("cpu: ") and lines[3].startswith("round 1: bare step, ")
 
 
 def test_growth_is_a_table_and_a_picture(script, small, monkeypatch, tmp_path):

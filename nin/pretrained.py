@@ -178,8 +178,8 @@ def _check_size(net: nn.Module, height: int, width: int) -> None:
 # saving ---------------------------------------------------------------------------------------------------------------
 
 
-def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -> None:
-    """Writes one .safetensors file, from which `load` makes the same net again.
+def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -> str:
+    """Writes one .safetensors file, from which `load` makes the same net again; returns its sha256.
 
     Args:
         file: the file to write.
@@ -189,7 +189,9 @@ def save(file: str | Path, trained: Pretrained, whitening: Path | None = None) -
     Raises:
         RunError: it cannot be written, on a full disk for example; an older file stays as it was.
     """
-    files.write(file, serialise(trained, whitening))
+    content = serialise(trained, whitening)
+    files.write(file, content)
+    return files.sha256(content)
 
 
 def serialise(trained: Pretrained, whitening: Path | None = None) -> bytes:

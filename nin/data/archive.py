@@ -173,9 +173,10 @@ class Files:
         """The bytes of one file, read or downloaded."""
         expected = self.parts[file.name]
         content = files.read(file) if file.is_file() else None
-        if content is not None and md5(content) == expected:
+        actual = None if content is None else md5(content)
+        if content is not None and actual == expected:
             return content
-        damage = "is missing" if content is None else f"has md5 {md5(content)}, expected {expected}"
+        damage = "is missing" if content is None else f"has md5 {actual}, expected {expected}"
         wanted = "put it there, or use data=digits, which requires no download"
         if not allowed:
             raise DataError(f"{file.absolute()} {damage} and data.download=false; {wanted}")

@@ -346,12 +346,11 @@ def _written(record: Record, run: _Run, net: NIN | Backbone, data: Images) -> Re
     """The record with the sha256 of the weights, after all files of the folder are written: a resumed run may lack any
     of them."""
     trained = Pretrained(net.cpu(), data.preprocess.cpu(), data.set.classes, record.to_dict())
-    weights = run.folder / folders.WEIGHTS
-    pretrained.save(weights, trained)
+    sha256 = pretrained.save(run.folder / folders.WEIGHTS, trained)
     run.metrics.write()
     log_result(run.trainer.logger, run.config, record, run.trainer.global_step)
     plot_curves(run.folder / folders.METRICS, run.folder / folders.CURVES, record)
-    record = replace(record, weights_sha256=files.sha256(files.read(weights)))
+    record = replace(record, weights_sha256=sha256)
     records.write(run.folder, record)  # last: it says that the run is finished
     return record
 

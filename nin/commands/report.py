@@ -21,6 +21,7 @@ RECIPES = (
     "paper",
     "paper_caffe",
     "paper_cifar100",
+    "paper_fast",
     "modern",
     "quick",
     "speedrun",

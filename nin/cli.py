@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import errno
 import itertools
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache, cached_property
 from pathlib import Path
@@ -454,10 +455,12 @@ def points(overrides: Sequence[str]) -> list[Point]:
         from nin.run.build import identified
         from nin.studies.ablation import Point
 
-        made = []
+        made, variants = [], {}
         for point, settings in composed:
-            variant = variant_of(config.settings_of(settings))
-            made.append(Point(tuple(point), identified(settings), variant))
+            alike = json.dumps(config.settings_of(replace(settings, seed=0)))  # a variant names no seed
+            if alike not in variants:
+                variants[alike] = variant_of(config.settings_of(settings))
+            made.append(Point(tuple(point), identified(settings), variants[alike]))
         return made
 
 
@@ -528,12 +531,20 @@ def _is_plain(override: Override) -> bool:
 
 @cache
 def _converted(line: str) -> Any:
-    """The value of a plain override with the type of its field. A study has thousands of points and few values, and
-    OmegaConf takes a hundredth of a second for each. Raises SettingError."""
-    override, node = _parsed(line), OmegaConf.structured(Config)
+    """The value of a plain override with the type of its field. A study has thousands of points and few values.
+    Raises SettingError."""
+    override = _parsed(line)
+    node = OmegaConf.structured(Config) if isinstance(override.value(), list) else _schema()
     _apply(override, node)
     value = OmegaConf.select(node, override.key_or_group)
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+@cache
+def _schema() -> DictConfig:
+    """The settings with their types, shared: OmegaConf takes a fortieth of a second to make them. A list is set in a
+    schema of its own, as it may be merged with the one before; a single value replaces whatever was there."""
+    return OmegaConf.structured(Config)
 
 
 def _to_config(composed: DictConfig) -> Config:
@@ -620,9 +631,10 @@ def _plain_settings_of_files(
     state: State, choices: tuple[str, ...], of_hydra: tuple[str, ...] = ()
 ) -> dict[str, Any] | None:
     """The same as a nested dictionary; None where a setting depends on another one. Shared: callers copy it."""
-    node = _settings_of_files(state, choices, of_hydra)
-    is_plain = "${" not in OmegaConf.to_yaml(node) and not OmegaConf.missing_keys(node)
-    return _plain(node) if is_plain else None
+    settings: Any = OmegaConf.to_container(_of_files(state, choices, of_hydra))
+    del settings["hydra"]
+    text = json.dumps(settings)
+    return None if "${" in text or '"???"' in text else settings
 
 
 def _names(group: str) -> list[str]:
@@ -882,7 +894,7 @@ def _meant(name: str) -> str:
     if last in ALIASES:
         return ALIASES[last]
     known: dict[str, str] = {}
-    for each in config.flat(config.settings_of(Config())):
+    for each in _defaults():
         known.setdefault(each.rpartition(".")[2], each)
     near = get_close_matches(last, known, n=1, cutoff=0.7)
     return known[near[0]] if near and near[0] != "name" else ""
@@ -946,8 +958,49 @@ def _choices(wanted: dict[str, Any]) -> list[str]:
     choices += recipes[:1]
     if not any(override.startswith("model.") for override in _differing(wanted, choices)):
         return choices
-    nets = [[], *([f"model={name}"] for name in _names("model"))]
+    nets = [[], *([f"model={name}"] for name in _nets_that_may_bring(wanted, tuple(choices)))]
     return [*choices, *min(nets, key=lambda net: len(_differing(wanted, [*choices, *net])))]
+
+
+def _nets_that_may_bring(wanted: dict[str, Any], choices: tuple[str, ...]) -> Iterator[str]:
+    """The nets in conf/ that may bring a wanted setting which these choices do not bring: their file states it, or
+    leaves the default that the file of the chosen net replaces. To compose every net takes a fifth of a second each."""
+    state = _state()
+    brought, before = _brought(state, choices), _stated_by_net(state, _chosen_net(state, choices))
+    for name in _names("model"):
+        stated = _stated_by_net(state, name)
+        if stated is None or before is None:
+            yield name
+            continue
+        changed = {each: stated.get(each, _defaults()[each]) for each in {**before, **stated}}
+        if any(wanted[each] != brought[each] and wanted[each] == value for each, value in changed.items()):
+            yield name
+
+
+@cache
+def _chosen_net(state: State, choices: tuple[str, ...]) -> str:
+    """The name of the net's file that these choices compose."""
+    return str(_of_files(state, choices, ()).hydra.runtime.choices.get("model"))
+
+
+@cache
+def _stated_by_net(state: State, name: str) -> dict[str, Any] | None:
+    """The settings that a net's file in conf/ states; None where they depend on other files, or cannot be read."""
+    try:
+        text = files.read(CONF / "model" / f"{name}.yaml").decode()
+        content = yaml.load(text, files.WithoutAliases)
+        settings = config.flat(config.settings_of(config.from_settings({"model": content})))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):  # or a list of defaults
+        return None
+    return (
+        None if "@package" in text or "${" in text else {f"model.{each}": settings[f"model.{each}"] for each in content}
+    )
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The schema's defaults by dotted name."""
+    return config.flat(config.settings_of(Config()))
 
 
 def _is_file(group: str, wanted: dict[str, Any]) -> bool:

@@ -306,6 +306,33 @@ def test_settings_from_before_a_field_was_added_are_spelled_too():
         cli.overrides_of({**old, "nosuch": 1})
 
 
+@pytest.mark.slow
+def test_no_net_that_makes_a_command_shorter_is_left_out(conf, monkeypatch):
+    """Most nets in conf/ are not composed to find the shortest command: the answer is that of composing all of them."""
+    draws = random.Random(21)
+    conf("model/mine", "defaults: [plain]\nnorm: batch\n")
+    conf("experiment/mine", "# @package _global_\ndefaults: [override /model: plain]\nmodel: {norm: batch}\n")
+    conf("experiment/none", "# @package _global_\ndefaults: [override /model: null]\nrecipe: {name: none}\n")
+    for name in ("cifar100", "svhn", "equal", "nin_imagenet", "squeezenet1_1", "inception_v3"):
+        (cli.CONF / "model" / f"{name}.yaml").unlink()
+    choices = [("data=mnist", "recipe=paper"), ("experiment=mine",), ("experiment=none",)]
+    plain = settings_of(cli.compose(["model=plain"]))["model"]["blocks"]
+    values = {"blocks": ["cifar10", "mnist", "cnn", plain, [{"widths": [8, 8, 10]}]], "dropout": [0.5, 0.0, 0.2]}
+    values |= {"backbone": [None, "vgg19"], "norm": ["none", "batch"], "weights": ["imagenet", "none"]}
+    wanted = []
+    for chosen in choices:
+        for _ in range(40):
+            made = settings_of(cli.compose(chosen))
+            made["model"] |= {
+                name: draws.choice(values[name]) for name in draws.sample(list(values), draws.randrange(4))
+            }
+            wanted.append(made)
+    found = [cli.overrides_of(each) for each in wanted]
+    assert len({tuple(overrides) for overrides in found}) > 40
+    monkeypatch.setattr(cli, "_nets_that_may_bring", lambda wanted, choices: cli._names("model"))
+    assert [cli.overrides_of(each) for each in wanted] == found
+
+
 @settings(max_examples=200)
 @given(
     st.text(min_size=1, max_size=12).filter(lambda text: "\0" not in text)
@@ -386,6 +413,15 @@ def test_the_points_of_a_study():
     assert found[1].overrides == ("head=gap", "recipe=quick", "model.dropout=0.5")
     with pytest.raises(SettingError, match="head=gpa"):
         cli.points(["head=gap,gpa"])
+
+
+def test_a_thousand_points_of_a_study_are_composed_of_few_files(monkeypatch):
+    composed, compose = [], cli.hydra.compose
+    monkeypatch.setattr(cli.hydra, "compose", lambda *given, **rest: composed.append(given) or compose(*given, **rest))
+    cli._of_files.cache_clear()
+    found = cli.points(["data=digits", "head=gap,fc", "recipe=quick", "model.dropout=0,0.5", "seed=range(250)"])
+    assert len({(point.config.head.name, point.config.model.dropout, point.config.seed) for point in found}) == 1000
+    assert len(composed) <= 3  # Hydra takes a fifth of a second for each
 
 
 # commands -------------------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ features first and a linear layer after: a mean and a matrix commute.
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +23,8 @@ from torch import Tensor, nn
 from nin import files
 from nin.checks import integer, one_line, one_of, sides
 from nin.config import HeadConfig, ModelConfig
-from nin.errors import SettingError, WeightsError
+from nin.download import download
+from nin.errors import DataError, RunError, SettingError, WeightsError
 from nin.model import FC, GAP, GMP, build_head
 from nin.plan import HEADS, LARGEST, WIDEST
 
@@ -149,16 +152,14 @@ def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
     from torchvision.models import get_model_weights
 
     try:
-        if weights == "imagenet":
-            published = get_model_weights(backbone).DEFAULT
-            state = published.get_state_dict(progress=True, check_hash=True, weights_only=True)
-        elif Path(weights).suffix == ".safetensors":
-            state = parse_safetensors(files.read(weights))
+        content = _published(get_model_weights(backbone).DEFAULT.url) if weights == "imagenet" else files.read(weights)
+        if Path(weights).suffix == ".safetensors":
+            state = parse_safetensors(content)
         else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         net.load_state_dict(state)
     except (
-        *(OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError),
+        *(DataError, OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError),
         *(pickle.UnpicklingError, SafetensorError),
     ) as error:
         reason = one_line(str(error) or type(error).__name__)
@@ -166,3 +167,20 @@ def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
             f"model.weights={one_line(weights)}: the ImageNet weights of {backbone} cannot be loaded ({reason}); give "
             "a file of torchvision's weights, or model.weights=none"
         ) from error
+
+
+def _published(url: str) -> bytes:
+    """The bytes of a file of torchvision, whose name ends in the beginning of their sha256. It is kept where torch.hub
+    looks for it, under TORCH_HOME. Raises DataError where it cannot be downloaded."""
+    name = PurePosixPath(urlsplit(url).path)
+    file, expected = Path(torch.hub.get_dir(), "checkpoints", name.name), name.stem.rpartition("-")[2]
+    kept = files.read(file) if file.is_file() else b""
+    if files.sha256(kept).startswith(expected):
+        return kept
+    content = download([url], expected, files.sha256)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write(file, content)
+    except (OSError, RunError) as error:
+        print(f"the weights are not kept for the next time: {one_line(error)}")
+    return content

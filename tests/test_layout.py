@@ -8,6 +8,7 @@ from builders import ROOT
 ORDER = [
     ["errors"],
     ["checks", "files"],
+    ["download"],
     ["config"],
     ["plan"],
     ["layers"],

@@ -6,13 +6,9 @@ A start reads and hashes every file once; the bytes that were hashed are the byt
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
 import pickle
 import tarfile
-import threading
-import time
-import urllib.request
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +19,8 @@ import numpy as np
 
 from nin import files
 from nin.checks import one_line
+from nin.download import download
 from nin.errors import DataError, RunError
-
-SILENCE = 20.0  # seconds without a byte after which an address is given up
-TRIAL = 15.0  # seconds in which an address must show its speed, again and again
-SLOW = 300e3  # bytes per second; slower addresses are given up for others
-SLOWEST = 10e3  # bytes per second; slower addresses are given up for good
-DEADLINE = 6 * 3600.0  # seconds after which an address is given up in any case
-MAX_DOWNLOAD_BYTES = 2e9  # a longer answer is no file of a set; the longest, of SVHN, has 1.3e9
 
 
 @dataclass(frozen=True)
@@ -114,7 +104,7 @@ class Archive:
             )
         root.mkdir(parents=True, exist_ok=True)
         try:
-            archive = download(urls, self.md5)
+            archive = download(urls, self.md5, md5)
         except DataError as error:
             raise DataError(
                 f"{self.folder} is incomplete in {root.absolute()} ({damage}) and {error}; set data.urls='[\"URL\"]' "
@@ -182,7 +172,7 @@ class Files:
             raise DataError(f"{file.absolute()} {damage} and data.download=false; {wanted}")
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            content = download([f"{url.rstrip('/')}/{file.name}" for url in urls], expected)
+            content = download([f"{url.rstrip('/')}/{file.name}" for url in urls], expected, md5)
         except DataError as error:
             raise DataError(
                 f"{file.absolute()} {damage} and {error}; set data.urls='[\"URL\"]' to the address of another folder "
@@ -200,122 +190,6 @@ def no_files(root: str | Path, *, download: bool = True, urls: Sequence[str] | N
 def md5(data: bytes) -> str:
     """The md5 of bytes, 32 hexadecimal digits: the checksum that the sets' authors publish."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-class SlowError(OSError):
-    """An address that works, but slowly.
-
-    Attributes:
-        speed: in bytes per second.
-    """
-
-    def __init__(self, speed: float) -> None:
-        super().__init__(f"slow, {speed / 1e3:.0f} kB/s")
-        self.speed = speed
-
-
-def download(urls: Sequence[str], expected: str) -> bytes:
-    """Returns the bytes with the md5 `expected` from the first of some addresses that has them.
-
-    An address that is broken, silent, slow or has other bytes is given up for the next one, and this is printed. If no
-    other is left, the slow ones get a second chance, the fastest first.
-
-    Raises:
-        DataError: no address has them; the message lists the reasons.
-    """
-    failures: dict[str, str] = {}
-    slow: dict[str, float] = {}
-    for patient in (False, True):
-        for url in sorted(slow, key=lambda url: -slow[url]) if patient else urls:
-            try:
-                answer = read_address(url, patient=patient)
-                if (actual := md5(answer)) != expected:
-                    raise OSError(f"it has md5 {actual}, expected {expected}")
-                return answer
-            except SlowError as error:
-                slow[url], failures[url] = error.speed, str(error)
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                failures[url] = one_line(error) or type(error).__name__
-            print(f"gave up {one_line(url)}: {failures[url]}")
-    reasons = "; ".join(f"{one_line(url)}: {reason}" for url, reason in failures.items())
-    raise DataError(f"no address has it ({reasons or 'data.urls is empty'})")
-
-
-def read_address(url: str, *, patient: bool = False) -> bytes:
-    """Returns the answer of an address, with a progress bar.
-
-    Raises:
-        SlowError: it is slow and we are not `patient`.
-        OSError, ValueError, http.client.HTTPException: it is broken, silent, all too slow, or its answer too long.
-    """
-    from tqdm import tqdm
-
-    answer, start = _Answer(url), time.monotonic()
-    answer.start()
-    slowest, mark, marked = SLOWEST if patient else SLOW, start, 0
-    with tqdm(desc=one_line(url), unit="B", unit_scale=True) as bar:
-        try:
-            while True:
-                ended = answer.ended.wait(0.1)
-                now, received = time.monotonic(), len(answer.content)
-                bar.total = answer.total
-                bar.update(received - bar.n)
-                if max(received, answer.total or 0) > MAX_DOWNLOAD_BYTES:
-                    raise OSError(f"the answer is longer than {MAX_DOWNLOAD_BYTES:.0e} bytes")
-                if ended and answer.error:
-                    raise answer.error
-                if now - mark > TRIAL:
-                    if received - marked < slowest * (now - mark):
-                        error = SlowError((received - marked) / (now - mark))
-                        raise OSError(str(error)) if patient else error
-                    mark, marked = now, received
-                if ended:
-                    return bytes(answer.content)
-                if now - start > DEADLINE:
-                    raise OSError(f"not finished after {DEADLINE:.0f} s")
-        finally:
-            answer.abandoned = True
-
-
-class _Answer(threading.Thread):
-    """Reads an address in a thread of its own: no name server and no drip of header bytes can hold the caller.
-
-    Attributes:
-        content: the bytes so far.
-        total: how many there will be, where the server says it.
-        ended: set when the answer has ended or failed.
-        error: why it failed.
-        abandoned: set by the caller; the thread then ends with the next byte.
-    """
-
-    def __init__(self, url: str) -> None:
-        super().__init__(daemon=True)  # a thread that is held ends with the process
-        self.url = url
-        self.content = bytearray()
-        self.total: int | None = None
-        self.ended = threading.Event()
-        self.error: Exception | None = None
-        self.abandoned = False
-
-    def read(self) -> None:
-        """Reads the answer to its end."""
-        with urllib.request.urlopen(self.url, timeout=SILENCE) as answer:
-            self.total = int(answer.headers.get("Content-Length") or 0) or None
-            while not self.abandoned and len(self.content) <= MAX_DOWNLOAD_BYTES:
-                chunk = answer.read1(1 << 20)
-                if not chunk:
-                    break
-                self.content += chunk
-
-    def run(self) -> None:
-        try:
-            self.read()
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            self.error = error
-        except Exception as error:  # a server's answer raises anything
-            self.error = OSError(f"{type(error).__name__}: {one_line(error)}")
-        finally:
-            self.ended.set()
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flowers import make_flowers
-from nin.data import archive
+from nin import download
 from nin.data.archive import Archive, md5
 from nin.data.sets import CIFAR10
 
@@ -72,9 +72,9 @@ def server(made, monkeypatch):
         clock.now += {"/slow": 20, "/slower": 2e7}.get(urlsplit(answer.url).path, 0)
 
     asked, ended, clock = [], threading.Event(), SimpleNamespace(now=0.0)
-    whole = archive._Answer.read
-    monkeypatch.setattr(archive._Answer, "read", read)
-    monkeypatch.setattr(archive, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    whole = download._Answer.read
+    monkeypatch.setattr(download._Answer, "read", read)
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: clock.now))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield lambda path: f"http://127.0.0.1:{httpd.server_port}{path}", asked

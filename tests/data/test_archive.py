@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from builders import Payload
-from nin import files
+from nin import download, files
 from nin.data import archive
 from nin.data.archive import md5, no_files, unpickle
 from nin.data.sets import CIFAR10
@@ -47,14 +47,14 @@ def test_a_slow_address_gets_a_second_chance_when_no_other_is_left(tmp_path, mad
 
 def test_a_silent_address_is_given_up(tmp_path, made, server, monkeypatch):
     url, _ = server
-    monkeypatch.setattr(archive, "SILENCE", 0.2)
+    monkeypatch.setattr(download, "SILENCE", 0.2)
     with pytest.raises(DataError, match=r"/silent: .*timed out"):
         made.archive.fetch(tmp_path, urls=[url("/silent")])
 
 
 def test_an_endless_answer_is_given_up(tmp_path, made, server, monkeypatch):
     url, _ = server
-    monkeypatch.setattr(archive, "MAX_DOWNLOAD_BYTES", len(made.packed) - 1)
+    monkeypatch.setattr(download, "MAX_DOWNLOAD_BYTES", len(made.packed) - 1)
     with pytest.raises(DataError, match="the answer is longer than"):
         made.archive.fetch(tmp_path, urls=[url("/good")])
 
@@ -103,16 +103,16 @@ def drips(draws):
 def test_an_address_that_never_ends_is_given_up_for_the_next(tmp_path, made, server, tried, monkeypatch):
     url, _ = server
     kinds = list(drips(random.Random(9)))
-    monkeypatch.setattr(archive, "MAX_DOWNLOAD_BYTES", 2e6)
-    monkeypatch.setattr(archive, "TRIAL", 0.3)
-    monkeypatch.setattr(archive, "time", time)
+    monkeypatch.setattr(download, "MAX_DOWNLOAD_BYTES", 2e6)
+    monkeypatch.setattr(download, "TRIAL", 0.3)
+    monkeypatch.setattr(download, "time", time)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Drip) as httpd:
         httpd.daemon_threads = True
         httpd.kinds, httpd.asked, httpd.ended = kinds, 0, threading.Event()
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         for number, kind in enumerate(kinds):
             drip = f"http://127.0.0.1:{httpd.server_port}/{number}"
-            found = archive.download([drip, url("/good")], made.archive.md5)
+            found = download.download([drip, url("/good")], made.archive.md5, md5)
             assert found == made.packed
             tried(kind)
         httpd.ended.set()
@@ -125,7 +125,7 @@ def test_what_a_server_says_is_printed_without_control_characters(made, server, 
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(DataError) as error:
-        archive.download(["http://127.0.0.1/\x1b[31m"], made.archive.md5)
+        download.download(["http://127.0.0.1/\x1b[31m"], made.archive.md5, md5)
     assert str(error.value).isprintable()
     assert capsys.readouterr().out.rstrip("\n").isprintable()
 

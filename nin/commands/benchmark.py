@@ -5,15 +5,17 @@ python scripts/benchmark.py recipe=paper data.batch_size=64     any setting of s
 python scripts/benchmark.py rows=lightning,bare\\ step rounds=9 steps=50
 python scripts/benchmark.py growth=batch,size,threads,processes out=maps
 
-rows=       kernels alone (on a GPU), bare step, lightning, usual port, usual port with memory kept, and inference with
-            1, 128 and 1000 images, eager and with batch norm folded; part of a name chooses all rows that contain it
+rows=       kernels alone and captured step (on a GPU), bare step, lightning, usual port, usual port with memory kept,
+            and inference with 1, 128 and 1000 images, eager and with batch norm folded; part of a name chooses all
+            rows that contain it
 rounds=     by default 3, of which as many are run as end in time
 steps=      of a row in a round, at most; by default 20, and fewer where they take long
 seconds=    after which nothing begins to be timed; by default 90. A round takes about a minute on an idle CPU core
 growth=     instead of the rows: training images per second by images per step, by image size, by threads, by processes;
             a table, and a picture in out=FOLDER
 
-A share is of the matrix products of the row's precision: inference and the usual port are in fp32.
+A share is of the matrix products of the row's precision: inference and the usual port are in fp32. They are timed
+before every row; the fastest of a round counts.
 """
 
 from __future__ import annotations

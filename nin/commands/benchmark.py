@@ -10,7 +10,7 @@ rows=       kernels alone and captured step (on a GPU), bare step, lightning, us
             rows that contain it
 rounds=     by default 3, of which as many are run as end in time
 steps=      of a row in a round, at most; by default 20, and fewer where they take long
-seconds=    after which nothing begins to be timed; by default 90. A round takes about a minute on an idle CPU core
+seconds=    nothing begins that would end later; by default 90. A round takes about a minute on an idle CPU core
 growth=     instead of the rows: training images per second by images per step, by image size, by threads, by processes;
             a table, and a picture in out=FOLDER
 

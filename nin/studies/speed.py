@@ -38,9 +38,10 @@ WARMUP = 2  # steps before the clock starts; with trainer.compile two more, and 
 SIDE = 32  # pixels, as CIFAR-10 has them
 CLASSES = 10
 INFERENCE = (1, 128, 1000)  # images at a time
-SECONDS = 90  # after which no row begins
+SECONDS = 90  # after which no row ends, as far as the rows before tell
 LONGEST = 4.0  # seconds of a row in a round, as far as one step allows it
 BUSY = 1.1  # fastest repeat of the matrix products : median, above which the machine is too busy to trust
+GIVEN = 0.9  # of the threads' time: the median of what the repeats on a CPU got, below which it is too busy, too
 TRAINING = 3  # passes of a training step: forward, and two backward
 PEAK_SIDES = {"cpu": (1024, 2048), "mps": (4096,), "cuda": (8192,)}  # of the square matrices
 PEAK_SECONDS = 0.4  # of a repeat: their product, again and again
@@ -55,6 +56,7 @@ class Speeds:
         rows: images a second by row; a row of zeros is not part of this machine.
         peaks: multiply-accumulates a second by precision, of a round's fastest repeat.
         repeats: the same of every repeat of all rounds.
+        given: CPU seconds : seconds of this process's threads, of each repeat on a CPU.
         per_image: by row: multiply-accumulates of an image, and the precision in which they are computed.
         device: its name.
     """
@@ -63,6 +65,7 @@ class Speeds:
     rows: dict[str, list[float]] = field(default_factory=dict)
     peaks: dict[str, list[float]] = field(default_factory=dict)
     repeats: dict[str, list[float]] = field(default_factory=dict)
+    given: list[float] = field(default_factory=list)
     per_image: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     def add_repeats(self, kind: str, repeats: list[float], *, begins: bool = False) -> None:
@@ -87,8 +90,13 @@ class Speeds:
         return statistics.median(own / others for own, others in pairs)
 
     def busy(self) -> str:
-        """A sentence where the matrix products are mostly so much slower than once that the machine must have had other
-        work."""
+        """A sentence where the machine had other work: most matrix products were much slower than the fastest, or got
+        little of the CPU."""
+        if self.given and (given := statistics.median(self.given)) < GIVEN:
+            return (
+                f"The matrix products got {100 * given:.0f} % of their threads' time: this machine has other work; do "
+                "not trust these figures."
+            )
         spread = max((max(each) / statistics.median(each) for each in self.repeats.values()), default=1.0)
         if spread <= BUSY:
             return ""
@@ -115,7 +123,7 @@ def benchmark(
         rounds: as many as fit into `seconds`.
         steps: at most so many a row and round, and at least one: fewer where they would take more than 4 s.
         rows: names of `ROWS`. The kernels alone and the captured step are timed on a GPU only.
-        seconds: after which no row begins; no round begins that would not end in time.
+        seconds: no row or round begins that would not end in this time, by the pace of those before.
 
     Raises:
         SettingError: a net for images of another size.
@@ -132,7 +140,7 @@ def benchmark(
     )
     L.seed_everything(config.seed, verbose=False)
     bench = Bench(config, steps)
-    speeds = Speeds(device_name(bench.device))
+    speeds = Speeds(device_name(bench.device), given=bench.given)
     began, longest = time.monotonic(), 0.0
     for number in range(rounds):
         start = time.monotonic()
@@ -141,7 +149,7 @@ def benchmark(
         for kind in dict.fromkeys((bench.precision, "32-true")):
             speeds.add_repeats(kind, bench.peaks(kind), begins=True)
         for row in filter(bench.can, rows):
-            if speeds.rows and time.monotonic() - began > seconds:
+            if speeds.rows and time.monotonic() - began + bench.least(row) > seconds:
                 return  # a slow or busy machine: the rows that are left out say so
             _, kind = speeds.per_image[row] = bench.per_image(row)
             speeds.add_repeats(kind, [bench.product(kind, bench.sides[kind])])
@@ -167,6 +175,8 @@ class Bench:
         self.operations = multiply_accumulates(self.net(), 3, SIDE, SIDE)
         self.pace = 1.0  # seconds of the last bare step, by which the length of a Lightning run is chosen
         self.sides: dict[str, int] = {}  # of the matrices by precision
+        self.pace_of_an_image = 0.0  # seconds, of the last inference
+        self.given: list[float] = []
 
     def net(self) -> nn.Module:
         return build_net(self.config, classes=CLASSES, channels=3)
@@ -175,6 +185,13 @@ class Bench:
         """Whether this machine has the row."""
         on_cuda = self.device.type == "cuda"
         return {"kernels alone": on_cuda, "captured step": on_cuda and captures(self.config)}.get(row, True)
+
+    def least(self, row: str) -> float:
+        """Seconds that the row takes at least, by the pace of the rows before."""
+        kind, _, number = row.partition(" ")
+        if kind in ("eager", "folded"):
+            return 2 * int(number) * self.pace_of_an_image
+        return (WARMUP + 1) * self.pace
 
     def per_image(self, row: str) -> tuple[float, str]:
         """Multiply-accumulates of an image in this row, and the precision in which they are computed."""
@@ -205,7 +222,12 @@ class Bench:
         """Multiply-accumulates a second of square matrices in this precision."""
         dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[kind]
         a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
-        return side**3 / seconds_of(lambda: a @ b, self.device, 50, longest=PEAK_SECONDS)
+        start, cpu_start = time.perf_counter(), time.process_time()
+        pace = seconds_of(lambda: a @ b, self.device, 50, longest=PEAK_SECONDS)
+        if self.device.type == "cpu":
+            threads_time = (time.perf_counter() - start) * torch.get_num_threads()
+            self.given.append((time.process_time() - cpu_start) / threads_time)
+        return side**3 / pace
 
     def bare(self) -> float:
         """Forward, backward and the recipe's optimiser step on one batch again and again."""
@@ -309,7 +331,9 @@ class Bench:
         """A trained net on so many images at a time, in fp32, channels last, as `nin.load` returns it."""
         net = (fold(self.net()) if folded else self.net()).eval().to(self.device, memory_format=torch.channels_last)
         images = torch.randn(number, 3, SIDE, SIDE).to(self.device, memory_format=torch.channels_last)
-        return number / seconds_of(lambda: net(images), self.device, 50, warmup=1)
+        pace = seconds_of(lambda: net(images), self.device, 50, warmup=1)
+        self.pace_of_an_image = pace / number
+        return number / pace
 
 
 def in_a_fresh_process(config: Config, steps: int) -> float:

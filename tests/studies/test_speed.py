@@ -60,6 +60,12 @@ def test_no_round_begins_that_does_not_end_in_time(small):
     assert len(rows) == 1
 
 
+def test_no_row_begins_that_does_not_end_in_time(small):
+    bench = speed.Bench(compose(TINY), steps=1)
+    bench.pace, bench.pace_of_an_image = 2.0, 0.5
+    assert (bench.least("lightning"), bench.least("folded 128")) == (6, 128)
+
+
 def speeds(**rows):
     made = Speeds("a machine", rows, {"32-true": [100.0, 100.0, 105.0]})
     made.per_image = dict.fromkeys(rows, (10.0, "32-true"))
@@ -88,6 +94,13 @@ def test_a_busy_machine_is_said_to_be_one():
         "these figures."
     )
     assert table(measured).endswith(measured.busy())
+    measured.repeats["32-true"] = [50.0, 50.0]
+    measured.given = [0.5, 0.6, 1.0]
+    assert measured.busy() == (
+        "The matrix products got 60 % of their threads' time: this machine has other work; do not trust these figures."
+    )
+    measured.given = [0.5, 0.95, 1.0]
+    assert measured.busy() == ""
 
 
 def test_images_of_another_size_are_refused():

@@ -39,6 +39,7 @@ SIDE = 32  # pixels, as CIFAR-10 has them
 CLASSES = 10
 INFERENCE = (1, 128, 1000)  # images at a time
 SECONDS = 90  # after which no row ends, as far as the rows before tell
+START = 15  # seconds, about, in which a process starts and imports torch and Lightning
 LONGEST = 4.0  # seconds of a row in a round, as far as one step allows it
 BUSY = 1.1  # fastest repeat of the matrix products : median, above which the machine is too busy to trust
 GIVEN = 0.9  # of the threads' time: the median of what the repeats on a CPU got, below which it is too busy, too
@@ -191,7 +192,7 @@ class Bench:
         kind, _, number = row.partition(" ")
         if kind in ("eager", "folded"):
             return 2 * int(number) * self.pace_of_an_image
-        return (WARMUP + 1) * self.pace
+        return (WARMUP + 1) * self.pace + START * (row == "usual port")
 
     def per_image(self, row: str) -> tuple[float, str]:
         """Multiply-accumulates of an image in this row, and the precision in which they are computed."""

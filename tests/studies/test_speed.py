@@ -64,6 +64,7 @@ def test_no_row_begins_that_does_not_end_in_time(small):
     bench = speed.Bench(compose(TINY), steps=1)
     bench.pace, bench.pace_of_an_image = 2.0, 0.5
     assert (bench.least("lightning"), bench.least("folded 128")) == (6, 128)
+    assert bench.least("usual port") == 6 + speed.START
 
 
 def speeds(**rows):

@@ -1,4 +1,4 @@
-"""Layers that the net is compared with: they stand beside the paper's own, which are in `nin.model`."""
+"""Layers for comparison with the paper's own, which are in `nin.model`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LocallyConnected(nn.Conv2d):
     """A convolution that shares no weights: each position has filters and biases of its own.
 
     It is the last hidden layer of the paper's conventional CNN (Table 5, after Hinton et al., 2012, arXiv 1207.0580).
-    To torch it is one grouped 1×1 convolution, a group a position, of the windows that `unfold` cuts out. So counting,
-    initial values and optimisers treat it as any convolution.
+    `unfold` cuts the windows out; a grouped 1×1 convolution with one group per position multiplies them. Being an
+    nn.Conv2d, it is counted, initialised and optimised as any convolution.
 
     Args:
         in_channels, out_channels: of the maps.

@@ -120,11 +120,13 @@ class NIN(nn.Module):
         self.blocks = nn.Sequential()
         channels, last = in_channels, len(plan.blocks)
         for number, (block, pool) in enumerate(zip(plan.blocks, plan.pools, strict=True), 1):
-            shape, relu = (channels, block.channels(num_classes), block.kernel_size), last_relu or number < last
+            widths, side, relu = block.channels(num_classes), block.kernel_size, last_relu or number < last
             if local_size := plan.local_size(number):
-                layers: nn.Module = LocalBlock(*shape, local_size, last_relu=relu)
+                layers: nn.Module = LocalBlock(channels, widths, side, local_size, last_relu=relu)
             else:
-                layers = MLPConv(*shape, stride=block.stride, padding=block.padding, norm=norm, last_relu=relu)
+                layers = MLPConv(
+                    channels, widths, side, stride=block.stride, padding=block.padding, norm=norm, last_relu=relu
+                )
             self.blocks.add_module(f"block{number}", layers)
             if pool:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
                 self.blocks.add_module(f"pool{number}", POOLINGS[pool](3, stride=2, ceil_mode=True))
@@ -132,7 +134,7 @@ class NIN(nn.Module):
                 self.blocks.add_module(f"lrn{number}", nn.LocalResponseNorm(9, alpha=0.009, k=1))
             if block.dropout:
                 self.blocks.add_module(f"drop{number}", nn.Dropout(dropout))
-            channels = shape[1][-1]
+            channels = widths[-1]
         self.head = build_head(head, channels, num_classes, plan.map_size)
         self._init_weights()
 

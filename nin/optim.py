@@ -14,6 +14,10 @@ from torch import Tensor
 from nin.checks import boolean, fraction
 from nin.errors import SettingError
 
+A, B, C = 3.4445, -4.7750, 2.0315  # Jordan's coefficients of a Newton-Schulz step: fast at small singular values
+STEPS = 5  # of Newton-Schulz
+PADDED = 1.5  # the most operations of a padded batch, as a multiple of those of its matrices
+
 
 class Muon(torch.optim.SGD):
     """SGD with momentum, and Muon (Jordan et al., 2024) in groups with `orthogonal=True`.
@@ -42,7 +46,7 @@ class Muon(torch.optim.SGD):
             if group.get("orthogonal"):
                 if thin := [tuple(p.shape) for p in group["params"] if p.ndim < 2]:
                     raise SettingError("params", thin[0], "a parameter of this shape cannot be orthogonalised")
-                # its momentum comes before the orthogonalisation, here; SGD's own has nothing left to do
+                # `step` takes the momentum before it orthogonalises, so SGD's own is switched off
                 group = {"muon_momentum": momentum, **group, "momentum": 0.0, "nesterov": False}
             groups.append(group)
         super().__init__(groups, momentum=momentum, nesterov=nesterov)
@@ -79,8 +83,8 @@ class Muon(torch.optim.SGD):
             weight.grad = (orthogonalise(update) * _scale(update)).view_as(weight)
 
     def _orthogonalise_together(self, weights: list[Tensor], momentum: float) -> None:
-        """As `_orthogonalise_each`, in a quarter of the launches: one list of tensors in place of one tensor. A
-        gradient comes to have the strides of its weight, which fused optimisers require."""
+        """As `_orthogonalise_each`, in a quarter of the launches: each operation takes the list of all tensors. Every
+        gradient gets the strides of its weight, which fused optimisers require."""
         means = [self.state[weight]["mean_gradient"] for weight in weights]
         gradients = [weight.grad for weight in weights]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
@@ -88,25 +92,21 @@ class Muon(torch.optim.SGD):
         updates = [as_matrix(update, weight) for update, weight in zip(updates, weights, strict=True)]
         for weight in weights:
             weight.grad = torch.empty_like(weight)
-        steps = [as_matrix(weight.grad, weight) for weight in weights]  # views, through which they are written
+        steps = [as_matrix(weight.grad, weight) for weight in weights]  # views: writing them writes the gradients
         torch._foreach_copy_(steps, orthogonalise_together(updates))
         torch._foreach_mul_(steps, [_scale(update) for update in updates])
 
 
-A, B, C = 3.4445, -4.7750, 2.0315  # Jordan's coefficients, chosen for speed at small singular values
-STEPS = 5
-PADDED = 1.5  # operations of a padded batch at the most, as a multiple of those of its matrices
-
-
 def _match_strides(weights: list[Tensor]) -> None:
-    """Gives each gradient the strides of its weight: fused SGD reads both in the order of their memory. Autograd does
-    not promise it."""
+    """Gives each gradient the strides of its weight. Fused SGD reads both in the order of their memory, and autograd
+    does not guarantee that the orders agree."""
     for weight in weights:
         if weight.grad is not None and weight.grad.stride() != weight.stride():
             weight.grad = torch.empty_like(weight).copy_(weight.grad)
 
 
 def _scale(matrix: Tensor) -> float:
+    """√max(1, rows / columns), the factor of an orthogonalised step."""
     return max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
 
 
@@ -134,41 +134,43 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 def orthogonalise_together(matrices: list[Tensor]) -> list[Tensor]:
     """`orthogonalise` of each matrix, in a few batches of matrices that are padded with zeros to one shape. The padding
     is exact: rows and columns of zeros stay zero, and add nothing to the others. The results have the working dtype."""
-    found: dict[int, Tensor] = {}
+    results: dict[int, Tensor] = {}
     for members, rows, columns in batches([tuple(matrix.shape) for matrix in matrices]):
         x = matrices[0].new_zeros((len(members), rows, columns), dtype=_working_dtype(matrices[0]))
-        inside = []
-        for place, n in enumerate(members):
-            wide = x[place] if matrices[n].shape[0] <= matrices[n].shape[1] else x[place].T
-            inside.append(wide[: matrices[n].shape[0], : matrices[n].shape[1]])
-        torch._foreach_copy_(inside, [matrices[n] for n in members])
+        own = [matrices[n] for n in members]
+        torch._foreach_copy_([_filled(padded, matrix) for padded, matrix in zip(x, own, strict=True)], own)
         x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
         for _ in range(STEPS):
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-        for place, n in enumerate(members):
-            wide = x[place] if matrices[n].shape[0] <= matrices[n].shape[1] else x[place].T
-            found[n] = wide[: matrices[n].shape[0], : matrices[n].shape[1]]
-    return [found[n] for n in range(len(matrices))]
+        results |= {n: _filled(padded, matrices[n]) for n, padded in zip(members, x, strict=True)}
+    return [results[n] for n in range(len(matrices))]
+
+
+def _filled(padded: Tensor, matrix: Tensor) -> Tensor:
+    """The part of a padded matrix that `matrix` fills, in the shape of `matrix`. A tall one lies there transposed."""
+    rows, columns = matrix.shape
+    return (padded if rows <= columns else padded.T)[:rows, :columns]
 
 
 def batches(shapes: list[tuple[int, int]]) -> list[tuple[list[int], int, int]]:
     """Which matrices share a padded batch: for each batch the numbers of its matrices, its rows and its columns.
 
-    The widest come first. A matrix joins the batch before as long as the padding adds at most half of the operations.
+    The matrices are taken from the widest to the narrowest. Each joins the latest batch if the operations stay within
+    PADDED times those of the batch's matrices; else it begins a new batch.
     """
     wide = [(max(shape), min(shape), n) for n, shape in enumerate(shapes)]
-    found: list[tuple[list[int], int, int]] = []
+    made: list[tuple[list[int], int, int]] = []
     for columns, rows, n in sorted(wide, reverse=True):
-        if found:
-            members, most_rows, most_columns = found[-1]
+        if made:
+            members, most_rows, most_columns = made[-1]
             members, most_rows = [*members, n], max(most_rows, rows)
             own = sum(min(shapes[m]) ** 2 * max(shapes[m]) for m in members)
             if len(members) * most_rows**2 * most_columns <= PADDED * own:
-                found[-1] = (members, most_rows, most_columns)
+                made[-1] = (members, most_rows, most_columns)
                 continue
-        found.append(([n], rows, columns))
-    return found
+        made.append(([n], rows, columns))
+    return made
 
 
 def _working_dtype(matrix: Tensor) -> torch.dtype:

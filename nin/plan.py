@@ -65,7 +65,7 @@ class Block:
         kernel_size: side of the first convolution's window in pixels.
         stride: of the first convolution.
         padding: zeros around the first convolution's input, less than kernel_size: farther out its window sees zeros
-            alone. None keeps the size (kernel_size // 2).
+            alone. None is kernel_size // 2, which keeps the size under an odd kernel_size and stride 1.
         dropout: whether the net's dropout follows this block and its pooling.
         pool: "max" or "average", after the block. By default max, and the net's last_pool before the last block.
             The last block has none.
@@ -112,16 +112,16 @@ class Block:
 
     @property
     def effective_padding(self) -> int:
-        """The padding of the first convolution in pixels, also where it is None."""
+        """The padding of the first convolution in pixels: kernel_size // 2 where `padding` is None."""
         return self.kernel_size // 2 if self.padding is None else self.padding
 
     def channels(self, num_classes: int) -> tuple[int, ...]:
-        """Its widths, with the number of classes in its place."""
+        """Its widths; the number of classes stands where a width is None."""
         return tuple(num_classes if width is None else width for width in self.widths)
 
 
 def checked_mlpconv(in_channels: int, block: Block, norm: str, last_relu: bool) -> Block:
-    """The block, where these arguments make an mlpconv. Raises SettingError."""
+    """Returns `block` after checking that these arguments make an mlpconv. Raises SettingError."""
     integer(1, WIDEST, in_channels=in_channels, widths=block.widths[-1])
     one_of(NORMS, norm=norm)
     boolean(last_relu=last_relu)
@@ -129,14 +129,14 @@ def checked_mlpconv(in_channels: int, block: Block, norm: str, last_relu: bool) 
 
 
 def checked_fc(num_maps: int, num_classes: int, map_size: Sequence[int], dropout: float) -> tuple[int, int]:
-    """Height and width of a map, where these arguments make a fully connected head. Raises SettingError."""
+    """Height and width of a map, after checking the arguments of a fully connected head. Raises SettingError."""
     integer(1, WIDEST, num_maps=num_maps, num_classes=num_classes)
     fraction(dropout=dropout)
     return sides(LARGEST_MAP, map_size=map_size)
 
 
 def checked_local(in_channels: int, out_channels: int, kernel_size: int, size: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the maps, where these arguments make a locally connected layer. Raises SettingError."""
+    """Height and width of the maps, after checking the arguments of a locally connected layer. Raises SettingError."""
     integer(1, WIDEST, in_channels=in_channels, out_channels=out_channels)
     integer(1, LARGEST, kernel_size=kernel_size)
     if not kernel_size % 2:
@@ -145,7 +145,7 @@ def checked_local(in_channels: int, out_channels: int, kernel_size: int, size: S
 
 
 def checked_pool(kind: str) -> str:
-    """The kind of a pooling over channels. Raises SettingError."""
+    """Returns `kind` after checking that it is a pooling. Raises SettingError."""
     one_of(POOLS, kind=kind)
     return kind
 

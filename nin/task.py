@@ -19,8 +19,8 @@ from nin.data.module import Images, draw_seed
 from nin.errors import SettingError
 from nin.optim import Muon
 
-EVALUATIONS = ("val/", "test_curve/", "test/")
-MANY_CLASSES = 50  # from which a test counts top-5 errors too
+EVALUATIONS = ("val/", "test_curve/", "test/")  # prefixes of the metrics: held out, test after each epoch, final test
+MANY_CLASSES = 50  # a test with as many classes or more counts top-5 errors too
 
 
 class ErrorRate(MulticlassAccuracy):
@@ -130,7 +130,9 @@ class Classifier(L.LightningModule):
     # optimisation -----------------------------------------------------------------------------------------------------
 
     def parameter_groups(self) -> list[dict]:
-        """Four groups with their `lr` and `weight_decay`: weights and biases, of the last layer and of the others."""
+        """Four groups with their `lr` and `weight_decay`: weights and biases, of the last layer and of the others.
+
+        A parameter of one dimension counts as a bias, so batch norm's weights do."""
         recipe = self.recipe
         last = [m for m in self.net.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-1]
         muon = recipe.optimiser == "muon"

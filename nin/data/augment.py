@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # by the name that torch has for them
+PAD_MODES = {"zero": "constant", "reflect": "reflect"}  # torch's name of each of ours
 
 
 def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.Generator | None = None) -> Tensor:
@@ -16,7 +16,7 @@ def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.G
         images: (N, C, H, W) of any dtype, preprocessed: zero is then the mean of the training set.
         pad: pixels on each side; 0 returns the images as they are.
         mode: the content of the padding, "zero" or "reflect".
-        generator: of the random places.
+        generator: draws the random places; None is torch's own.
 
     Shape:
         (N, C, H, W) ─► (N, C, H + 2 pad, W + 2 pad) ─► (N, C, H, W)

@@ -1,4 +1,4 @@
-"""A folder of one's own pictures: its classes, its split, its identity, and its images in memory or from the disk.
+"""A folder of your own pictures: its classes, its split, its sha256, and its images in memory or from the disk.
 
 PHOTOS/rose/1.jpg, PHOTOS/tulip/2.png, …              one subfolder a class; training and test pictures are drawn
 PHOTOS/train/rose/1.jpg, …, PHOTOS/test/rose/9.jpg, …  the split is given; val/ counts as test/ where there is no test/
@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +29,9 @@ from nin.checks import counted, one_line
 from nin.errors import DataError, PictureError
 from nin.pictures import FORMATS, SUFFIXES, read_picture, resize, to_tensor
 
-TEST_PART = 5  # where the split is drawn, one of so many pictures of a class is a test picture
-FEW = 10  # pictures of a class below which a warning says that they are few
-UNEQUAL = 5  # ratio of the largest class to the smallest from which a warning says that they are unequal
+TEST_PART = 5  # one of so many pictures of a class is a test picture, if the split is drawn
+FEW = 10  # a class with fewer pictures is warned about
+UNEQUAL = 5  # a ratio of the largest class to the smallest from which they are warned about
 READ_AT_ONCE = 64  # pictures of a batch while a folder is read into memory
 MOST_WORKERS = 8  # more seldom decode faster than a net learns
 NAMED = 5  # files that a warning names
@@ -55,7 +55,7 @@ class Listing:
         root: the folder.
         classes: the K names, sorted.
         given: training and test pictures where the folder has train/ and test/, else all pictures and none.
-        is_split: whether the folder has them.
+        is_split: whether the folder has train/ and test/.
         notes: sentences about what was left out or is unusual.
     """
 
@@ -88,7 +88,7 @@ class Listing:
         return _mixed(train), _mixed(test)
 
     def split_in_words(self, seed: int) -> str:
-        """The split for people: "the folder's train/ and test/", or how it is drawn."""
+        """The split for people: "the folder's own", or "1 of 5 pictures of a class drawn with seed 0"."""
         return "the folder's own" if self.is_split else f"1 of {TEST_PART} pictures of a class drawn with seed {seed}"
 
 
@@ -128,7 +128,7 @@ def list_folder(root: str | Path, **_: Any) -> Listing:
     _check_classes(found.root, classes)
     given = tuple(_pictures(part, classes, contents) for part in kept)
     listing = Listing(found.root, classes, given, found.is_split, tuple(notes + _duplicates(given)))
-    return _warned_of_sizes(listing)
+    return _with_notes_on_sizes(listing)
 
 
 class Found(NamedTuple):
@@ -263,8 +263,8 @@ def _duplicates(parts: Sequence[Sequence[Picture]]) -> list[str]:
     return notes
 
 
-def _warned_of_sizes(listing: Listing) -> Listing:
-    """The listing with sentences about small and unequal classes. Raises DataError if no test picture is left."""
+def _with_notes_on_sizes(listing: Listing) -> Listing:
+    """The listing with notes on small and unequal classes. Raises DataError without training or test pictures."""
     numbers = Counter(picture.label for part in listing.given for picture in part)
     count = {listing.classes[label]: number for label, number in sorted(numbers.items())}
     notes = list(listing.notes)
@@ -280,7 +280,7 @@ def _warned_of_sizes(listing: Listing) -> Listing:
         raise DataError(
             f"data.root={one_line(listing.root)}: expected at least two pictures of a class: one to train, one to test"
         )
-    return Listing(listing.root, listing.classes, listing.given, listing.is_split, tuple(notes))
+    return replace(listing, notes=tuple(notes))
 
 
 def _first(names: Sequence[str]) -> str:
@@ -410,6 +410,6 @@ def _collated(read: Iterable[Tensor | str]) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def _begin_worker(_: int) -> None:
-    """A worker ends with its parent, which heeds the signals."""
+    """A worker ignores Ctrl-C: its parent handles it, and the worker ends with the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

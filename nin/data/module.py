@@ -22,11 +22,11 @@ from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import SETS, ImageSet, data_folder
 from nin.errors import DataError, SettingError
 
-FITTED = 2000  # images of a folder that its means and deviations are fitted on
-WHITENED = 64  # pixels a side from which a whitening matrix no longer fits into memory
-EVALUATION_BATCH = 250  # images of 32×32; more are no faster on a CPU and need more memory
+MOST_FITTED = 2000  # images of a folder that its preprocessing is fitted on
+LARGEST_WHITENED = 64  # pixels a side; the matrix for larger images does not fit into memory
+EVALUATION_BATCH = 250  # images of 32×32 at a time; more are no faster on a CPU and need more memory
 GPU_EVALUATION_BATCH = 2000  # a GPU is idle between small batches
-GPU_AHEAD = 16 * 128 * 32 * 32  # pixels of the batches that a GPU cuts and mirrors at once, in 14 launches for all
+GPU_AHEAD = 16 * 128 * 32 * 32  # pixels that a GPU crops and mirrors at once: 16 usual batches, in 14 launches for all
 
 
 def evaluation_batch(device: torch.device, pixels: int) -> int:
@@ -58,8 +58,8 @@ class Batches:
     Args:
         images: (N, H, W, C), channels last in memory, or streamed; `preprocess` receives them as (B, C, H, W).
         labels: (N) int64.
-        batch_size: B, of all processes together. Without `augment` the last batch is smaller if need be. With it that
-            rest is dropped (another rest each epoch), unless it is the only batch.
+        batch_size: B, of all processes together. Without `augment` the last batch has the images that are left. With
+            `augment` these are dropped, other ones each epoch, unless they are the only batch.
         preprocess: turns a batch of images into the input of the net.
         augment: changes preprocessed images in training, given a generator; None keeps images and order.
         seed: of order and augmentation.
@@ -67,7 +67,7 @@ class Batches:
         rank: number of this process, from 0.
         processes: how many there are.
         device: where the batches are made; None is where the images are.
-        ahead: batches that are cut and augmented at once, in as many launches as one. The random numbers depend on it.
+        ahead: number of batches that are made at once, in as many launches as one. The random numbers depend on it.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Batches:
             yield from zip(images.split(sizes), labels.split(sizes), strict=True)
 
     def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
-        """Pixels (B, H, W, C) and labels (B) of this process's share of one or, in memory, `ahead` batches, on the
-        device, and the size of each share."""
+        """This process's shares of the batches, on the device: pixels (B, H, W, C), labels (B) and the size of each
+        share. Images in memory come as the shares of `ahead` batches joined, streamed ones as one share at a time."""
         batches = list(order[: len(self) * self.batch_size].split(self.batch_size))
         if self.augment is not None:  # equal shares, since gradients are averaged over processes
             batches = [batch[: len(batch) // self.processes * self.processes] for batch in batches]
@@ -149,7 +149,7 @@ class Images(L.LightningDataModule):
         seed: of order, augmentation and the sampled share.
         eval_curve: whether the test error after each epoch is recorded too, as `test_curve/error`. It is for learning
             curves: nothing may be chosen by it.
-        processes: that share the machine's memory, where a folder's images are all in each.
+        processes: number of processes on this machine; each holds a folder's images and gets its share of the memory.
         settings: fields of `nin.config.DataConfig` that differ from `data`. For a set of one size, `size` is that size.
 
     Attributes:
@@ -233,10 +233,10 @@ class Images(L.LightningDataModule):
         return self.entry.parse(self.listing, self.settings.size, **own)
 
     def _to_fit(self) -> Tensor:
-        """The training images that the preprocessing is fitted on: all, of a folder at most FITTED."""
+        """The training images that the preprocessing is fitted on: all, of a folder at most MOST_FITTED."""
         if not self.entry.is_folder:
             return self.train_images
-        chosen = torch.linspace(0, len(self.train_labels) - 1, min(FITTED, len(self.train_labels))).long()
+        chosen = torch.linspace(0, len(self.train_labels) - 1, min(MOST_FITTED, len(self.train_labels))).long()
         images = self.train_images[chosen]
         return images.in_memory()[0] if isinstance(images, Streamed) else images
 
@@ -286,12 +286,11 @@ class Images(L.LightningDataModule):
             self._on_device[split] = self._moved(split, device)
         images, labels = self._on_device[split]
         pixels = math.prod(self.train_images.shape[2:])
-        evaluated = evaluation_batch(device, pixels)
         is_whitened = isinstance(preprocess, Whiten) and isinstance(images, Tensor)
         return Batches(
             images,
             labels,
-            self.batch_size if augment else max(self.batch_size, evaluated),
+            self.batch_size if augment else max(self.batch_size, evaluation_batch(device, pixels)),
             nn.Identity() if is_whitened or self.encode else preprocess,
             augment=augment,
             seed=self.seed,
@@ -304,7 +303,7 @@ class Images(L.LightningDataModule):
 
     def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor]:
         """Images (N, H, W, C), whitened if the settings say so, and labels of a split, on the device. Streamed images
-        stay on the disk, and those of a folder in memory where they would take half of what the GPU has free."""
+        stay on the disk. A folder's images stay in the machine's memory if they need over half of the GPU's."""
         images, labels = {
             "train": (self.train_images, self.train_labels),
             "val": (self.val_images, self.val_labels),
@@ -347,7 +346,7 @@ def _listed(root: str, state: tuple) -> Listing:
 
 
 def listed(root: str, sha256: str | None = None) -> Listing:
-    """Returns the pictures of a folder. An unchanged folder is read once a process.
+    """Returns the pictures of a folder, as `list_folder` does. A process reads an unchanged folder once.
 
     Raises:
         DataError: as `list_folder`, and where its pictures do not have the sha256.
@@ -382,9 +381,9 @@ def _check_against_set(settings: DataConfig) -> None:
         raise SettingError("size", settings.size, f"the images of {entry.name} have {entry.size} pixels a side")
     if entry.is_folder and settings.root is None:
         raise SettingError("root", None, f"data={entry.name} requires a folder with one subfolder of pictures a class")
-    if settings.preprocessing == Whiten.name and settings.size > WHITENED:
+    if settings.preprocessing == Whiten.name and settings.size > LARGEST_WHITENED:
         values = 3 * settings.size**2
-        reason = f"preprocessing=whiten requires at most {WHITENED}, its matrix would have {values:,}² values"
+        reason = f"preprocessing=whiten requires at most {LARGEST_WHITENED}, its matrix would have {values:,}² values"
         raise SettingError("size", settings.size, f"{reason}; choose normalise")
     if entry.train is not None:
         integer(0, entry.train - 1, val=settings.val)

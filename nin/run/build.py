@@ -26,7 +26,7 @@ from nin.run.trainer import device_type, precision_of
 from nin.task import Classifier
 
 DRIVER = Path("/proc/driver/nvidia/version")  # on Linux, where NVIDIA's driver is loaded
-OF_THE_NET = {"head": "head.name", "image_size": "data.size"}  # arguments of a net that no field of `model` sets
+OF_THE_NET = {"head": "head.name", "image_size": "data.size"}  # a net's arguments whose settings are not in `model`
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def build_data(config: Config) -> Images:
 
 
 def identified(config: Config) -> Config:
-    """The same settings; of a folder of pictures with the sha256 of its contents, by which its runs are known.
+    """The same settings; for a folder of pictures with the sha256 of its contents, which identifies its runs.
 
     Raises:
         DataError: the folder cannot be read, or has other pictures than the settings say.
@@ -111,15 +111,15 @@ def check(config: Config) -> None:
     entry = data.entry
     classes = len(scan(data.root).classes) if entry.is_folder else entry.classes
     with torch.device("meta"):
-        net = build_net(config, classes=classes or 10, channels=entry.channels or 3)  # until the set is read
+        net = build_net(config, classes=classes or 10, channels=entry.channels or 3)  # stand-ins for unknown ones
         build_task(config, net)
     _check_step(config, net, images=min(config.data.batch_size, (entry.train or 10**9) - config.data.val))
 
 
 def _check_devices(trainer: TrainerConfig) -> None:
-    """Raises SettingError where this machine does not have the devices of the settings, or they cannot do it."""
-    has = {"gpu": _has_gpu, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if trainer.accelerator in has and not has[trainer.accelerator]():
+    """Raises SettingError if this machine lacks the devices of the settings, or they do not support the settings."""
+    is_there = {"gpu": _has_gpu, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if trainer.accelerator in is_there and not is_there[trainer.accelerator]():
         reason = "this machine has no Apple GPU" if trainer.accelerator == "mps" else why_no_gpu()
         raise SettingError("accelerator", trainer.accelerator, f"{reason}; choose auto or cpu")
     device = device_type(trainer)
@@ -147,14 +147,14 @@ def captures(config: Config) -> bool:
 
 
 def _check_capture(config: Config) -> None:
-    """Raises SettingError where the training step cannot be captured in a CUDA graph, as the settings wish."""
+    """Raises SettingError if trainer.compile=true, but the training step cannot be captured in a CUDA graph."""
     if config.trainer.compile:
         for reason in _against_capture(config):
             raise SettingError("compile", True, reason)
 
 
 def _against_capture(config: Config) -> Iterator[str]:
-    """What does not let the training step be captured in a CUDA graph."""
+    """The reasons why the training step cannot be captured in a CUDA graph; none if it can."""
     trainer, optimiser = config.trainer, config.recipe.optimiser
     if device_type(trainer) != "cuda":
         yield f"requires an NVIDIA GPU, and {why_no_gpu()}; choose trainer.compile=false"

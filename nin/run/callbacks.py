@@ -39,12 +39,12 @@ STEP_HOOKS += ("on_after_backward", "on_before_optimizer_step")
 
 
 def drop_empty_hooks(callbacks: Sequence[Callback]) -> None:
-    """Makes Lightning pass over the hooks of a step that a callback does not have. Each call of an empty one costs its
-    profiler's context and a name; with seven callbacks that is a quarter of a millisecond a step."""
+    """Makes Lightning skip the hooks of a step that a callback does not override. Each call of an empty hook enters
+    Lightning's profiler; with seven callbacks that is a quarter of a millisecond a step."""
     for callback in callbacks:
         for hook in STEP_HOOKS:
             if hook not in vars(callback) and getattr(type(callback), hook) is getattr(Callback, hook):
-                setattr(callback, hook, None)  # what is not callable is not called
+                setattr(callback, hook, None)  # Lightning calls callable hooks only
 
 
 # progress -------------------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def say(trainer: L.Trainer, line: str) -> None:
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Whether the optimiser has made its step after this batch: with accumulated gradients not after each."""
+    """Whether the optimiser makes a step after this batch; with accumulated gradients it does so every few batches."""
     batches = batch_idx + 1
     return batches % trainer.accumulate_grad_batches == 0 or batches == trainer.num_training_batches
 
@@ -176,7 +176,7 @@ class Estimate(Callback):
     nothing is computed for it.
 
     Args:
-        least: seconds of training from which an estimate is printed.
+        least: an estimate is printed if training takes at least so many seconds.
     """
 
     FIRST, LAST = 2, 5  # steps of this process between which the pace is measured
@@ -282,14 +282,14 @@ class DeadNetWatch(Callback):
     """Ends the training of a net that cannot learn any more, as DeadNetError.
 
     A net has died when its loss is not finite, or when it has collapsed: the mean loss of the last 100 steps is within
-    0.01 of ln K, and the scores have lost their spread over images. Either alone proves nothing: a slow net has the
-    loss of chance too, and a small spread at the start is no loss. All processes compare the same numbers, so they end
-    together.
+    0.01 of ln K, and the scores have lost their spread over images. Either sign alone proves nothing: a slow net has
+    the loss of chance too, and a spread that was small from the start has not been lost. All processes compare the
+    same numbers, so they end together.
     """
 
-    EVERY = 50  # steps between two looks; each look waits for the device
-    WINDOW = 100  # losses of a look
-    COLLAPSE_FROM = 300  # steps before which a loss near ln K is normal; in a shorter run that is WINDOW
+    EVERY = 50  # steps between two checks; each check waits for the device
+    WINDOW = 100  # losses that a check reads
+    COLLAPSE_FROM = 300  # steps before which a loss near ln K is normal; a run that is shorter has WINDOW instead
     NEAR_CHANCE = 0.01  # distance from ln K
     NO_SPREAD = 1e-4  # standard deviation of the scores over images
 
@@ -318,7 +318,7 @@ class DeadNetWatch(Callback):
         if step < watched_from or abs(recent.mean().item() - chance) > self.NEAR_CHANCE:
             return
         now = spread(trainer, task, batch[0])
-        if now < self.NO_SPREAD and now <= 0.1 * self.first_spread:  # it has lost what it had: not merely slow
+        if now < self.NO_SPREAD and now <= 0.1 * self.first_spread:  # it was larger at the start: not a slow net
             raise DeadNetError(
                 f"the net has collapsed by step {step}: the mean loss of the last {self.WINDOW} steps is ln "
                 f"{task.net.num_classes} = {chance:.4f}, and its scores no longer depend on the image; choose "
@@ -351,8 +351,8 @@ class DeadNetWatch(Callback):
 
 
 def remedies(task: L.LightningModule) -> str:
-    """What may keep a net from collapsing, for people: "another seed, … or model.norm=batch". Settings of the net are
-    named as far as the net has others."""
+    """Settings that may keep a net from collapsing, for people: "another seed, … or model.norm=batch". Those that the
+    net already has are left out."""
     recipe, plan = task.recipe, getattr(task.net, "plan", None)  # other nets than NIN have no plan
     choices = ["another seed", f"a longer recipe.warmup (now {recipe.warmup:g} epochs)"]
     choices.append(f"a lower recipe.lr (now {recipe.lr:g})")
@@ -363,8 +363,8 @@ def remedies(task: L.LightningModule) -> str:
 
 @torch.no_grad()
 def spread(trainer: L.Trainer, task: L.LightningModule, images: Tensor) -> float:
-    """How much the logits depend on the image: their standard deviation over these images and an empty one, of the
-    class where it is largest, as a mean over processes. Without dropout: its noise is no sign of life."""
+    """How much the logits depend on the image: their standard deviation over these images and an all-zero one, for the
+    class where it is largest; the mean over processes. In eval mode, because dropout's noise would count as spread."""
     task.eval()
     with trainer.precision_plugin.forward_context():
         logits = task.net(torch.cat([images, torch.zeros_like(images[:1])])).float()
@@ -378,11 +378,11 @@ _received: list[int] = []  # signals, since `stoppable` began
 
 
 class HeedSignals(Callback):
-    """Stops before the next batch where the exception of a signal was lost, as Python loses those raised in a
-    destructor, or where the process that started this one has exited.
+    """Stops before the next batch if a signal arrived whose exception was lost, as Python loses exceptions in
+    destructors, or if the process that started this one has exited.
 
-    It also restores `stoppable`'s handler of SIGTERM. Lightning's handler talks to the other processes in the middle of
-    whatever they are doing, and they wait for each other for ever. Lightning's handler of SIGUSR1 stays: SLURM
+    It also restores `stoppable`'s handler of SIGTERM. Lightning's handler communicates with the other processes in the
+    middle of their work, which can deadlock. Lightning's handler of SIGUSR1 stays: SLURM
     announces the end of a job with it, and the handler puts the job into the queue again.
     """
 
@@ -413,8 +413,8 @@ class HeedSignals(Callback):
 
 @contextmanager
 def stoppable(how_to_resume: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block within a step, as InterruptedRunError; Lightning's own leaves a traceback, or
-    exit code 0.
+    """Ctrl-C and SIGTERM end the block within a step, as InterruptedRunError. Lightning's own handlers would leave a
+    traceback, or exit code 0.
 
     Whatever the block raises after a signal counts as the signal's doing: Lightning turns KeyboardInterrupt into
     SystemExit, and C++ that calls Python turns it into RuntimeError.
@@ -427,12 +427,12 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
         _received.append(number)
         raise KeyboardInterrupt
 
-    def say_unless_stopped(lost: Any) -> None:  # of a destructor; HeedSignals ends the run
+    def hook_unless_stopped(lost: Any) -> None:  # an exception in a destructor; HeedSignals ends the run
         if not (_received and issubclass(lost.exc_type, KeyboardInterrupt)):
-            say_lost(lost)
+            python_hook(lost)
 
     _received.clear()
-    say_lost, sys.unraisablehook = sys.unraisablehook, say_unless_stopped
+    python_hook, sys.unraisablehook = sys.unraisablehook, hook_unless_stopped
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -441,6 +441,6 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
             raise
         raise InterruptedRunError(f"stopped; {how_to_resume}", 128 + _received[0]) from error
     finally:
-        sys.unraisablehook = say_lost
+        sys.unraisablehook = python_hook
         for number, handler in before.items():
             signal.signal(number, handler)

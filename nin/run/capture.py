@@ -34,7 +34,7 @@ class CudaGraph:
 
 @contextmanager
 def rates_in_tensors(optimizer: Any, rates: Iterable[Tensor]) -> Iterator[None]:
-    """In the block the groups' rates are these tensors, which the fused optimiser reads where they are."""
+    """In the block the groups' rates are these tensors, and the optimiser is fused, which reads them on the device."""
     numbers = [group["lr"] for group in optimizer.param_groups]
     try:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -49,18 +49,20 @@ class CapturedClassifier(Classifier):
     """A `Classifier` whose training step is captured after `WARMUP` steps, which are steps of the training too.
 
     A graph repeats addresses and numbers, so what changes from step to step lies in tensors: the batch, the rates, and
-    the sums of `Classifier`. Dropout draws anew in each replay, as torch's generators are made for.
+    the sums of `Classifier`. Dropout draws anew in each replay: torch's generators support graphs. All batches must
+    have the size of the first.
     """
 
-    graph_type: type = CudaGraph
+    graph_type: type = CudaGraph  # tests without a GPU replace it
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.graph: Any = None
-        self.warmed = 0
-        self.static: tuple[Tensor, ...] = ()
+        self.warmed = 0  # steps before the capture so far
+        self.static: tuple[Tensor, ...] = ()  # images and labels at the addresses that the graph reads
         groups = self.optimizers(use_pl_optimizer=False).param_groups
-        self.rates, self.numbers = torch.zeros(len(groups), device=self.device), [0.0] * len(groups)
+        self.rates = torch.zeros(len(groups), device=self.device)  # the groups' rates, where the graph reads them
+        self.numbers = [0.0] * len(groups)  # the same on the host
 
     def on_fit_end(self) -> None:
         self.graph, self.static = None, ()  # the weights may move now
@@ -95,12 +97,13 @@ class CapturedClassifier(Classifier):
 
     @contextmanager
     def _rates_in_a_tensor(self, optimizer: Any) -> Iterator[None]:
-        """The groups' rates are numbers for schedule and checkpoint, and in the block elements of one tensor."""
+        """`rates_in_tensors` with the elements of `self.rates`, after those that the schedule changed are filled in.
+        Outside the block the rates are numbers, for schedule and checkpoint."""
         numbers = [group["lr"] for group in optimizer.param_groups]
         rates = self.rates.unbind()
         for rate, number, before in zip(rates, numbers, self.numbers, strict=True):
             if number != before:
-                rate.fill_(number)  # a copy from the host would wait for all steps before
+                rate.fill_(number)  # a copy from the host would wait for the earlier steps
         self.numbers = numbers
         with rates_in_tensors(optimizer, rates):
             yield

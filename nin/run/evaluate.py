@@ -1,4 +1,4 @@
-"""The error of a net on a part of its set."""
+"""Evaluation: the errors of a net on the test set, the training images or the held-out images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = {"test": "test set", "train": "training images", "val": "held-out images
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a net answers on a part of a set.
+    """The errors of a net on a part of its set.
 
     Attributes:
         error: 100 · (1 − micro-averaged accuracy), in %.

@@ -1,11 +1,11 @@
-"""What stands in a run's folder, and who trains there.
+"""A run's folder: its files, its lock, and whether its run is finished.
 
 config.yaml          all settings, for people
 metrics.csv          loss, error and learning rate after each epoch
 last.ckpt            Lightning's checkpoint of the last whole epoch
 model.safetensors    the trained net, for `nin.load`
 curves.png           loss and error over the epochs
-split.csv            of a folder of pictures: which are trained on, which are for testing
+split.csv            for data=folder: which pictures are trained on, and which are for testing
 summary.json         the run's record (`nin.run.record`)
 .lock                locked while a process trains here
 
@@ -93,7 +93,7 @@ def finished_run(config: Config, folder: Path) -> Record | None:
             raise RunError(f"{folder / record.FILE} is missing")
     except RunError as error:
         if not (folder / CHECKPOINT).exists():
-            return None  # it ended before its first epoch did
+            return None  # the run ended within its first epoch: nothing to resume, it starts again
         raise RunError(
             f"{folder} contains a checkpoint, but its record is damaged: {error}; choose another folder"
         ) from error
@@ -111,7 +111,7 @@ def finished_run(config: Config, folder: Path) -> Record | None:
 
 
 def _has_metrics(folder: Path, epochs: int) -> bool:
-    """Whether metrics.csv has a row for each epoch, or there is no checkpoint to make it again from."""
+    """Whether metrics.csv has a row for each epoch; true without a checkpoint, from which it could be written again."""
     if not (folder / CHECKPOINT).exists():
         return True
     try:
@@ -132,9 +132,9 @@ def _is_whole(weights: Path, sha256: str | None) -> bool:
 
 
 def drop_leftovers(folder: Path) -> None:
-    """Deletes what no one resumes from: files that were half-written when the power went, links that a library would
-    write through, and the checkpoints that Lightning saves in the middle of an epoch on SLURM. From one of these it
-    would resume there, and not bit for bit."""
+    """Deletes files that a run must not resume from: half-written ones, symbolic links that a library would write
+    through, and the checkpoints that Lightning saves in the middle of an epoch on SLURM. Lightning would prefer one of
+    these to last.ckpt, and the resumed run would not be the same bit for bit."""
     for pattern in (PARTIAL_EPOCHS, f"{files.TEMPORARY}*"):
         for left in folder.glob(pattern):
             left.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Convolutions as matrix products: what an NVIDIA GPU multiplies faster in 16 bits than cuDNN convolves.
+"""Convolutions as matrix products, which an NVIDIA GPU computes faster in 16 bits than cuDNN's convolutions.
 
 Of a step of the paper's net on an H200, a quarter of the kernels' time went into the sums of the biases' gradients, and
 the first convolution, whose three input channels no kernel of cuDNN is made for, took a sixth.
@@ -6,6 +6,7 @@ the first convolution, whose three input channels no kernel of cuDNN is made for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 
 class RowsTimesWeight(torch.autograd.Function):
-    """rows (M, I) · weight (O, I)ᵀ + bias (O) ─► (M, O), whose bias gets its gradient by a matrix product, too."""
+    """rows (M, I) · weight (O, I)ᵀ + bias (O) ─► (M, O). The gradient of the bias is a matrix product too."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -50,22 +51,26 @@ def pointwise(conv: nn.Conv2d, maps: Tensor) -> Tensor:
 
 
 def first(conv: nn.Conv2d, images: Tensor) -> Tensor:
-    """The convolution of images, which need no gradient: their windows are cut out and filled up to a multiple of 8
-    columns, as the hardware multiplies them.
+    """A convolution of images as one matrix product of their windows. A window is a row, padded with zeros to a
+    multiple of 8 columns, which the hardware requires. The images get no gradient. Expects a convolution without
+    dilation that pads with zeros.
 
     Shape:
         (N, I, H, W) ─► (N, O, H', W'), channels last
     """
-    (high, wide), (down, right) = conv.kernel_size, conv.stride
+    (kernel_height, kernel_width), (step_down, step_right) = conv.kernel_size, conv.stride
     above, beside = map(int, conv.padding)
-    pixels = F.pad(images, (beside, beside, above, above)).permute(0, 2, 3, 1).contiguous()
+    pixels = F.pad(images, (beside, beside, above, above)).permute(0, 2, 3, 1).contiguous()  # (N, H, W, I)
     n, height, width, channels = pixels.shape
-    a, b, c, _ = pixels.stride()
-    size = n, (height - high) // down + 1, (width - wide) // right + 1
-    windows = pixels.as_strided((*size, high, wide * channels), (a, b * down, c * right, b, 1))  # overlapping
-    columns = high * wide * channels
-    rows = pixels.new_zeros((*size, -columns % 8 + columns), dtype=_dtype(images))
-    rows[..., :columns].unflatten(3, (high, -1)).copy_(windows)
+    to_image, to_line, to_pixel, _ = pixels.stride()
+    size = n, (height - kernel_height) // step_down + 1, (width - kernel_width) // step_right + 1
+    windows = pixels.as_strided(  # overlapping
+        (*size, kernel_height, kernel_width * channels),
+        (to_image, to_line * step_down, to_pixel * step_right, to_line, 1),
+    )
+    columns = kernel_height * kernel_width * channels
+    rows = pixels.new_zeros((*size, math.ceil(columns / 8) * 8), dtype=_dtype(images))
+    rows[..., :columns].unflatten(3, (kernel_height, -1)).copy_(windows)
     weight = F.pad(conv.weight.permute(0, 2, 3, 1).flatten(1), (0, rows.shape[3] - columns))
     return _product(rows.flatten(0, 2), weight, conv.bias).unflatten(0, size).permute(0, 3, 1, 2)
 
@@ -76,19 +81,20 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _dtype(values: Tensor) -> torch.dtype:
-    """What these values are multiplied in: autocast's type, where it is on."""
+    """The dtype of a matrix product of these values: autocast's where it is on, else their own."""
     kind = values.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values.dtype
 
 
 @contextmanager
 def matrix_products(net: nn.Module) -> Iterator[None]:
-    """In the block the net's plain 1×1 convolutions, and the convolution that comes first, are matrix products. It
-    computes the same function, in another order; parameters and their names stay."""
+    """In the block the net's 1×1 convolutions with stride 1, and its first convolution if it has under 8 input
+    channels, are matrix products. The net computes the same function, rounded differently; parameters and their names
+    stay."""
     convs = [layer for layer in net.modules() if type(layer) is nn.Conv2d and layer.groups == 1]
     relus = [layer for layer in net.modules() if isinstance(layer, nn.ReLU) and layer.inplace]
     for layer in relus:
-        layer.inplace = False  # a matrix product's output is seen through a view, which autograd copies when written
+        layer.inplace = False  # its input is a view of a matrix product, which autograd would copy for an inplace ReLU
     for number, conv in enumerate(convs):
         if conv.kernel_size == (1, 1) == conv.stride and not any(conv.padding):
             conv.__dict__["forward"] = partial(pointwise, conv)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 GRACE = 20  # seconds that the other processes have to end by themselves when one has failed
 STARTER = "NIN_STARTER"  # environment variable: number of the process that started this one
-DIGITS = 6  # of a number of processes; more are no number
+DIGITS = 6  # the most digits of a number of processes
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # environment variables, in Lightning's order
 
 
@@ -61,12 +61,15 @@ def _by_srun() -> bool:
     return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
+# variables with the number of processes, and whether a launcher has set them for this process
 _SIZES = {"WORLD_SIZE": lambda: not {"RANK", "LOCAL_RANK"}.isdisjoint(os.environ), "SLURM_NTASKS": _by_srun}
 
 
 def check_environment() -> None:
-    """Raises SettingError where a launcher's variable is no number; where no launcher started this process, it forgets
-    the number that another program gave it, and hides from Lightning that a SLURM job has several tasks."""
+    """Raises SettingError if a launcher's environment variable is not a number.
+
+    If no launcher started this process, removes variables that another program has set: a rank, with which this process
+    would print and write nothing, and the tasks of a SLURM job, from which Lightning would expect other processes."""
     for name in (*RANKS, *_SIZES):
         value = os.environ.get(name, "0")
         if not value.isdecimal() or len(value) > DIGITS:
@@ -74,7 +77,7 @@ def check_environment() -> None:
     if world_size() > 1:
         return
     for name in RANKS:
-        if os.environ.get(name, "0") != "0":  # a process of that number would print and write nothing
+        if os.environ.get(name, "0") != "0":
             del os.environ[name]
     if os.environ.get("SLURM_NTASKS", "1") != "1":
         os.environ["SLURM_NTASKS"] = "1"
@@ -136,10 +139,10 @@ def free_port() -> int:
 def _wait_for(running: Sequence[subprocess.Popen]) -> int:
     """Waits until all have ended and returns the first exit code that is not 0, or 0. GRACE seconds after the first
     failure the others are killed."""
-    code, deadline, told = 0, float("inf"), False
+    code, deadline, has_terminated = 0, float("inf"), False
     while None in [process.poll() for process in running]:  # all are polled, which updates their exit codes
-        if is_orphaned() and not told:
-            told = True
+        if is_orphaned() and not has_terminated:
+            has_terminated = True
             for process in running:
                 process.send_signal(signal.SIGTERM)
         if not code and (code := _first_failure(running)):

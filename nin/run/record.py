@@ -41,7 +41,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Record:
-    """The facts of a run. A fact that is not known (yet) is None.
+    """The facts of a run. A fact that is unknown, or not measured yet, is None.
 
     Attributes:
         status: "running" until the run ends, then "finished" or "dead" (the net died).
@@ -196,6 +196,7 @@ def _is_count(value: Any) -> bool:
     return checks.is_integer(value) and value >= 0
 
 
+# of each fact a check, and the end of "expected …"
 _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "status": (lambda value: isinstance(value, str) and value in STATUSES, f"one of {', '.join(STATUSES)}"),
     "settings": (lambda value: isinstance(value, dict), "the settings, an object"),
@@ -215,9 +216,10 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("seconds", "images_per_second", "peak_memory_gb", "device_memory_gb"), (_is_amount, "a number of at least 0")
     ),
     "test_images": (_is_count, "a number of images"),
-    "class_errors": (lambda value: _are_class_errors(value), "an object with images and error of each class"),
+    "class_errors": (_are_class_errors, "an object with images and error of each class"),
     "weights_sha256": (checks.is_sha256, "64 hexadecimal digits"),
 }
+# facts that the file always has, "start" as null if need be; the others are left out while they are None
 _ALWAYS = ("status", "settings", "start", "parameters", "precision", "device", "versions", "commit", "clean")
 
 
@@ -248,7 +250,7 @@ def _from_format_1(facts: dict[str, Any], settings: Mapping[str, Any] | None) ->
 
 
 def read(folder: Path) -> Record | None:
-    """The record of the run in `folder`; None where no run has left one.
+    """The record of the run in `folder`; None if there is none.
 
     Raises:
         RunError: it cannot be read or is damaged.

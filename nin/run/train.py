@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from nin import files, pretrained
 from nin.backbones import Backbone
 from nin.checks import counted, is_integer, one_line
-from nin.config import Config, pasted, settings_of, to_yaml
+from nin.config import Config, TrainerConfig, pasted, settings_of, to_yaml
 from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
 from nin.errors import DeadNetError, RunError, SettingError
@@ -48,13 +48,15 @@ from nin.run.started import spelled
 from nin.run.trainer import build_trainer, precision, quiet
 from nin.task import Classifier
 
+# errors by which torch and Lightning refuse a damaged checkpoint
 NOT_RESTORED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
+# entries of a checkpoint without which a run cannot resume
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
 
 
 @dataclass
 class _Run:
-    """A run that is going on."""
+    """A run in progress: its settings, its folder, and the parts of its Trainer that are read after the training."""
 
     config: Config
     folder: Path
@@ -97,12 +99,7 @@ def train(config: Config, folder: Path) -> Record:
     """
     quiet()
     keep_freed_memory()
-    trainer, running = config.trainer, world_size()
-    if trainer.processes > 1 and running != trainer.processes:
-        count = "1 process is" if running == 1 else f"{running} processes are"
-        start = "srun or torchrun" if trainer.num_nodes > 1 else f"{spelled('train')} or torchrun"
-        setting, value = ("num_nodes", trainer.num_nodes) if trainer.num_nodes > 1 else ("devices", trainer.devices)
-        raise SettingError(f"trainer.{setting}", value, f"{count} running; start with {start}")
+    _check_processes(config.trainer)
     same_folder = pasted("hydra.run.dir", folder)
     advice = f"to resume after the last whole epoch, run the same command with resume=auto {same_folder}"
     with stoppable(advice), ending_together():
@@ -117,8 +114,20 @@ def train(config: Config, folder: Path) -> Record:
             return _train(run)
 
 
+def _check_processes(settings: TrainerConfig) -> None:
+    """Raises SettingError where another number of processes is running than the settings require."""
+    running = world_size()
+    if settings.processes in (1, running):
+        return
+    count = "1 process is" if running == 1 else f"{running} processes are"
+    if settings.num_nodes > 1:
+        raise SettingError("trainer.num_nodes", settings.num_nodes, f"{count} running; start with srun or torchrun")
+    reason = f"{count} running; start with {spelled('train')} or torchrun"
+    raise SettingError("trainer.devices", settings.devices, reason)
+
+
 def _begin(config: Config, folder: Path) -> _Run:
-    """The run with its Trainer; nothing is read or written."""
+    """The run with its Trainer. No file is read or written yet."""
     stopwatch, metrics = Stopwatch(), MetricsFile(folder / folders.METRICS)
     saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), metrics, saving, EpochLines()]
@@ -140,12 +149,12 @@ def _begin(config: Config, folder: Path) -> _Run:
 
 
 def _finished(run: _Run) -> Record | None:
-    """The record of this run, where it is finished; process 0 looks."""
-    found = folders.finished_run(run.config, run.folder) if run.writes else None
-    found = run.trainer.strategy.broadcast(found)
-    if found is not None and run.writes:
+    """The record of this run if it is finished, else None; process 0 reads it for all."""
+    record = folders.finished_run(run.config, run.folder) if run.writes else None
+    record = run.trainer.strategy.broadcast(record)
+    if record is not None and run.writes:
         print(f"{run.folder} already contains this run, finished")
-    return found
+    return record
 
 
 def _train(run: _Run) -> Record:
@@ -157,7 +166,7 @@ def _train(run: _Run) -> Record:
     check_limits(run.config, data)
     record = _record_of(run, net, start)
     resumed = run.checkpoint if run.checkpoint.exists() else None
-    found = check_checkpoint(run.trainer, task, resumed) if resumed else None
+    parts = check_checkpoint(run.trainer, task, resumed) if resumed else None
     if resumed:
         record = _continued(record, run)
     elif run.config.resume and run.writes:
@@ -170,7 +179,7 @@ def _train(run: _Run) -> Record:
         log_settings(run.trainer.logger, run.config)
         print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
-        fit(run.trainer, task, data, resumed, found)
+        fit(run.trainer, task, data, resumed, parts)
     except DeadNetError:
         if run.writes:
             records.write(run.folder, replace(record, status="dead"))
@@ -252,10 +261,10 @@ def _continued(record: Record, run: _Run) -> Record:
     """
     before = records.read(run.folder)
     if before.precision != record.precision:
-        asked = run.config.trainer.precision
         raise RunError(
-            f"{run.folder} was trained in {before.precision} so far, and trainer.precision={asked} is "
-            f"{record.precision} on this machine; resume it where it began, or choose another folder"
+            f"{run.folder} was trained in {before.precision} so far, and trainer.precision="
+            f"{run.config.trainer.precision} is {record.precision} on this machine; resume it where it began, or "
+            "choose another folder"
         )
     first, now = before.start, record.start
     if first and now and first.sha256 not in (None, now.sha256):
@@ -269,36 +278,36 @@ def _continued(record: Record, run: _Run) -> Record:
 
 
 def check_checkpoint(trainer: L.Trainer, task: Classifier, checkpoint: Path) -> dict[str, Any]:
-    """Returns the parts of a run's own checkpoint, of which only plain values are unpickled; nothing is written.
+    """Returns the parts of a run's own checkpoint. Only plain values are unpickled; nothing is written.
 
     Raises:
         RunError: the checkpoint is damaged, contains more than plain values, or is of another net.
     """
     try:
-        found = trainer.strategy.checkpoint_io.check(checkpoint)
-        if missing := [part for part in PARTS if part not in found]:
+        parts = trainer.strategy.checkpoint_io.check(checkpoint)
+        if missing := [name for name in PARTS if name not in parts]:
             raise ValueError(f"{', '.join(missing)} missing")
-        task.load_state_dict(found["state_dict"])
-        if not all(is_integer(found[part]) for part in ("epoch", "global_step")):
+        task.load_state_dict(parts["state_dict"])
+        if not all(is_integer(parts[name]) for name in ("epoch", "global_step")):
             raise ValueError("epoch and global_step: expected integers")
     except (*NOT_RESTORED, pickle.UnpicklingError, EOFError, OSError) as error:
         raise _damaged(checkpoint, error) from error
-    return found
+    return parts
 
 
 def fit(
-    trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None, found: dict[str, Any] | None
+    trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None, parts: dict[str, Any] | None
 ) -> None:
     """Trains from the start, or from a run's own checkpoint and its parts as returned by `check_checkpoint`.
 
     Raises:
         RunError: Lightning cannot restore the checkpoint's parts.
     """
-    begun: list[bool] = []
+    begun: list[bool] = []  # not empty once the checkpoint has been restored: later errors are not its doing
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
-    if found is not None:
-        say(trainer, f"resumed at epoch {found['epoch'] + 1}, step {found['global_step']}")
-        if CHECKSUMS not in found:  # whatever it contains shows in its first step
+    if parts is not None:
+        say(trainer, f"resumed at epoch {parts['epoch'] + 1}, step {parts['global_step']}")
+        if CHECKSUMS not in parts:  # an older checkpoint: damage may show as late as in the first step
             trainer.callbacks[-1] = LambdaCallback(on_train_batch_end=lambda *_: begun.append(True))
     drop_empty_hooks(trainer.callbacks)
     try:
@@ -377,7 +386,8 @@ def _lines_of_pictures(data: Images) -> str:
     if data.listing is None:
         return ""
     names, size = data.set.classes, data.settings.size
-    shown = f"{', '.join(map(one_line, names[:20]))}{f' and {len(names) - 20:,} more' * (len(names) > 20)}"
+    more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
+    shown = f"{', '.join(map(one_line, names[:20]))}{more}"
     kept = "decoded anew each epoch" if isinstance(data.train_images, Streamed) else "in memory"
     return f"""
 classes {len(names)}: {shown}
@@ -415,7 +425,7 @@ def _lines_of_classes(record: Record) -> str:
     width = max(len(one_line(name)) for name in record.class_errors)
     worst = sorted(record.class_errors.items(), key=lambda item: (-item[1]["error"], item[0]))
     lines = [
-        f"    {one_line(name):{width}} {found['error']:6.2f} % of {counted(found['images'], 'image')}"
-        for name, found in worst
+        f"    {one_line(name):{width}} {facts['error']:6.2f} % of {counted(facts['images'], 'image')}"
+        for name, facts in worst
     ]
     return "\n" + "\n".join(lines)

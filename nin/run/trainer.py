@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a run: as far as training and evaluation share it."""
+"""Lightning's Trainer for a run: what training and evaluation have in common."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def device_type(trainer: TrainerConfig) -> str:
 
 
 def precision(config: Config) -> str:
-    """The precision that trainer.precision=auto selects here: bf16 where the hardware computes with it, fp16 on a GPU
-    that has only that, else fp32."""
+    """The precision of a run on this machine. trainer.precision=auto is bf16 where the hardware computes with it, fp16
+    on a GPU without bf16, else fp32."""
     return precision_of(config.trainer)
 
 
 def precision_of(trainer: TrainerConfig) -> str:
-    """As `precision`."""
+    """The same from the Trainer's settings alone."""
     if trainer.precision != "auto":
         return trainer.precision
     device = device_type(trainer)
@@ -82,8 +82,8 @@ def precision_of(trainer: TrainerConfig) -> str:
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """NVIDIA's GPUs compute fp32 in the block as it is written. By torch's default their convolutions are in TF32, with
-    10 bits of mantissa."""
+    """In the block NVIDIA's GPUs compute in full fp32. By torch's default their convolutions are in TF32, with 10 bits
+    of mantissa."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:

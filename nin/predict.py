@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 PictureSource = tuple[str, Path | Image.Image]  # a name for people, and a file or a picture
 Size = str | int  # "training", "native" or a number of pixels
 MAX_PIXELS = 4096  # per side of a chosen size
-TOP, MOST = 3, 1000  # classes that are shown, and at most
-PANEL, PANELS = 2.6, 6  # inches, and panels in a row of a drawing
+TOP, MOST = 3, 1000  # number of best classes that are shown: by default, and at most
+PANEL, PANELS = 2.6, 6  # width of a panel of a drawing in inches, and panels in a row
 MOST_NAMED = 20  # failures in one sentence
 CANVAS = 512  # pixels of the longer side of a drawn picture
 LONGEST_NAME = 22  # letters of a class's name in a figure
@@ -165,7 +165,7 @@ def predict(
 def _predict(
     trained: Pretrained, photographs: Sequence[Image.Image], seen: list[Image.Image], with_maps: bool
 ) -> list[Prediction]:
-    """Predictions of photographs of which the net sees pictures of one size."""
+    """Predictions of photographs; `seen` are the parts of them that the net gets, all of one size."""
     pixels = f"{seen[0].width}×{seen[0].height} pixels"
     try:
         _check_memory(trained, len(seen), seen[0])
@@ -188,6 +188,7 @@ def _predict(
 
 
 def _check_memory(trained: Pretrained, number: int, picture: Image.Image) -> None:
+    """Raises PictureError if so many pictures of this size are too small for the net or too large for this machine."""
     pixels = f"{picture.width}×{picture.height} pixels"
     try:
         needed, _ = inference_cost(trained.net, number, trained.channels, picture.height, picture.width)
@@ -226,7 +227,7 @@ def _read(source: Path | Image.Image) -> Image.Image | PictureError:
 
 @dataclass
 class Many:
-    """Pictures that are predicted one after the other: drawn, and written into a table.
+    """Predictions of many pictures, one after the other. Iterating predicts, draws, and fills the rows of the table.
 
     Attributes:
         trained: the net.
@@ -237,7 +238,7 @@ class Many:
         draws: whether to draw class maps.
         top: number of the best classes that drawings and table show.
         class_name: the class whose map is drawn instead of the best ones'.
-        rows: of the table so far: see `table`.
+        rows: the rows of the table so far; see `table`.
     """
 
     trained: Pretrained
@@ -432,7 +433,7 @@ def save_examples(trained: Pretrained, folder: Path, root: str | None = None) ->
 def draw(
     trained: Pretrained, prediction: Prediction, top: int = TOP, rows: int = 1, whole: bool = True, shown: Sequence = ()
 ) -> Figure:
-    """The photograph, the pixels that the net saw, and the class maps of the `top` classes overlaid on the picture.
+    """The photograph, the pixels that the net saw, and class maps overlaid on the picture.
 
     Each map has its class's probability, its score, and the statistic of the map that the score comes from. Positive
     evidence is overlaid on one shared colour scale; where a map is 0 or less the picture stays clear.
@@ -440,7 +441,7 @@ def draw(
     Args:
         trained: the net.
         prediction: of a picture.
-        top: how many maps.
+        top: number of maps, if `shown` does not choose them.
         rows: rows of panels.
         whole: whether the whole photograph is shown too, if the net saw it at another size.
         shown: numbers of the classes whose maps are shown; by default the `top` best.
@@ -449,9 +450,9 @@ def draw(
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    best, canvas = [*(shown or prediction.best(top))], prediction.canvas()
+    drawn, canvas = [*(shown or prediction.best(top))], prediction.canvas()
     shows_whole = whole and prediction.photograph.size != prediction.picture.size
-    panels = (2 if shows_whole else 1) + len(best)
+    panels = (2 if shows_whole else 1) + len(drawn)
     columns = math.ceil(panels / rows)
     shapes = [canvas.size, prediction.photograph.size] if shows_whole else [canvas.size]
     highest = PANEL * max(min(1.0, height / width) for width, height in shapes)
@@ -462,9 +463,9 @@ def draw(
         axis.spines[:].set_visible(False)
     if shows_whole:
         _draw_photograph(axes[0], prediction)
-    _draw_seen(axes[panels - len(best) - 1], prediction.picture)
-    scale = ScalarMappable(Normalize(0, max(prediction.maps[best].max().item(), 1e-6)), "inferno")
-    for axis, k in zip(axes[panels - len(best) :], best, strict=False):
+    _draw_seen(axes[panels - len(drawn) - 1], prediction.picture)
+    scale = ScalarMappable(Normalize(0, max(prediction.maps[drawn].max().item(), 1e-6)), "inferno")
+    for axis, k in zip(axes[panels - len(drawn) :], drawn, strict=False):
         _overlay(axis, canvas, prediction.maps[k], scale)
         name = literal(shortened(trained.classes[k]))
         axis.set_title(f"{name}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)

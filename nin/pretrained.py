@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 CHECKPOINTS = files.shipped("checkpoints")
 PUBLISHED_FILE = re.compile(r"(.+)-([0-9a-f]{8})\.safetensors")  # a name and the beginning of the sha256
 MAX_FILE_BYTES = 4 * 2**30  # of a weights file, which is read whole
-WHITENED = "cifar10-gap-paper"  # a published net with the authors' preprocessing
+WHITENED_NET = "cifar10-gap-paper"  # a published net with the authors' preprocessing
 MAX_OPERATIONS = 1e12  # multiply-accumulates for one image, half a minute on a CPU core; VGG19 has 2e10
+# facts of a card that pages and commands print: a check, and the end of "expected …"
 FACTS = {
     **dict.fromkeys(
         ("data", "head", "recipe"), (lambda value: isinstance(value, str) and value.isprintable(), "a name")
@@ -49,11 +50,11 @@ FACTS = {
     **dict.fromkeys(("epochs", "parameters", "bytes"), (lambda value: is_integer(value) and value >= 0, "a number")),
     "test_error": (lambda value: is_number(value) and 0 <= value <= 100, "a number from 0 to 100"),
 }
-UNFINISHED = (files.TEMPORARY, "part.")  # how the names of half-written files begin; "part." in older runs
-TRIANGLE = "preprocess.triangle"  # of a shared whitening's matrix, the upper one
+UNFINISHED = (files.TEMPORARY, "part.")  # beginnings of the names of half-written files; "part." in older runs
+TRIANGLE = "preprocess.triangle"  # name of the upper triangle of a shared whitening's matrix
 NOT_FINITE = "the net's scores are NaN or infinite: its weights are damaged, or it has never learned"
 # arguments that may differ between a checkpoint and the net that starts from it
-FREE = ("num_classes", "head", "image_size", "dropout", "init")
+MAY_DIFFER = ("num_classes", "head", "image_size", "dropout", "init")
 
 
 class Pretrained(nn.Module):
@@ -103,9 +104,9 @@ class Pretrained(nn.Module):
         return self.net.forward_maps(self._prepare(images))
 
     def reset_head(self, classes: Sequence[str], head: str | None = None) -> list[str]:
-        """Replaces what depends on the classes: the net then has these, and the other layers keep their weights.
+        """Replaces the layers that depend on the classes; the other layers keep their weights.
 
-        The net is afterwards one that no card describes: `facts` is empty and `sha256` None.
+        No card describes the net then: `facts` is empty and `sha256` None.
 
         Args:
             classes: names of the new classes.
@@ -222,7 +223,7 @@ def load(checkpoint: str | Path, *, fold: bool = False) -> Pretrained:
         checkpoint: a published name (see `available`), the folder of a run, a weights file, or the authors' own
             `cifar10_nin.caffemodel`.
         fold: whether to fold batch norm into the convolutions (see `nin.fold`), which makes inference faster. The
-            logits agree to 1e-4 with the net's own, which its card states; such a net is not for further training.
+            logits differ by less than 1e-4 from those on the net's card. A folded net is not for further training.
 
     Raises:
         CheckpointError: it does not exist, is not a safetensors file of this project or not the file that its card
@@ -248,7 +249,7 @@ def load(checkpoint: str | Path, *, fold: bool = False) -> Pretrained:
 
 
 def _weights_file(path: Path, checkpoint: str) -> Path:
-    """The file itself, or the weights file in a run's folder."""
+    """`path` itself if it is a file; the weights file in it if it is a run's folder. Raises CheckpointError."""
     try:
         exists, is_folder = path.exists(), path.is_dir()
     except (OSError, ValueError):  # the name is too long or contains a zero byte
@@ -298,7 +299,7 @@ def _load(file: Path, checkpoint: str, sha256: str = "", card: dict[str, Any] | 
 def _load_caffe(file: Path, checkpoint: str, sha256: str = "") -> Pretrained:
     """The authors' own net, with the whitening and the class names of a published net."""
     content, actual = _read(file, checkpoint, sha256)
-    like = load(WHITENED)
+    published = load(WHITENED_NET)
     try:
         net = build_net(caffe.NET)
         net.load_state_dict(caffe.read(content), assign=True)
@@ -309,7 +310,7 @@ def _load_caffe(file: Path, checkpoint: str, sha256: str = "") -> Pretrained:
         raise CheckpointError(
             f"checkpoint={checkpoint}: {file.name} is not the CIFAR-10 net of Caffe's model zoo ({reason})"
         ) from error
-    return Pretrained(net, like.preprocess, like.classes, caffe.FACTS, actual)
+    return Pretrained(net, published.preprocess, published.classes, caffe.FACTS, actual)
 
 
 def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
@@ -369,7 +370,7 @@ def _shared_whitening(folder: Path, described: dict[str, Any], checkpoint: str) 
 def read_whitening(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Mean and matrix in fp32, of the tensors of a shared whitening: the matrix is symmetric, and half of it is stored.
 
-    Files from before store all of it. Raises LookupError or SettingError for tensors of anything else."""
+    Older files store the whole matrix. Raises LookupError or SettingError if the tensors are not a whitening's."""
     read = {name: tensor.float() for name, tensor in tensors.items()}
     if TRIANGLE in read:
         read["preprocess.matrix"] = symmetric(read.pop(TRIANGLE), read["preprocess.mean"].numel())
@@ -458,7 +459,7 @@ def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
     """
     theirs, ours = trained.net.arguments, net.arguments
     for name in {**ours, **theirs}:
-        if name not in FREE and ours.get(name) != theirs.get(name):
+        if name not in MAY_DIFFER and ours.get(name) != theirs.get(name):
             there, here = (one_line(arguments.get(name, "none")) for arguments in (theirs, ours))
             raise CheckpointError(f"the checkpoint does not match these settings: {name} is {there} there, {here} here")
     before, after = _shapes(trained.net), _shapes(net)
@@ -492,7 +493,7 @@ def read_card(name: str, *, whole: bool = False) -> dict[str, Any]:
 
     Args:
         name: the net's.
-        whole: whether a fact that a page prints may not be missing.
+        whole: whether every fact that a page prints is required.
 
     Raises:
         CheckpointError: it is damaged.

@@ -23,7 +23,7 @@ from nin.run import record as records
 from nin.run.record import Record
 
 TOLERANCE = 2e-3  # of a whitening's numbers: two whitenings that differ by less share one file
-GOLDEN_BATCHES = 4  # of an evaluation, 1,000 images of 32×32: a card states their error, for a check of seconds
+GOLDEN_BATCHES = 4  # batches (1,000 images of 32×32) whose error a card states too, so that it is checked in seconds
 
 
 def publish(
@@ -37,7 +37,7 @@ def publish(
         run: the folder of a finished run.
         name: the name that the net gets.
         command: the command that trained it.
-        recipe_epochs: the length of a run of its recipe, which the card names if this run's length is another.
+        recipe_epochs: the recipe's own number of epochs; the card states it if the run has another.
         folder: where it goes, by default among the published nets.
 
     Raises:
@@ -63,8 +63,8 @@ def publish(
     error = round(evaluate_pretrained(trained, on_cpu).error, 4)
     on_cpu.trainer.limit_test_batches = GOLDEN_BATCHES
     facts["error_of_first_batches"] = round(evaluate_pretrained(trained, on_cpu).error, 4)
-    anywhere = {**record.settings, "data": {**record.settings["data"], "root": None}}
-    record = replace(record, test_error=error, settings=anywhere)
+    without_root = {**record.settings, "data": {**record.settings["data"], "root": None}}
+    record = replace(record, test_error=error, settings=without_root)
     return publish_net(trained, name, {**record.to_dict(), **facts}, folder, whitening)
 
 
@@ -77,7 +77,7 @@ def read_run(run: str | Path) -> Record:
 
 
 def check_same_run(trained: Pretrained, record: Record, run: str | Path) -> None:
-    """Raises CheckpointError where a folder's record is not of its weights, as after an exchange of one of them."""
+    """Raises CheckpointError if a folder's record and weights are of different runs, as when one was replaced."""
     wrong = f"run={one_line(run)}: {records.FILE} is not of these weights:"
     if record.weights_sha256 not in (None, trained.sha256):
         raise CheckpointError(f"{wrong} their sha256 is {trained.sha256}, it says {record.weights_sha256}")
@@ -110,7 +110,7 @@ def publish_net(
 
     Raises:
         CheckpointError: the name is taken, or not a name.
-        RunError: a file cannot be written; none is left then.
+        RunError: a file cannot be written; neither weights nor card are left then.
     """
     folder = folder or pretrained.CHECKPOINTS
     check_name(name, folder)
@@ -147,7 +147,9 @@ def describe(file: Path) -> dict[str, Any]:
 
 
 def share_whitening(trained: Pretrained, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
-    """Publishes a net's whitening and gives it to the net as published; returns the file and the card's facts of it."""
+    """Publishes a net's whitening, and replaces the net's own by the published one, which is rounded to fp16.
+
+    Returns the file and the card's facts about it."""
     images = pretrained.golden_images(trained.preprocess.shape[1:], trained.channels)
     exact = trained.preprocess(images)
     file, trained.preprocess = publish_whitening(trained.preprocess, folder)

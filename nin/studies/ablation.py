@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CLAIM = ".study"  # in a run's folder: locked while a study trains or records that run
-GRACE = 60  # seconds that the run of a killed study has to end with its next batch
+GRACE = 60  # seconds in which the run of a killed study ends, after its current batch
 ENDED = (0, 3)  # exit codes of a run that finished, and of one whose net died
-TRAINED = (*ENDED, *INTERRUPTED)  # after any other the folder may hold an older run's record
+RECORDED = (*ENDED, *INTERRUPTED)  # exit codes of a run that wrote its record; after others it may be an older run's
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Point:
 
     @cached_property
     def start_sha256(self) -> str:
-        """The sha256 of the weights that it starts from; empty if it starts from none, or if they cannot be loaded,
-        which its run will say."""
+        """The sha256 of the weights that it starts from; empty if it starts from none, or if they cannot be loaded. In
+        that case its run fails with the reason."""
         return _sha256_of(self.config.checkpoint) if self.config.checkpoint else ""
 
     @cached_property
@@ -77,7 +78,7 @@ class Point:
 
     @property
     def folder(self) -> str:
-        """Name of its run's folder: points with one folder resume each other's run."""
+        """Name of its run's folder. Points with the same name share a folder, and resume each other's run."""
         config, identity = self.config, json.dumps([self.settings, self.start_sha256])
         name = f"{config.data.name}_{config.head.name}_{config.recipe.name}_{config.seed}"
         return f"{name}-{files.sha256(identity.encode())[:8]}"
@@ -119,18 +120,18 @@ def study(points: Sequence[Point], file: Path, runs: Path, jobs: int = 1, comman
     distinct = _distinct(points)
     rows.append(file, [])
     recorded = rows.read(file)
-    known = _known(recorded)
-    todo = [point for point in distinct.values() if not _is_recorded(point, known)]
+    complete = _is_complete(recorded)
+    todo = [point for point in distinct.values() if not _is_recorded(point, complete)]
     print(f"{counted(len(distinct), 'run')}, {len(distinct) - len(todo)} already recorded in {file}", flush=True)
     _print_other_precisions(todo, recorded)
-    working = _Study(file, Path(runs), jobs, tuple(command or arguments_of("train")), todo)
-    goes_on = f"the same command continues the study, {file} has the rows so far"
+    at_work = _Study(file, Path(runs), jobs, tuple(command or arguments_of("train")), todo)
+    advice = f"the same command continues the study, {file} has the rows so far"
     try:
-        working.work()
+        at_work.work()
     except KeyboardInterrupt as error:
-        raise StudyStoppedError(f"interrupted; {goes_on}", 130) from error
-    if working.failed:
-        raise StudyStoppedError(f"{'; '.join(working.failed)}; {goes_on}")
+        raise StudyStoppedError(f"interrupted; {advice}", 130) from error
+    if at_work.failed:
+        raise StudyStoppedError(f"{'; '.join(at_work.failed)}; {advice}")
     ended = rows.ended(file)
     return ended[ended.identity.isin(list(distinct))]
 
@@ -146,8 +147,7 @@ def _distinct(points: Sequence[Point]) -> dict[str, Point]:
 
 @cache
 def _sha256_of(checkpoint: str) -> str:
-    """The sha256 of a checkpoint's weights; empty if it cannot be loaded, which the run that starts from it will
-    say."""
+    """The sha256 of a checkpoint's weights; empty if it cannot be loaded. The run that starts from it says why."""
     from nin import pretrained
 
     try:
@@ -156,17 +156,16 @@ def _sha256_of(checkpoint: str) -> str:
         return ""
 
 
-def _known(recorded: pd.DataFrame) -> dict[str, bool]:
-    """The identities of recorded runs that ended, and whether they are complete: the net died, or the test curve is
-    there."""
+def _is_complete(recorded: pd.DataFrame) -> dict[str, bool]:
+    """For each recorded run that ended, by identity, whether it has a test curve or needs none, as its net died."""
     ended = recorded[recorded.status != "stopped"]
-    is_complete = ended.test_curve.map(bool) | (ended.status == "dead")
-    return is_complete.groupby(ended.identity).any().to_dict()
+    has_all = ended.test_curve.map(bool) | (ended.status == "dead")
+    return has_all.groupby(ended.identity).any().to_dict()
 
 
-def _is_recorded(point: Point, known: dict[str, bool]) -> bool:
-    """Whether a study has the row that this point asks for, and its test curve."""
-    return point.identity in known and (known[point.identity] or not point.config.eval_curve)
+def _is_recorded(point: Point, complete: dict[str, bool]) -> bool:
+    """Whether the row of this point is recorded, with a test curve if the point asks for one."""
+    return point.identity in complete and (complete[point.identity] or not point.config.eval_curve)
 
 
 def _print_other_precisions(todo: Sequence[Point], recorded: pd.DataFrame) -> None:
@@ -174,17 +173,13 @@ def _print_other_precisions(todo: Sequence[Point], recorded: pd.DataFrame) -> No
     automatic = [point for point in todo if point.config.trainer.precision == "auto"]
     if not automatic or recorded.empty:
         return
-    there = {
-        (rows.identity(row.settings, "", row.start_sha256), row.precision)
-        for row in recorded.itertuples()
-        if row.status != "stopped"
-    }
-    elsewhere: dict[str, int] = {}
+    precisions: dict[str, set[str]] = {}  # by what the run is apart from its precision
+    for row in recorded[recorded.status != "stopped"].itertuples():
+        precisions.setdefault(rows.identity(row.settings, "", row.start_sha256), set()).add(row.precision)
+    numbers: Counter[str] = Counter()  # of remaining runs, by the precision that they are recorded in
     for point in automatic:
-        alike = rows.identity(point.settings, "", point.start_sha256)
-        for precision in {precision for identity, precision in there if identity == alike}:
-            elsewhere[precision] = elsewhere.get(precision, 0) + 1
-    for precision, number in sorted(elsewhere.items()):
+        numbers.update(precisions.get(rows.identity(point.settings, "", point.start_sha256), ()))
+    for precision, number in sorted(numbers.items()):
         print(
             f"{number} of the remaining runs {'is' if number == 1 else 'are'} recorded in {precision}; "
             f"trainer.precision=auto selects {automatic[0].precision} on this machine, and tables keep precisions "
@@ -205,7 +200,7 @@ class RunningRun:
 
 @dataclass
 class _Study:
-    """A study at work."""
+    """A study in progress: the runs to do, those that are running, and sentences about those that failed."""
 
     file: Path
     runs: Path
@@ -234,7 +229,7 @@ class _Study:
                 run.claim.close()
 
     def start_runs(self) -> None:
-        """Starts as many runs as may go on side by side, of those that no other study trains."""
+        """Starts runs that no other study trains, until `jobs` of them are running."""
         for point in self.todo[:]:
             if len(self.running) == self.jobs:
                 return
@@ -242,15 +237,15 @@ class _Study:
             if (claim := _claim(folder)) is None:
                 continue
             self.todo.remove(point)
-            if _is_recorded(point, _known(rows.read(self.file))):  # meanwhile, by another study
+            if _is_recorded(point, _is_complete(rows.read(self.file))):  # meanwhile, by another study
                 claim.close()
             else:
                 self.running.append(RunningRun(point, folder, self.start(point, folder), claim))
 
     def start(self, point: Point, folder: Path) -> subprocess.Popen:
         """Starts or resumes one run. Alone it shows its progress, beside others it writes it to log.txt."""
-        patience = time.monotonic() + GRACE
-        while is_training_in(folder) and time.monotonic() < patience:
+        deadline = time.monotonic() + GRACE
+        while is_training_in(folder) and time.monotonic() < deadline:  # the run of a killed study
             time.sleep(0.2)
         environment = {**os.environ, STARTER: str(os.getpid())}  # it ends when this process has exited
         command = [*self.command, *point.overrides, f"hydra.run.dir={quoted(folder)}"]
@@ -275,7 +270,7 @@ class _Study:
         self.running.remove(run)
         code = run.process.returncode
         with run.claim:
-            if code in TRAINED:
+            if code in RECORDED:
                 self.record(run)
         if code not in ENDED:
             log = f"; {run.folder / 'log.txt'} says why" if self.jobs > 1 else ""
@@ -321,8 +316,8 @@ def _claim(folder: Path) -> ExitStack | None:
 
 
 def _curves(folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
-    """Test error in % after each epoch, and the curves of `nin.studies.rows.CURVES`, as a run's metrics.csv has them.
-    A run without test errors has none, nor has one whose file is damaged: it left no checkpoint to make it from."""
+    """Test error in % after each epoch, and the curves of `nin.studies.rows.CURVES`, from a run's metrics.csv. Both are
+    empty if the run recorded no test errors, or if the file is missing or damaged."""
     import pandas as pd
 
     column = "test_curve/error"
@@ -330,7 +325,8 @@ def _curves(folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
         table = pd.read_csv(io.BytesIO(files.read(folder / METRICS)))
         if column not in table:
             return (), {}
-        curves = {name: table[of].dropna().round(4).tolist() for name, of in rows.CURVES.items() if of in table}
+        columns = {name: each for name, each in rows.CURVES.items() if each in table}
+        curves = {name: table[each].dropna().round(4).tolist() for name, each in columns.items()}
         return tuple(table[column].dropna().round(2)), curves
     except (OSError, ValueError, TypeError):
         return (), {}

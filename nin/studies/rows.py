@@ -40,13 +40,13 @@ STATUS_OF = {"finished": "ok", "dead": "dead", "running": "stopped"}
 STATUSES = tuple(STATUS_OF.values())
 NAMED = {"data": "data.name", "head": "head.name", "recipe": "recipe.name", "seed": "seed"}
 NAMED |= {"epochs": "trainer.max_epochs"}
-# a row states the precision and the start's sha256 itself; the other two do not change what is learnt
+# the first two are in `identity` as the row's own precision and start_sha256; the last two do not change what is learnt
 NOT_OF_IDENTITY = ("trainer.precision", "checkpoint", "trainer.accelerator", "eval_curve")
 NOT_COMPARED = (*NOT_OF_IDENTITY, "head.name", "seed")  # may differ between rows that are compared
 
 
 class Condition(NamedTuple):
-    """The facts that runs must have in common to be compared. Epochs are 0 where their number may differ."""
+    """The facts that runs must have in common to be compared. `epochs` is 0 if runs of any length are compared."""
 
     data: str
     recipe: str
@@ -116,11 +116,19 @@ def read(file: str | Path) -> pd.DataFrame:
     """The rows of a study; an empty frame if the file does not exist.
 
     Returns:
-        a frame of COLUMNS, with settings as dictionaries, complete, test_curve as tuples of errors (%) and curves as
-        dictionaries of lists (empty in rows that were written before curves were recorded), and of columns derived:
-        held_out: training images held out (int); share: of the training images (float); frozen (bool);
-        error: in %, by which runs are compared: of the images held out, if there are any, else of the test set;
-        condition: a Condition; identity: as returned by `identity`.
+        a frame of COLUMNS, where
+
+        - settings are dictionaries, with defaults for settings that are newer than the row;
+        - test_curve is a tuple of errors in %;
+        - curves is a dictionary of lists, empty in rows from before curves were recorded;
+
+        and of derived columns:
+
+        - held_out: number of training images held out; share: the share of the training images that is trained on;
+          frozen: whether layers were frozen;
+        - error: the error in % by which runs are compared, that of the held-out images if there are any, else of the
+          test set;
+        - condition: a Condition; identity: as returned by `identity`.
 
     Raises:
         RowsError: it cannot be read, or is not a study's file; the message names file and row.
@@ -129,7 +137,7 @@ def read(file: str | Path) -> pd.DataFrame:
     try:
         text = files.read(file).decode()
         if text and not text.endswith("\n"):
-            rows = [{}] * (text.count("\n") - 1)  # the number of the row that is named
+            rows = [{}] * (text.count("\n") - 1)  # so that the message names the last row
             raise ValueError("it is cut: its line does not end; complete it or delete it")
         for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
             rows.append(_typed(row))
@@ -146,7 +154,7 @@ def read(file: str | Path) -> pd.DataFrame:
 
 
 def ended(file: str | Path) -> pd.DataFrame:
-    """The rows of the runs that ended, one per run: its last row, or its last row with a test curve.
+    """The rows of the runs that ended, one per run, as by `last_of_each_run`.
 
     Returns:
         a frame as returned by `read`, with a column `label`: the variant, and the settings that differ among rows of
@@ -160,21 +168,21 @@ def ended(file: str | Path) -> pd.DataFrame:
 
 
 def last_of_each_run(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of each run that ended its last row, or its last row with a test curve."""
+    """One row for each run that ended: its last row with a test curve, or its last row if none has one."""
     rows = rows[rows.status != "stopped"]
     best_last = rows.assign(has_curve=rows.test_curve.map(bool)).sort_values("has_curve", kind="stable")
     return rows.loc[best_last.drop_duplicates("identity", keep="last").index.sort_values()]
 
 
 def labels(rows: pd.DataFrame) -> pd.Series:
-    """For each row the variant that stands beside its settings first, and the settings that differ among the rows of
-    its condition and variant."""
+    """A label for each row: its variant, and the settings that differ among the rows of its condition and variant. Rows
+    with the same settings get the variant of the first of them."""
     compared = {row.Index: _compared(row) for row in rows.itertuples()}
-    alike = pd.Series(
+    settings_text = pd.Series(
         {index: json.dumps(settings) for index, settings in compared.items()}, index=rows.index, dtype=str
     )
     condition = [rows[name] for name in Condition._fields]
-    variant = rows.variant.groupby([*condition, alike]).transform("first")
+    variant = rows.variant.groupby([*condition, settings_text]).transform("first")
     labels_by_index = dict(variant)
     for group in rows.groupby([*condition, variant]).groups.values():
         for name in compared[group[0]]:
@@ -186,11 +194,11 @@ def labels(rows: pd.DataFrame) -> pd.Series:
 
 
 def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds rows of COLUMNS to a study's file, all or none; creates the file if need be. Without rows it shows whether
-    one could be added. Several processes may append to one file.
+    """Adds rows of COLUMNS to a study's file, all or none; creates the file if need be. An empty sequence checks that
+    rows can be added. Several processes may append to one file.
 
     Raises:
-        RowsError: the file is not a study's, or cannot be written; the rows before are as they were.
+        RowsError: the file is not a study's, or cannot be written; its rows are unchanged.
     """
     file = Path(file)
     try:
@@ -205,7 +213,7 @@ def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """The bytes of these rows, to be added to the bytes that the file has before."""
+    """The bytes to append to a file with the content `before`: these rows, after the header if it is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
     if not before:
@@ -235,7 +243,9 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     for name in NUMBERS:
         typed[name] = _number(name, row[name]) if row[name] else math.nan
     for name in ("seed", "epochs"):
-        typed[name] = int(row[name]) if re.fullmatch("[0-9]{1,10}", row[name]) else row[name]  # compared below
+        typed[name] = (
+            int(row[name]) if re.fullmatch("[0-9]{1,10}", row[name]) else row[name]
+        )  # a text differs from the settings, below
     typed["clean"] = row["clean"] == "True"
     typed["test_curve"] = tuple(_number("test_error", error) for error in row["test_curve"].split())
     typed["settings"] = settings = {**_defaults(), **json.loads(row["settings"])}
@@ -259,7 +269,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
 
 
 def _curves(curves: Any) -> dict[str, list[float]]:
-    """The curves of a row. Raises ValueError where they are no lists of numbers under names of CURVES."""
+    """The curves of a row. Raises ValueError unless they are lists of numbers under names of CURVES."""
     if not isinstance(curves, dict) or not set(curves) <= set(CURVES):
         raise ValueError(f"expected curves named {', '.join(CURVES)}")
     for name, curve in curves.items():
@@ -288,7 +298,8 @@ def _stated(value: Any) -> str:
 
 @cache
 def _defaults() -> dict[str, Any]:
-    """The settings of a run that names none. One that came later than a row has the default that reproduces it."""
+    """All consequential settings with their defaults. A setting that is newer than a row has the default that
+    reproduces the row's run."""
     return consequential(settings_of(Config()))
 
 

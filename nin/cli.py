@@ -1,8 +1,8 @@
-"""From a command line to a checked configuration, one sentence for an error, and an exit code.
+"""From a command line to a checked configuration; from an error to one sentence and an exit code.
 
-Hydra and OmegaConf are used here alone. Torch is not imported here: a typo is refused, and --help answers, before
-anything slow is loaded. Nothing here creates a file; a folder is created only for a script that asks for one, after
-the configuration has been checked.
+Only this module uses Hydra and OmegaConf. It does not import torch, so that a typo is refused, and --help answers,
+before anything slow is loaded. It creates no file; a folder is created only for a script that asks for one, after the
+configuration has been checked.
 
 Files in conf/ set the fields of `nin.config.Config` and the parameters of a sweeper, nothing else of Hydra's: a file or
 an override that brings `_target_`, callbacks or a search path is refused before Hydra instantiates anything.
@@ -52,9 +52,11 @@ if TYPE_CHECKING:
 CONF = files.shipped("conf")
 ConfigStore.instance().store("schema", Config)
 
-# Hydra passes on the last four as they are: a number too long to be read, a file that is not YAML
+# Hydra does not wrap the last four: they come from a number too long to be read, or from a file that is not YAML
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError, yaml.YAMLError)
+# the settings of Hydra's own that a command line may set, besides parameters of sweeper and launcher
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra/sweeper", "hydra/launcher")
+# errors of the disk or of a path: printed as a sentence, not as a traceback
 DISK_ERRORS: tuple[int, ...] = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -148,10 +150,10 @@ def command(
 
 
 def _exit_code(run: Callable[[], int | None]) -> int:
-    """The exit code of a command. Says what went wrong: the only place where an error becomes a sentence."""
+    """Runs a command and returns its exit code. Only here an error is printed, as one sentence."""
     before = sys.stdout, sys.stderr
     _open_closed_streams()
-    with open(os.devnull, "w") as nowhere:  # for an output that the shell has closed: Python has None there
+    with open(os.devnull, "w") as nowhere:  # in place of an output that the shell has closed, which is None in Python
         sys.stdout, sys.stderr = (_Lasting(stream or nowhere) for stream in before)
         try:
             with _heeding_ctrl_c() as interrupted:
@@ -169,13 +171,13 @@ def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:
         if processes.rank() == 0 or isinstance(error, CheckpointError | DataError):  # process 0 raises the others too
             _say(error)
         if processes.rank() and processes.STARTER not in os.environ:
-            time.sleep(1)  # torchrun ends all processes when one ends, and process 0 has something to say
+            time.sleep(1)  # torchrun ends all processes when one ends; process 0 gets the time to print its error
         return error.exit_code
     except KeyboardInterrupt:
         _say("stopped")
         return INTERRUPTED[0]
     except Exception as error:
-        if interrupted:  # a library that was being imported has made it another error
+        if interrupted:  # a library turned KeyboardInterrupt into another error while it was imported
             _say("stopped")
             return INTERRUPTED[0]
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
@@ -206,8 +208,8 @@ def _heeding_ctrl_c() -> Iterator[list[int]]:
 
 
 class _Lasting:
-    """An output whose reader may leave: a pipe that is closed, a terminal that is gone. What is written afterwards goes
-    nowhere, and the command goes on: a run that has trained for days ends with its files."""
+    """An output whose reader may go away: a pipe that is closed, a terminal that is gone. Later output is discarded,
+    and the command continues, so that a run of days still writes its files."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -238,8 +240,8 @@ class _Lasting:
 
 
 def _open_closed_streams() -> None:
-    """Opens what a shell has closed (`>&-`) as nothing: else the first file that is opened gets the number of an
-    output, and whatever a library or another process prints is written into that file."""
+    """Opens streams that a shell has closed (`>&-`) as /dev/null. Otherwise the first file that is opened gets the
+    number of an output, and whatever a library or another process prints is written into that file."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -263,7 +265,7 @@ class _Script:
 
     def run(self, overrides: list[str], several: bool) -> int:
         composed = _Composed(overrides)
-        self.only_its_own(composed)
+        self.check_taken(composed)
         settings, given = composed.config(), composed.run_dir
         if settings.trainer.num_nodes > 1 and not several:
             raise SettingError(
@@ -287,11 +289,11 @@ class _Script:
         chooses = any(name != "basic" for name in sweepers)  # values by what runs return, as Optuna does
         if chooses:
             fixed = [each.input_line for each in _read(overrides) if not each.is_sweep_override()]
-            self.of_known_value(_Composed(fixed).config())
+            self.check_held_out(_Composed(fixed).config())
         else:
             for point in sweep(overrides):
-                self.only_its_own(_Composed(point))
-                self.of_one_process(compose(point))
+                self.check_taken(_Composed(point))
+                self.check_one_process(compose(point))
         codes = [0]
 
         def job(composed: DictConfig) -> Any:
@@ -299,9 +301,10 @@ class _Script:
 
             def run() -> None:
                 _check_files(HydraConfig.instance().cfg.hydra)
-                settings = self.of_one_process(_to_config(composed))
+                settings = _to_config(composed)
+                self.check_one_process(settings)
                 if chooses:
-                    self.of_known_value(settings)
+                    self.check_held_out(settings)
                 if self.check:
                     self.check(settings)
                 results.append(self.main(settings, folder))
@@ -322,24 +325,24 @@ class _Script:
             raise _explained(error) from error
         return codes[-1]
 
-    def of_one_process(self, settings: Config) -> Config:
+    def check_one_process(self, settings: Config) -> None:
+        """Raises SettingError if a job of --multirun is to train in several processes."""
         if settings.trainer.processes > 1:
             raise SettingError(
                 "trainer.devices",
                 settings.trainer.devices,
                 f"--multirun trains each net in one process; {spelled('ablate')} takes the same values and any number",
             )
-        return settings
 
-    def of_known_value(self, settings: Config) -> None:
-        """Raises UsageError or SettingError where a run's value is none that a sweeper may choose by."""
+    def check_held_out(self, settings: Config) -> None:
+        """Raises UsageError or SettingError unless a run returns a held-out error, by which a sweeper may choose."""
         if not self.gives_error:
             raise UsageError("hydra/sweeper= requires a command that returns an error: nin train")
         if not settings.data.val:
             reason = "a sweeper chooses values by the held-out error, never by the test error; hold out some images"
             raise SettingError("data.val", 0, reason)
 
-    def only_its_own(self, composed: _Composed) -> None:
+    def check_taken(self, composed: _Composed) -> None:
         """Raises SettingError if a setting is given that the script does not take."""
         for override in composed.parsed:
             name = override.key_or_group
@@ -482,7 +485,7 @@ class _Composed:
 
     @cached_property
     def node(self) -> DictConfig:
-        """The settings, as OmegaConf has them."""
+        """The settings as a node of OmegaConf's."""
         node = copy.deepcopy(_settings_of_files(*self.files))
         for override in self.values:
             _apply(override, node)
@@ -581,8 +584,8 @@ def _hydra() -> Iterator[None]:
             GlobalHydra.instance().initialize(before)
 
 
-State = tuple[tuple[str, int], ...]  # of the files in conf/: their paths and times, by which an edit is noticed
-_known_states: list[State] = []  # of blocks in which the files are taken as unchanged
+State = tuple[tuple[str, int], ...]  # paths and modification times of the files in conf/; the key of the caches below
+_known_states: list[State] = []  # a state for each `_files_unchanged` block that is open
 
 
 def _state() -> State:
@@ -593,7 +596,7 @@ def _state() -> State:
 
 @contextmanager
 def _files_unchanged() -> Iterator[None]:
-    """Within the block an edit of the files in conf/ is not noticed: a study is composed of one state of them."""
+    """In the block edits of the files in conf/ are ignored, so that all points of a study have the same files."""
     _known_states.append(_state())
     try:
         yield
@@ -838,7 +841,7 @@ def _of_hydra(node: DictConfig) -> dict[str, Any]:
 
 
 def _explained(error: Exception) -> NINError:
-    """What Hydra or OmegaConf refused in the files of conf/."""
+    """An error of Hydra's or OmegaConf's as one of ours, which names the file in conf/ or the setting."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return SettingError(group, name, f"must be one of {', '.join(error.options)}")
@@ -1024,7 +1027,7 @@ def _spelled_as(name: str, value: Any) -> str:
 
 @cache
 def _brought(state: State, stated: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that choices of files bring, by dotted name; unchecked, as the run may be another machine's."""
+    """The settings that these choices of files set, by dotted name; unchecked, as the run may be another machine's."""
     return config.flat(config.settings_of(config.from_settings(_Composed(stated).plain())))
 
 

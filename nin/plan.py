@@ -14,14 +14,14 @@ from nin.errors import SettingError
 WIDEST = 65_536  # channels or classes: twenty times the widest net; more is a typing error
 LARGEST = 10_000  # pixels of a side, a window, a stride or a padding
 DEEPEST = 1_000  # blocks
-STD = 0.05  # of the authors' initial weights, where a block has no other
+STD = 0.05  # standard deviation of the authors' initial weights, if a block sets no other
 LARGEST_MAP = 100_000  # side of a map that a fully connected head reads
 ONE_SIZE = "a fully connected head accepts the image size that it was trained with; resize, or take a head that pools"
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head: what makes scores of maps.
+    """A head: it turns maps into scores.
 
     Attributes:
         layer: "average" and "max" pool each map, "linear" is a fully connected layer on all of them.

@@ -1,4 +1,4 @@
-"""The table of sets: everything that is known about a set of images stands in its entry.
+"""The table of sets: an entry has all facts about a set of images.
 
 A new set is a function that reads its files, an entry in SETS and a file in conf/data.
 """
@@ -87,7 +87,7 @@ def _check_split(split: str, images: Tensor | Streamed, labels: Tensor, classes:
 
 @dataclass(frozen=True)
 class Set:
-    """An entry of the table. None stands for a fact that only the set itself tells.
+    """An entry of the table. None stands for a fact that is known once the set has been read.
 
     Attributes:
         name: the value of data.name.

@@ -331,7 +331,7 @@ class DeadNetWatch(Callback):
     def _recent(self, trainer: L.Trainer) -> Tensor:
         """The mean over processes of the last losses. Raises DeadNetError where one is not finite."""
         step, recipe = trainer.global_step, trainer.lightning_module.recipe
-        first = max(step - self.WINDOW, 0)
+        first = max(step - self.WINDOW, 0) + 1
         recent = trainer.strategy.reduce(self.losses[: min(step, self.WINDOW)].clone())
         if not recent.isfinite().all():
             raise DeadNetError(

@@ -51,7 +51,7 @@ from nin.task import Classifier
 # errors by which torch and Lightning refuse a damaged checkpoint
 NOT_RESTORED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 # entries of a checkpoint without which a run cannot resume
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
+ENTRIES = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version")
 
 
 @dataclass
@@ -285,7 +285,7 @@ def check_checkpoint(trainer: L.Trainer, task: Classifier, checkpoint: Path) -> 
     """
     try:
         parts = trainer.strategy.checkpoint_io.check(checkpoint)
-        if missing := [name for name in PARTS if name not in parts]:
+        if missing := [name for name in ENTRIES if name not in parts]:
             raise ValueError(f"{', '.join(missing)} missing")
         task.load_state_dict(parts["state_dict"])
         if not all(is_integer(parts[name]) for name in ("epoch", "global_step")):

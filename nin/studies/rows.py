@@ -207,12 +207,12 @@ def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
             before = files.read(file) if file.exists() else b""
             if before.startswith(BEFORE_CURVES + b"\n"):  # rows may lack the last column, which came later
                 before = before.replace(BEFORE_CURVES, HEADER, 1)
-            files.write(file, before + _written(file, before, rows))
+            files.write(file, before + _appended(file, before, rows))
     except (OSError, RunError) as error:
         raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
 
 
-def _written(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> bytes:
+def _appended(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> bytes:
     """The bytes to append to a file with the content `before`: these rows, after the header if it is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
@@ -239,7 +239,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     if unprintable := [name for name in COLUMNS[:-1] if not row[name].isprintable()]:
         raise ValueError(f"{unprintable[0]} contains control characters")
     typed: dict[str, Any] = {name: row[name] for name in COLUMNS[:-1]}
-    typed["curves"] = _curves(json.loads(curves))
+    typed["curves"] = _checked_curves(json.loads(curves))
     for name in NUMBERS:
         typed[name] = _number(name, row[name]) if row[name] else math.nan
     for name in ("seed", "epochs"):
@@ -268,7 +268,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     return typed | {"identity": identity(settings, typed["precision"], typed["start_sha256"])}
 
 
-def _curves(curves: Any) -> dict[str, list[float]]:
+def _checked_curves(curves: Any) -> dict[str, list[float]]:
     """The curves of a row. Raises ValueError unless they are lists of numbers under names of CURVES."""
     if not isinstance(curves, dict) or not set(curves) <= set(CURVES):
         raise ValueError(f"expected curves named {', '.join(CURVES)}")

@@ -10,7 +10,8 @@ host=          address to serve on, by default 127.0.0.1: this machine alone. In
 data.root=     folder of the sets, by default NIN_DATA. The examples are a photograph and test images of the set that
                the first net was trained on, where that set is on this machine
 
-The page opens with the first example answered. It accepts pictures of up to 20 MB and deletes them when it ends.
+The page opens with the first example answered. It accepts pictures of up to 20 MB and deletes them when it ends; those
+of a page that was killed are deleted when the next one starts.
 It answers no request that another site's page sends, and reports nothing to anyone. It requires gradio:
 pip install 'network-in-network[demo]'
 """
@@ -22,8 +23,10 @@ import importlib.util
 import ipaddress
 import os
 import re
+import shutil
 import signal
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from nin import files
 from nin.checks import is_number, printable
 from nin.cli import plain_settings, run_script
-from nin.errors import PictureError, SettingError, UsageError
+from nin.errors import PictureError, RunError, SettingError, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 LARGEST_UPLOAD = "20mb"
+FOLDER, BEGINNING = "nin-page-", "nin-beginning-"  # how the names of a page's folders begin, and before they are locked
+LOCK = ".lock"
 FONT = ["ui-sans-serif", "system-ui", "sans-serif"]  # no font is fetched from anywhere
 TITLE = """# Network in Network
 Drop a picture or pick one. The net sees its middle square; positive evidence for a class is overlaid on the picture."""
@@ -100,15 +105,38 @@ def all_files_in_one_folder() -> Iterator[Path]:
     before = tempfile.tempdir, os.environ.get("GRADIO_TEMP_DIR")
     for number in (signal.SIGTERM, signal.SIGHUP):  # end as Ctrl-C does, so that the folder goes
         signal.signal(number, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = folder
+    remove_leftovers()
+    with own_folder() as folder:
+        tempfile.tempdir = os.environ["GRADIO_TEMP_DIR"] = str(folder)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             tempfile.tempdir = before[0]
             del os.environ["GRADIO_TEMP_DIR"]
             if before[1] is not None:
                 os.environ["GRADIO_TEMP_DIR"] = before[1]
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """Yields a new folder whose lock this process holds, which shows that it is in use; it is removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix=BEGINNING))
+    try:
+        with files.lock(folder / LOCK):
+            folder = folder.rename(folder.with_name(folder.name.replace(BEGINNING, FOLDER, 1)))
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers() -> None:
+    """Removes the folders of this user's pages that were killed: no process holds their locks any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with suppress(OSError, RunError):  # RunError: its page is still served
+            about = folder.lstat()
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and (folder / LOCK).is_file():
+                with files.lock(folder / LOCK):
+                    shutil.rmtree(folder)
 
 
 class OwnHost:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 
@@ -323,6 +324,61 @@ def test_bad_uploads_and_strange_requests_are_a_sentence(demo, tmp_path, tried, 
         assert ask(port, "GET", "/")[0] == 200
 
     served_here(demo, page, asked)
+
+
+def killed(demo):
+    """The folder of a page whose process was killed, with an upload inside."""
+    before = {*Path(tempfile.gettempdir()).iterdir()}
+    if (child := os.fork()) == 0:
+        with demo["all_files_in_one_folder"]() as folder:
+            (folder / "upload").mkdir()
+            (folder / "upload" / "picture.png").write_bytes(b"a picture")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (folder,) = {*Path(tempfile.gettempdir()).iterdir()} - before
+    assert (folder / "upload" / "picture.png").is_file()
+    return folder
+
+
+@pytest.mark.tries(16)
+def test_what_a_killed_page_leaves_is_removed_by_the_next_one_and_nothing_else(demo, tmp_path, monkeypatch, tried):
+    """Folders of killed pages, each found by the next one, among those of pages that are served, of others, and names
+    that look alike."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    kept, draws = [], random.Random(12)
+    name = demo["FOLDER"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / demo["LOCK"]).touch()
+
+    def make(kind):
+        made = tmp_path / "temporary" / (f"x{name}" if kind == "other" else f"{name}{draws.randrange(10**9)}")
+        if kind == "link":
+            made.symlink_to(tmp_path / "elsewhere")
+        elif kind == "file":
+            made.write_text("a file")
+        else:
+            made.mkdir()
+            (made / "content").write_text("content")
+        if kind in ("other", "anothers"):
+            (made / demo["LOCK"]).touch()
+        if kind == "anothers":
+            os.chown(made, 12345, -1)
+        return made
+
+    with ExitStack() as served:
+        for kind in ["link", "file", "without lock", "other", *["anothers"] * (os.getuid() == 0)]:
+            kept.append(make(kind))
+        for _ in range(16):
+            left = killed(demo)
+            if draws.random() < 0.3:
+                kept.append(served.enter_context(demo["own_folder"]()))
+            demo["remove_leftovers"]()
+            assert not left.exists() and {*(tmp_path / "temporary").iterdir()} == {*kept}
+            tried(left)
+        assert sum((folder / "content").is_file() for folder in kept) == 2 + (os.getuid() == 0)
+        assert (tmp_path / "elsewhere" / demo["LOCK"]).is_file()
+    assert len([folder for folder in kept if os.path.lexists(folder)]) == 4 + (os.getuid() == 0)
 
 
 def test_the_page_is_served_to_this_machine_until_a_signal(demo, tmp_path, capsys):

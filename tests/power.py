@@ -1,18 +1,21 @@
 """What a power cut leaves: every change of a folder is recorded, and the folder rebuilt as it may stand after a cut.
 
 A cut may leave every name as it was renamed while the content behind it never reached the disk, or the names as they
-were when their folder was last flushed. What was not flushed is empty or short.
+were when their folder was last flushed. What was not flushed is empty or short. In a mixture, drawn by a seeded
+generator, some of the renames and some blocks of what was not flushed have reached the disk.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 Disk = tuple[tuple[str, bytes], ...]  # names and contents, sorted
+BLOCK = 512  # bytes of a sector
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")  # of Python's audit events
 
 
@@ -25,11 +28,16 @@ class Recorder:
         calls: what was called, in order.
         disks: the folders that a cut may leave, in order and each once, with the number of the call after which it
             stands first.
+        mixtures: further folders of this kind, in which only a part of what was not flushed is there.
+        versions: the contents that each file had under its own name.
     """
 
     folder: Path
     calls: list[str] = field(default_factory=list)
     disks: dict[Disk, int] = field(default_factory=dict)
+    mixtures: dict[Disk, int] = field(default_factory=dict)
+    versions: dict[str, set[bytes]] = field(default_factory=dict)
+    draws: random.Random = field(default_factory=lambda: random.Random(16))
     flushed: dict[int, bytes] = field(default_factory=dict)  # content by inode
     names: dict[str, int] = field(default_factory=dict)  # inode by name, as the folder was last flushed
 
@@ -93,8 +101,31 @@ class Recorder:
             for share in (0, 0.5):
                 disk = tuple((name, self.after_a_cut(of_names[name], contents, share)) for name in sorted(of_names))
                 self.disks.setdefault(disk, len(self.calls))
+        for name, (_, content) in seen.items():
+            self.versions.setdefault(name, set()).add(content)
+        for _ in range(20):
+            mixture = self.mixture({name: inode for name, (inode, _) in seen.items()}, contents)
+            self.mixtures.setdefault(mixture, len(self.calls))
         if call:
             self.calls.append(call)
+
+    def mixture(self, names: dict[str, int], contents: dict[int, bytes]) -> Disk:
+        """A folder in which a random part of the names and contents that were not flushed has reached the disk."""
+        found: dict[str, bytes] = {}
+        for name in sorted({*names, *self.names}):
+            inode = self.draws.choice((names.get(name), self.names.get(name)))
+            if inode is not None:
+                found[name] = self.in_part(inode, contents)
+        return tuple(found.items())
+
+    def in_part(self, inode: int, contents: dict[int, bytes]) -> bytes:
+        """A file's content: whole where it was flushed, else some of its blocks, zeros between them, up to a length."""
+        content, flushed = contents.get(inode), self.flushed.get(inode)
+        if content is None or content == flushed:
+            return flushed or b""
+        size = self.draws.choice((0, len(content), self.draws.randrange(len(content) + 1)))
+        blocks = (content[start : start + BLOCK] for start in range(0, size, BLOCK))
+        return b"".join(block if self.draws.random() < 0.5 else bytes(len(block)) for block in blocks)[:size]
 
     def after_a_cut(self, inode: int, contents: dict[int, bytes], share: float) -> bytes:
         """A file's content: whole where it was flushed, else a share of it."""
@@ -112,11 +143,15 @@ def rebuild(disk: Disk, folder: Path) -> None:
         (folder / name).write_bytes(content)
 
 
-def cuts_of_a_run(overrides: list[str], folder: Path) -> tuple[list[str], list[Disk]]:
-    """The calls of a run in `folder` that change it, and the folders that a power cut may leave."""
+def cuts_of_a_run(
+    overrides: list[str], folder: Path
+) -> tuple[list[str], list[Disk], list[Disk], dict[str, set[bytes]]]:
+    """The calls of a run in `folder` that change it, the folders that a power cut may leave, mixtures of them, and the
+    versions of each file."""
     from nin.cli import compose
     from nin.run.train import train
 
     recorder = Recorder(folder)
     recorder.record(lambda: train(compose(overrides), folder))
-    return recorder.calls, list(recorder.disks)
+    mixtures = [disk for disk in recorder.mixtures if disk not in recorder.disks]
+    return recorder.calls, list(recorder.disks), mixtures, recorder.versions

@@ -79,11 +79,11 @@ def _grow(config: Config, axes: list[str], out: str) -> None:
     from nin import files, predict
     from nin.studies import growth
 
-    curves = {}
+    folder, curves = predict.make_folder(out), {}  # before minutes of measurements
     for axis in axes:
         curves[axis] = growth.measure(config, axis)
         print(growth.table(axis, curves[axis]), flush=True)
-    file = predict.make_folder(out) / "growth.png"
+    file = folder / "growth.png"
     files.save_figure(growth.draw(curves), file)
     print(file)
 

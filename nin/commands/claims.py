@@ -27,7 +27,7 @@ It belongs to a checkout of the repository.
 
 import shlex
 import sys
-from pathlib import Path
+from contextlib import suppress
 
 from nin import cli
 
@@ -36,15 +36,21 @@ DEFAULTS = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "cl
 
 def main(arguments: list[str]) -> None:
     settings = cli.plain_settings(arguments, DEFAULTS)
+    from nin import predict
     from nin.run.machine import keep_freed_memory
     from nin.studies.claims import Pages, Questions
 
     keep_freed_memory()
     questions = Questions.of_settings(settings)
     stated = [argument for argument in arguments if not argument.startswith("data.root=")]
-    pages = Pages(Path(settings["out"]), f"python scripts/claims.py {shlex.join(stated)}")
-    for page, heading, answer in questions.answers():
-        print(pages.add(page, heading, answer), flush=True)
+    out = predict.make_folder(settings["out"])  # before minutes of measurements
+    try:
+        pages = Pages(out, f"python scripts/claims.py {shlex.join(stated)}")
+        for page, heading, answer in questions.answers():
+            print(pages.add(page, heading, answer), flush=True)
+    finally:
+        with suppress(OSError):  # it is not empty
+            out.rmdir()
     for reason in questions.unanswered:
         print(f"not answered: {reason}", file=sys.stderr)
 

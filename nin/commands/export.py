@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> None:
     export.check_installed()
     trained = pretrained.load(settings["checkpoint"])
     file = Path(settings["out"] or f"{predict.label_of(settings['checkpoint'])}.onnx")
+    predict.make_folder(file.parent)  # before the work
     content = export.to_onnx(trained)
     print("images  size       difference of logits  of maps   (largest value)")
     for row in export.compare(content, trained):
         size = f"{row.height}×{row.width}"
         print(f"{row.images:<7} {size:<10} {row.logits[0]:<21.1e} {row.maps[0]:<9.1e} ({row.maps[1]:.1f})")
-    file.parent.mkdir(parents=True, exist_ok=True)
     files.write(file, content)
     print(f"{file}: {len(content) / 1e6:.1f} MB")
 

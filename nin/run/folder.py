@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 CURVES = "curves.png"
 SPLIT = "split.csv"
 LOCK = ".lock"
+WRITTEN = (SETTINGS, METRICS, CHECKPOINT, WEIGHTS, CURVES, SPLIT, record.FILE)
 WRITTEN_BY_LIBRARIES = ("hparams.yaml",)  # in place: by Lightning's TensorBoardLogger
 PARTIAL_EPOCHS = "hpc_ckpt_*.ckpt"  # Lightning's on SLURM, of the middle of an epoch
 
@@ -47,8 +48,11 @@ def training_in(folder: Path) -> Iterator[None]:
     lets two processes in: one locks the deleted file, another a new one.
 
     Raises:
-        RunError: another process trains there, or the folder cannot be created.
+        RunError: another process trains there, the folder cannot be created, or it has a folder where a file goes.
     """
+    for name in (LOCK, *WRITTEN, *WRITTEN_BY_LIBRARIES):
+        if (folder / name).is_dir():  # else it is noticed after the training
+            raise RunError(f"{folder / name} is a folder, and a run writes a file there; choose another hydra.run.dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

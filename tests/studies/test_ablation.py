@@ -1,11 +1,14 @@
+import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from builders import ROOT
-from nin import config, files
-from nin.config import Config, DataConfig, RecipeConfig, TrainerConfig
-from nin.errors import RowsError, StudyStoppedError
+from nin import cli, config, files
+from nin.config import Config, DataConfig, RecipeConfig, TrainerConfig, settings_of
+from nin.errors import NINError, RowsError, StudyStoppedError
 from nin.run.record import Record, Start
 from nin.studies import ablation, rows
 from nin.studies.ablation import Point
@@ -280,6 +283,74 @@ def test_the_curve_is_recorded_unless_it_is_refused_or_images_are_held_out(
     assert [point.overrides[-1] == "eval_curve=true" for point in points] == curves
     assert (code, file, jobs) == (0, Path("a b.csv"), 2)
     assert printed.endswith("1 row in a b.csv; the report: python scripts/report.py 'study=a b.csv'\n")
+
+
+@pytest.fixture
+def read_only_checkout():
+    """Nothing below the checkout can be written."""
+    is_on = [True]
+
+    def refuse(event, given):  # a hook stays for good
+        writes = event == "os.mkdir" or (event == "open" and isinstance(given[2], int) and given[2] & 0o103)
+        if is_on and writes and isinstance(given[0], str | Path) and "__pycache__" not in str(given[0]):
+            path = Path(os.path.abspath(given[0]))
+            if ROOT in path.parents:
+                raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    sys.addaudithook(refuse)
+    yield
+    is_on.clear()
+
+
+def test_a_read_only_checkout_has_its_runs_and_its_study_elsewhere(script, tmp_path, monkeypatch, read_only_checkout):
+    """runs= names where the runs go; without it one sentence says that they cannot be trained, and nothing is."""
+    overrides = ["data=digits", "trainer.precision=32-true", "seed=0,1"]
+    points = [point.with_test_curve() for point in cli.points(overrides)]
+    for point in points:
+        made, errors = settings_of(point.config), {"test_error": 9.0, "train_error": 4.0}
+        facts = Record(status="finished", settings=made, start=None, precision="32-true", **FACTS, **errors)
+        (tmp_path / f"seed={point.config.seed}").write_text(json.dumps(facts.to_dict()))
+    (tmp_path / "train.py").write_text(
+        "import pathlib, shutil, sys\n"
+        "seed, folder = (next(a for a in sys.argv if a.startswith(n)) for n in ('seed=', 'hydra.run.dir='))\n"
+        "folder = folder.partition('=')[2].strip(chr(39))\n"
+        "shutil.copy(pathlib.Path(__file__).with_name(seed), folder + '/summary.json')\n"
+    )
+    monkeypatch.setattr(ablation, "arguments_of", lambda name: [sys.executable, "-S", str(tmp_path / "train.py")])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    study = [*overrides, f"study={tmp_path / 'own' / 'runs.csv'}"]
+    code, _, error = script("ablate.py", *study)
+    assert code == 1 and error.startswith(f"error: {ROOT / 'runs' / 'ablation'}") and "Read-only" in error
+    assert len(error.splitlines()) == 1 and rows.read(tmp_path / "own" / "runs.csv").empty
+    code, _, error = script("ablate.py", *study, f"runs={tmp_path / 'elsewhere'}")
+    assert (code, error) == (0, "")
+    assert list(rows.read(tmp_path / "own" / "runs.csv").test_error) == [9.0, 9.0]
+    assert {file.parent.name for file in (tmp_path / "elsewhere").rglob("summary.json")} == {p.folder for p in points}
+
+
+@pytest.mark.tries(12)
+def test_a_log_or_a_claim_that_is_a_link_or_a_folder_is_not_written_through(study, tmp_path, tried):
+    """log.txt of a run beside others, and the file that keeps other studies from it: links to a file, to nothing and to
+    a folder, and folders."""
+    draws = random.Random(13)
+    for number, (name, kind) in enumerate(product(("log.txt", ablation.CLAIM), ("file", "nothing", "folder") * 2)):
+        point, target = study.point(number), tmp_path / f"target{number}"
+        place = study.runs / point.folder / name
+        place.parent.mkdir(parents=True)
+        content = draws.randbytes(draws.randrange(99))
+        if kind == "file":
+            target.write_bytes(content)
+        if kind == "folder" and draws.random() < 0.5:
+            place.mkdir()
+        else:
+            place.symlink_to(target)
+            target.mkdir() if kind == "folder" else None
+        with pytest.raises(NINError) as refused:
+            study(point, study.point(100 + number), jobs=2)
+        assert place.name in str(refused.value) and "\n" not in str(refused.value)
+        assert not list(target.iterdir()) if target.is_dir() else kind != "file" or target.read_bytes() == content
+        assert target.exists() == (kind == "file" or (place.is_symlink() and kind == "folder"))
+        tried(place)
 
 
 @pytest.mark.slow

@@ -521,12 +521,13 @@ def _check_facts(facts: Any, required: bool) -> None:
             raise SettingError(name, facts[name], f"expected {expected}")
 
 
-def golden_images(size: Sequence[int] = (32, 32), channels: int = 3) -> Tensor:
+def golden_images(size: int | Sequence[int] = 32, channels: int = 3) -> Tensor:
     """Two fixed images of stripes, (2, C, H, W) uint8, the same on every machine.
 
     The numbers are arbitrary, but every card states the logits of these pixels.
     """
-    n = torch.arange(2 * channels * size[0] * size[1]).reshape(2, channels, *size)
+    height, width = (size, size) if isinstance(size, int) else size
+    n = torch.arange(2 * channels * height * width).reshape(2, channels, height, width)
     fine = (n * 37) % 251 // 2  # 0…125, another value at each pixel
     coarse = (n // 96) % 128  # 0…127, one value for 96 pixels
     return (fine + coarse).to(torch.uint8)

@@ -72,7 +72,8 @@ def test_a_folded_backbone_is_the_same_function():
 @pytest.mark.parametrize("name", nin.available())
 def test_a_published_net_folded_answers_the_same(name):
     net, folded = load(name), load(name, fold=True)
-    pixels = torch.cat([golden_images(), torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)])
+    golden = golden_images(net.net.plan.image_size, net.channels)
+    pixels = torch.cat([golden, torch.randint(0, 256, (30, *golden.shape[1:]), dtype=torch.uint8)])
     with torch.no_grad():
         torch.testing.assert_close(folded(pixels), net(pixels), atol=1e-4, rtol=0)
         assert torch.equal(folded(pixels).argmax(1), net(pixels).argmax(1))

@@ -64,7 +64,8 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
     longest = max(map(len, (*classes, "taken for")))
     overhang = max(0.0, 0.1 * len(classes[-1]) - 0.4)  # inches of the last column's slanted name
     width = columns + 1.1 + 0.12 * longest + overhang
-    height = 1.2 * rows + 0.6 + 0.09 * longest
+    caption = textwrap.wrap("frame: the true class; dashed: a wrong answer; numbers: scores", int(8 * width))
+    height = 1.2 * rows + 0.45 + 0.25 * len(caption) + 0.09 * longest
     figure = Figure(figsize=(width, height), layout="constrained")
     inner = (0, 0, 1 - overhang / width, 1 - 0.15 / height)  # square axes move the slanted names up
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0, rect=inner)
@@ -82,8 +83,7 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
         axis.set_title(literal(name), fontsize=LARGE, rotation=40, ha="left", x=0.2)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    caption = "frame: the true class; dashed: a wrong answer; numbers: scores"
-    figure.supxlabel(textwrap.fill(caption, int(8 * width)), fontsize=LARGE)
+    figure.supxlabel("\n".join(caption), fontsize=LARGE)
     return figure
 
 

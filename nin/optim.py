@@ -43,6 +43,8 @@ class Muon(torch.optim.SGD):
             raise SettingError("nesterov", nesterov, f"requires a momentum above 0, got momentum={momentum}")
         groups = []
         for group in params:
+            own = group["params"]
+            group = {**group, "params": [own] if isinstance(own, Tensor) else list(own)}  # a generator is read once
             if group.get("orthogonal"):
                 if thin := [tuple(p.shape) for p in group["params"] if p.ndim < 2]:
                     raise SettingError("params", thin[0], "a parameter of this shape cannot be orthogonalised")

@@ -421,7 +421,7 @@ def save_examples(trained: Pretrained, folder: Path, root: str | None = None) ->
     except (DataError, CheckpointError) as error:
         return [], str(error)
     examples = []
-    for k in range(len(of_net.classes)):
+    for k in of_net.test_labels.unique().tolist():  # a folder's class may have no test picture
         examples.append(folder / f"{k}.png")
         to_picture(of_net.test_images[(of_net.test_labels == k).nonzero()[0, 0]]).save(examples[-1])
     return examples, ""

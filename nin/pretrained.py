@@ -390,7 +390,11 @@ def _read(file: Path, checkpoint: str, sha256: str = "") -> tuple[bytes, str]:
         raise CheckpointError(f"checkpoint={checkpoint}: {one_line(file)} cannot be read ({reason})") from error
     actual = files.sha256(content)
     if not actual.startswith(sha256):
-        expected = f"its card says {sha256}" if len(sha256) == len(actual) else f"its name says {sha256}…"
+        expected = (
+            f"expected {sha256}, which the net's file or card states"
+            if len(sha256) == len(actual)
+            else f"its name says {sha256}…"
+        )
         raise CheckpointError(f"checkpoint={checkpoint}: {file.name} has sha256 {actual}, {expected}")
     return content, actual
 

@@ -135,6 +135,16 @@ def test_fused_steps_are_the_same_whatever_the_gradients_strides():
     torch.testing.assert_close(*ends)
 
 
+def test_parameters_may_come_from_a_generator_or_be_one_tensor():
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    for params in ((each for each in [weight]), weight, [weight]):
+        optimizer = Muon([{"params": params, "orthogonal": True, "lr": 0.1}])
+        weight.grad = torch.ones(3, 4)
+        before = weight.detach().clone()
+        optimizer.step()
+        assert not torch.equal(weight, before)
+
+
 def test_other_groups_are_sgd():
     ours, theirs = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     a = Muon([{"params": [ours], "lr": 0.1, "weight_decay": 0.01}], momentum=0.9, nesterov=True)

@@ -417,7 +417,7 @@ def test_a_changed_byte_is_refused_with_both_hashes(shelf):
     content[-5] ^= 1
     file.write_bytes(content)
     found = hashlib.sha256(content).hexdigest()
-    with pytest.raises(CheckpointError, match=f"has sha256 {found}, its card says {expected}"):
+    with pytest.raises(CheckpointError, match=f"has sha256 {found}, expected {expected}, which the net"):
         nin.load("small")
     with pytest.raises(CheckpointError, match=f"has sha256 {found}, its name says {expected[:8]}…"):
         nin.load(file)
@@ -428,7 +428,7 @@ def test_a_changed_byte_is_refused_with_both_hashes(shelf):
 def test_a_pickle_under_a_published_name_does_not_run(shelf):
     file, marker = weights_file(shelf), shelf / "marker"
     file.write_bytes(pickle.dumps(Payload(marker)))
-    with pytest.raises(CheckpointError, match="its card says"):
+    with pytest.raises(CheckpointError, match="which the net's file or card states"):
         nin.load("small")
     card = json.loads((shelf / "small.json").read_text())
     card["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -277,9 +277,12 @@ def _with_notes_on_sizes(listing: Listing) -> Listing:
             "the frequent ones"
         )
     if not all(listing.split(0)):
-        raise DataError(
-            f"data.root={one_line(listing.root)}: expected at least two pictures of a class: one to train, one to test"
+        wanted = (
+            "a picture in train/ and one in test/"
+            if listing.is_split
+            else "two pictures of a class: one to train, one to test"
         )
+        raise DataError(f"data.root={one_line(listing.root)}: expected at least {wanted}")
     return replace(listing, notes=tuple(notes))
 
 

@@ -190,7 +190,7 @@ class Images(L.LightningDataModule):
         self.preprocess: nn.Module | None = None
         self.encode: Callable[[Tensor], Tensor] | None = None
         self._files: dict[str, bytes] | None = None  # verified, and not read yet
-        self._on_device: dict[str, tuple[Tensor, Tensor]] = {}
+        self._on_device: dict[str, tuple[Tensor | Streamed, Tensor, bool]] = {}
 
     def prepare_data(self) -> None:
         """Fetches the set: downloads what is missing, verifies it, and keeps its bytes until `setup` reads them."""
@@ -284,14 +284,13 @@ class Images(L.LightningDataModule):
         preprocess = self.preprocess.to(device)
         if split not in self._on_device or self._on_device[split][1].device != device:
             self._on_device[split] = self._moved(split, device)
-        images, labels = self._on_device[split]
+        images, labels, is_input = self._on_device[split]
         pixels = math.prod(self.train_images.shape[2:])
-        is_whitened = isinstance(preprocess, Whiten) and isinstance(images, Tensor)
         return Batches(
             images,
             labels,
             self.batch_size if augment else max(self.batch_size, evaluation_batch(device, pixels)),
-            nn.Identity() if is_whitened or self.encode else preprocess,
+            nn.Identity() if is_input else preprocess,
             augment=augment,
             seed=self.seed,
             epoch=lambda: trainer.current_epoch if trainer else 0,
@@ -301,9 +300,10 @@ class Images(L.LightningDataModule):
             ahead=max(1, GPU_AHEAD // (self.batch_size * pixels)) if device.type == "cuda" else 1,
         )
 
-    def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor]:
-        """Images (N, H, W, C), whitened if the settings say so, and labels of a split, on the device. Streamed images
-        stay on the disk. A folder's images stay in the machine's memory if they need over half of the GPU's."""
+    def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor, bool]:
+        """Images (N, H, W, C) and labels of a split, on the device, and whether these images are the net's input,
+        whitened or encoded. Streamed images stay on the disk. A folder's images stay in the machine's memory if they
+        need over half of the GPU's."""
         images, labels = {
             "train": (self.train_images, self.train_labels),
             "val": (self.val_images, self.val_labels),
@@ -311,20 +311,21 @@ class Images(L.LightningDataModule):
         }[split]
         # channels last in memory: convolutions are fastest with it, and a gather copies whole rows of pixels
         if isinstance(images, Streamed):
-            return images, labels.to(device)
+            return images, labels.to(device), False
         images = images.permute(0, 2, 3, 1).contiguous()
+        whitens = isinstance(self.preprocess, Whiten)
         on_gpu = device.type == "cuda" and self.entry.is_folder and not self.encode
-        if on_gpu and images.numel() > torch.cuda.mem_get_info(device)[0] / 2:
-            return images, labels.to(device)
+        if on_gpu and images.numel() * (4 if whitens else 1) > torch.cuda.mem_get_info(device)[0] / 2:
+            return images, labels.to(device), False
         images = images.to(device)
-        if isinstance(self.preprocess, Whiten):  # a matrix product of 6 % of a CPU step: done once, not every epoch
+        if whitens:  # a matrix product of 6 % of a CPU step: done once, not every epoch
             whitened = torch.empty(images.shape, device=device)
             for raw, out in zip(images.split(1000), whitened.split(1000), strict=True):
                 out.copy_(self.preprocess(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
             images = whitened
         if self.encode:  # frozen layers under no augmentation: their outputs are the same in every epoch
             images = self._encoded(images)
-        return images, labels.to(device)
+        return images, labels.to(device), bool(whitens or self.encode)
 
     @torch.no_grad()
     def _encoded(self, images: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def settings_under(group: str, others: dict[str, str] | None = None) -> Iterator
 def build_data(config: Config) -> Images:
     """The data module. Raises SettingError."""
     with settings_under("data"):
-        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve, processes=config.trainer.processes)
+        return Images(config.data, seed=config.seed, eval_curve=config.eval_curve, processes=config.trainer.devices)
 
 
 def identified(config: Config) -> Config:

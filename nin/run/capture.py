@@ -49,8 +49,8 @@ class CapturedClassifier(Classifier):
     """A `Classifier` whose training step is captured after `WARMUP` steps, which are steps of the training too.
 
     A graph repeats addresses and numbers, so what changes from step to step lies in tensors: the batch, the rates, and
-    the sums of `Classifier`. Dropout draws anew in each replay: torch's generators support graphs. All batches must
-    have the size of the first.
+    the sums of `Classifier`. Dropout draws anew in each replay: torch's generators support graphs. A batch of another
+    size than the first, as a folder with a damaged picture makes it, is a step of its own outside the graph.
     """
 
     graph_type: type = CudaGraph  # tests without a GPU replace it
@@ -70,12 +70,14 @@ class CapturedClassifier(Classifier):
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if not self.static:
             self.static = tuple(part.clone() for part in batch)
-        for place, part in zip(self.static, batch, strict=True):
-            place.copy_(part)
+        self.fits = batch[1].shape == self.static[1].shape
+        if self.fits:
+            for place, part in zip(self.static, batch, strict=True):
+                place.copy_(part)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         with matrix_products(self.net) if self.trainer.precision == "bf16-mixed" else nullcontext():
-            return super().training_step(self.static, batch_idx)
+            return super().training_step(self.static if self.fits else batch, batch_idx)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Lightning's optimiser step, which runs forward and backward in `optimizer_closure`."""
@@ -85,8 +87,8 @@ class CapturedClassifier(Classifier):
             return optimizer_closure._result
 
         with self._rates_in_a_tensor(optimizer):
-            if self.warmed < WARMUP:
-                self.warmed += 1
+            if self.warmed < WARMUP or not self.fits:
+                self.warmed += self.fits
                 with side_stream(self.device):
                     step()
                 return

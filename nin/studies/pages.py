@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from statistics import mean
@@ -92,18 +93,26 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
     order = (
         f"- **{'Agrees with' if agrees else 'Contradicts'} the paper:** in {epochs} of the 260 epochs of the paper's "
         f"regime the heads {'have' if agrees else 'do not have'} the order of its Table 5: {_listed(error['paper'])}. "
-        f"n = {min(seeds)} each: the {second - first:.2f} points between the first two may be chance."
+        f"{_certainty(seeds, second - first)}"
     )
     off = ", ".join(f"`{head}` is {_points(error['paper'][head] - paper[head])}" for head in here)
     differences = _differences(runs["quick"]["fc"], runs["quick"]["gap"])
     low, high = interval(differences)
     significant = "significant" if low > 0 or high < 0 else "not significant"
     differs = (
-        f"- **Differs:** {off} than in the paper. In `quick`, which the paper does not have, the order is "
+        f"- **Differs:** {off} than in the paper. In `quick`, eight epochs that the paper does not have, the order is "
         f"{', '.join(f'`{head}`' for head in sorted(error['quick'], key=error['quick'].get))}; `fc` minus `gap` is "
         f"{mean(differences):.2f} points (95 % CI {low:.2f} to {high:.2f}, n = {len(differences)}): {significant}."
     )
-    return f"{order}\n{differs}\n{_elsewhere(rows, results)}".replace("-0.", "−0.")
+    text = f"{order}\n{differs}\n{_elsewhere(rows, results)}"
+    return re.sub(r"(?<=[ (])-(?=\d)", "−", text)
+
+
+def _certainty(seeds: set[int], difference: float) -> str:
+    """What the numbers of seeds of the heads let one conclude of the first two."""
+    n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else " each")
+    chance = f": the {difference:.2f} points between the first two may be chance" if min(seeds) < 3 else ""
+    return f"{n}{chance}."
 
 
 def _elsewhere(rows: pd.DataFrame, results: Sequence[Result]) -> str:

@@ -101,3 +101,26 @@ def test_dropout_draws_anew_in_each_replay():
     """At a rate of almost nothing, on one batch, only the masks make losses differ."""
     task_losses = losses(CapturedClassifier, "sgd", "cuda", dropout=0.5)[0]
     assert len(task_losses[:, 0].unique()) == STEPS
+
+
+def test_a_batch_of_another_size_is_a_step_of_its_own():
+    """As a streamed folder makes it, which leaves a damaged picture out."""
+
+    class Damaged(Images):
+        def train_dataloader(self):
+            for number, (images, labels) in enumerate(super().train_dataloader()):
+                left = len(labels) - 3 * (number in (2, 7))
+                yield images[:left], labels[:left]
+
+    found = []
+    for kind in (Classifier, OnCPU):
+        L.seed_everything(0, verbose=False)
+        net = NIN([Block((8, 8, None))], norm="batch", init="kaiming")
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=1, limit_train_batches=10, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(kind(net, optimiser="sgd", lr=0.05), Damaged("digits", batch_size=32))
+        assert trainer.global_step == 10
+        found.append(trainer.callback_metrics["train/loss"])
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)

@@ -76,7 +76,7 @@ class Prediction:
 
     def in_words(self, classes: Sequence[int]) -> str:
         """Names and probabilities of classes: "cat 81.0 %, dog 12.3 %"."""
-        return ", ".join(f"{self.classes[k]} {100 * self.probabilities[k]:.1f} %" for k in classes)
+        return ", ".join(f"{_before_number(self.classes[k])} {100 * self.probabilities[k]:.1f} %" for k in classes)
 
     def seen_box(self) -> tuple[float, float, float, float]:
         """The middle of the photograph that the net saw: left, top, width and height in the photograph's pixels."""
@@ -427,6 +427,11 @@ def save_examples(trained: Pretrained, folder: Path, root: str | None = None) ->
     return examples, ""
 
 
+def _before_number(name: str) -> str:
+    """A class's name in front of a number: with a colon where it ends in a digit."""
+    return f"{name}:" if name[-1:].isdigit() else name
+
+
 # drawing --------------------------------------------------------------------------------------------------------------
 
 
@@ -468,7 +473,7 @@ def draw(
     for axis, k in zip(axes[panels - len(drawn) :], drawn, strict=False):
         _overlay(axis, canvas, prediction.maps[k], scale)
         name = literal(shortened(trained.classes[k]))
-        axis.set_title(f"{name}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
+        axis.set_title(f"{_before_number(name)}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
         axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
     figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, panchor=False, label="class map")
     return figure

@@ -33,7 +33,7 @@ def test_the_mean_of_a_map_is_the_score():
     torch.testing.assert_close(prediction.probabilities, prediction.logits.softmax(0))
     assert prediction.best() == prediction.logits.topk(3).indices.tolist()
     best = prediction.best(1)[0]
-    assert str(prediction).startswith(f"{best} {100 * prediction.probabilities[best]:.1f} %, ")
+    assert str(prediction).startswith(f"{best}: {100 * prediction.probabilities[best]:.1f} %, ")
     (largest,) = predict.predict(tiny("gmp"), [gradient()], 64)
     assert largest.picture.size == (64, 64)
     torch.testing.assert_close(largest.maps.amax((1, 2)), largest.logits)
@@ -176,7 +176,7 @@ def test_the_map_of_one_class_and_of_the_ten_best(tmp_path):
     ((_, prediction, _),) = ten
     assert ten.shown(prediction) == prediction.best(10)
     figure = predict.draw(tiny(), prediction, shown=[7])
-    assert [axis.get_title().split("  ")[0] for axis in figure.axes[2:3]] == ["7"]
+    assert [axis.get_title().split("  ")[0] for axis in figure.axes[2:3]] == ["7:"]
     with pytest.raises(SettingError, match=r"^class=dgo: unknown to this net, which knows 10 classes: 0, 1"):
         predict.Many(tiny(), [], tmp_path, "net", class_name="dgo")
     with pytest.raises(SettingError, match="top=0"):
@@ -203,7 +203,7 @@ def test_positive_evidence_is_overlaid_and_the_rest_is_clear():
     for axis, k in zip(figure.axes[1:4], prediction.best(), strict=True):
         opacity = np.asarray(axis.images[1].get_array())[..., 3]
         assert (opacity[:112] == 0.8).all() and (opacity[144:] == 0).all()
-        assert axis.get_title() == f"{k}  {100 * prediction.probabilities[k]:.1f} %"
+        assert axis.get_title() == f"{k}:  {100 * prediction.probabilities[k]:.1f} %"
     assert [axis.get_subplotspec().get_gridspec().nrows for axis in figure.axes[:4]] == [2] * 4
 
 

@@ -95,8 +95,8 @@ class Archive:
     def _download(self, root: Path, damage: str, urls: Sequence[str], allowed: bool) -> bytes:
         """The bytes of the archive, downloaded and kept in `root`."""
         wanted = (
-            f"put the folder {self.folder} or the archive {self.file} there, or use data=digits, which requires no "
-            "download"
+            f"put the folder {self.folder} or the archive {self.file} there, or train with data=digits, which requires "
+            "no download"
         )
         if not allowed:
             raise DataError(
@@ -167,7 +167,7 @@ class Files:
         if content is not None and actual == expected:
             return content
         damage = "is missing" if content is None else f"has md5 {actual}, expected {expected}"
-        wanted = "put it there, or use data=digits, which requires no download"
+        wanted = "put it there, or train with data=digits, which requires no download"
         if not allowed:
             raise DataError(f"{file.absolute()} {damage} and data.download=false; {wanted}")
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from nin.checks import counted
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ("csv", "md", "png")  # endings of files that are made from runs
 
@@ -26,7 +28,7 @@ def device_name(device: torch.device) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{device.type}: {name}, {torch.get_num_threads()} threads"
+    return f"{device.type}: {name}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def peak_memory_gb() -> float:

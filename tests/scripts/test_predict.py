@@ -26,7 +26,7 @@ def test_pictures_are_predicted_and_drawn(net, script, tmp_path):
     assert len(errors.splitlines()) == 1
     known, line = said.splitlines()
     assert known == "net knows 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
-    assert re.fullmatch(r"good\.png: \d \d+\.\d %, \d .*  \(maps/good_net\.png\)", line)
+    assert re.fullmatch(r"good\.png: \d: \d+\.\d %, \d: .*  \(maps/good_net\.png\)", line)
     assert (tmp_path / "maps" / "good_net.png").stat().st_size > 10_000
     code, said, errors = script("predict.py", f"checkpoint={net}", "test=2", "seed=5", "out=drawn")
     lines = said.splitlines()[1:]
@@ -79,7 +79,7 @@ def test_folders_in_folders_are_a_table(net, script, tmp_path):
         assert [line.split(",")[0] for line in table[1:]] == [f"photos/{n}.png" for n in ("a", "cats/b", "cats/far/c")]
         assert len([*tmp_path.rglob("*_net*.png")]) == drawings
     code, said, errors = script("predict.py", f"checkpoint={net}", "photos/a.png", "class=7")
-    assert code == 0 and "7 " in said and not (tmp_path / "photos" / "predictions.csv").exists()
+    assert code == 0 and "7: " in said and not (tmp_path / "photos" / "predictions.csv").exists()
     for wrong in ("class=dog", "top=0", "pictures=no"):
         code, _, errors = script("predict.py", f"checkpoint={net}", "photos/a.png", wrong)
         assert code == 2 and errors.startswith(f"error: {wrong}: ")

@@ -4,6 +4,7 @@ import csv
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,6 +293,15 @@ def test_test_images_are_sampled_from_the_nets_set(tmp_path):
     files, reason = predict.save_examples(tiny(), tmp_path)
     assert reason == "" and [file.name for file in files] == [f"{k}.png" for k in range(10)]
     assert all(Image.open(file).size == (32, 32) for file in files)
+
+
+def test_a_class_without_a_test_image_has_no_example(tmp_path, monkeypatch):
+    digits = SETS["digits"].parse({}, 32)
+    kept = digits.test_labels != 3
+    few = replace(digits, test_images=digits.test_images[kept], test_labels=digits.test_labels[kept])
+    monkeypatch.setattr("nin.run.evaluate.images_of", lambda *_, **__: SimpleNamespace(set=few))
+    files, reason = predict.save_examples(tiny(), tmp_path)
+    assert reason == "" and [file.name for file in files] == [f"{k}.png" for k in range(10) if k != 3]
 
 
 def test_without_a_test_set_there_are_no_examples(tmp_path):

@@ -20,10 +20,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [
-    str(ROOT),
-    str(ROOT / "tests"),
-]  # the tests are no package: what follows is imported after the path is set
+# the tests are no package, and the project may not be installed: what follows is imported after the path is set
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from builders import NARROW, StandIn  # noqa: E402
 from nin.cli import compose  # noqa: E402
@@ -49,7 +47,7 @@ def say(*words: object) -> None:
 
 @contextlib.contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Gives the block up after so many seconds, and says so; says what failed, too, and goes on."""
+    """Ends the block after so many seconds. What fails in it is printed, and the next part is measured."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"given up after {seconds:.0f} s")

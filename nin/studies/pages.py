@@ -120,7 +120,7 @@ def _certainty(seeds: set[int], difference: float) -> str:
 
 
 def _elsewhere(rows: pd.DataFrame, results: Sequence[Result]) -> str:
-    """What the paper's experiments have in regimes of today."""
+    """What the paper's experiments reach with newer training."""
 
     def reached(data: str, recipe: str) -> str:
         result = next(each for each in results if (each.data, each.recipe, each.head) == (data, recipe, "gap"))

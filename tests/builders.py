@@ -20,6 +20,16 @@ NARROW = (
 )
 
 
+def choices(group):
+    """The names of the files of a group in conf/."""
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def tree():
+    """Every path below the current folder."""
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
 class StandIn:
     """In place of a CUDA graph: repeats the step itself, as a graph repeats its launches."""
 

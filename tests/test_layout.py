@@ -42,7 +42,7 @@ def imported(file):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.split(".")[0] == "nin")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "nin":
-            if node.module in ("nin", "nin.data", "nin.run", "nin.studies"):
+            if node.module in ("nin", "nin.cli", "nin.data", "nin.run", "nin.studies"):
                 yield from (f"{node.module}.{name.name}" for name in node.names)
             else:
                 yield node.module

@@ -50,12 +50,13 @@ def _without_command(arguments: list[str]) -> None:
 
     import nin
     from nin import cli, files
+    from nin.checks import one_line
     from nin.errors import UsageError
 
     if arguments == ["--version"]:
         print(nin.__version__)
         return
-    name = cli.one_line(arguments[0]) if arguments else ""
+    name = one_line(arguments[0]) if arguments else ""
     if name in OF_A_CHECKOUT:
         raise UsageError(f"nin {name}: belongs to a checkout of the repository; run it there, after pip install -e .")
     known = (*ANYWHERE, *OF_A_CHECKOUT) if files.CHECKOUT else ANYWHERE

@@ -18,6 +18,9 @@ def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     net = copy.deepcopy(net).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.LocalResponseNorm):  # it sums by a matrix product, but has no weights
+            layer.forward = _unchanged
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(torch.zeros(1, *image_shape, device=next(net.parameters()).device))
     return counter.get_total_flops() // 2
@@ -66,7 +69,7 @@ def convolutions(net: nn.Module, *shape: int) -> list[tuple[int, int]]:
             layer.forward = partial(_pooled, layer)
         elif isinstance(layer, nn.BatchNorm2d):
             layer.forward = _checked if layer.training else _unchanged
-        elif isinstance(layer, nn.Dropout):
+        elif isinstance(layer, nn.Dropout | nn.LocalResponseNorm):
             layer.forward = _unchanged
     getattr(net, "forward_maps", net)(torch.empty(shape, device="meta"))
     return sizes

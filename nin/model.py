@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from nin.errors import SettingError
-from nin.layers import LocalBlock
+from nin.layers import LocalBlock, LocalResponseNorm
 from nin.plan import HEADS, ONE_SIZE, Block, Plan, checked_fc, checked_mlpconv
 
 
@@ -131,7 +131,7 @@ class NIN(nn.Module):
             if pool:  # ceil mode without padding, as in both of the authors' releases: 32 → 16 → 8
                 self.blocks.add_module(f"pool{number}", POOLINGS[pool](3, stride=2, ceil_mode=True))
             if block.lrn:  # Hinton et al.'s α = 0.001; torch divides its own by the 9 channels
-                self.blocks.add_module(f"lrn{number}", nn.LocalResponseNorm(9, alpha=0.009, k=1))
+                self.blocks.add_module(f"lrn{number}", LocalResponseNorm(9, alpha=0.009, k=1))
             if block.dropout:
                 self.blocks.add_module(f"drop{number}", nn.Dropout(dropout))
             channels = widths[-1]

@@ -6,9 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from builders import ROOT, Ended, one_with_anything
-from nin import FC, GAP, GMP, NIN, Block, DepthPool, MLPConv, multiply_accumulates
+from nin import FC, GAP, GMP, NIN, Block, MLPConv, multiply_accumulates
 from nin.errors import SettingError
-from nin.layers import LocallyConnected
 from nin.model import build_head
 
 SMALL = 2_000_000  # parameters up to which a net is built and run; larger ones stay on the meta device
@@ -159,18 +158,6 @@ def test_gap_is_the_mean_and_gmp_the_maximum_of_each_map():
             values = [maps[n, k, i, j].item() for i in range(4) for j in range(5)]
             assert abs(GAP()(maps)[n, k].item() - sum(values) / 20) < 1e-6
             assert GMP()(maps)[n, k].item() == max(values)
-
-
-def test_depth_pooling_is_the_mean_or_maximum_over_channels():
-    maps = torch.randn(2, 3, 4, 5)
-    for i in range(4):
-        for j in range(5):
-            channels = [maps[1, k, i, j].item() for k in range(3)]
-            assert abs(DepthPool("average")(maps)[1, 0, i, j].item() - sum(channels) / 3) < 1e-6
-            assert DepthPool("max")(maps)[1, 0, i, j].item() == max(channels)
-    assert DepthPool("max")(maps).shape == (2, 1, 4, 5)
-    with pytest.raises(ValueError, match="kind=sum: must be one of max, average"):
-        DepthPool("sum")
 
 
 def test_fc_is_a_linear_layer_on_the_flattened_maps():
@@ -324,24 +311,6 @@ def test_the_conventional_cnn_is_the_papers():
     assert multiply_accumulates(NIN("cnn"), 3, 32, 32) == macs
     with pytest.raises(SettingError, match="map_size"):
         NIN("cnn")(torch.rand(1, 3, 64, 64))
-
-
-def test_a_locally_connected_layer_has_filters_of_its_own_at_each_position():
-    torch.manual_seed(0)
-    layer, maps = LocallyConnected(3, 4, 3, (2, 5)), torch.randn(2, 3, 2, 5)
-    weight, bias = layer.weight.view(2, 5, 4, 3, 3, 3), layer.bias.view(2, 5, 4)
-    padded, outputs = F.pad(maps, (1, 1, 1, 1)), layer(maps)
-    for i in range(2):
-        for j in range(5):
-            here = torch.einsum("nchw,ochw->no", padded[:, :, i : i + 3, j : j + 3], weight[i, j]) + bias[i, j]
-            torch.testing.assert_close(outputs[:, :, i, j], here, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(layer(maps[:1]), outputs[:1])  # an image does not depend on the others
-
-
-@pytest.mark.parametrize("wrong", [{"stride": 2}, {"padding": 0}, {"kernel_size": 2}, {"widths": 4}])
-def test_a_locally_connected_block_keeps_the_size(wrong):
-    with pytest.raises(SettingError, match="local=true: requires one width"):
-        Block(**{"widths": [4], "kernel_size": 3, "local": True, **wrong})
 
 
 def test_a_cnn_is_saved_folded_and_trained_like_any_net():

@@ -156,6 +156,9 @@ class DataConfig:
     pad: int = setting(4, "pixels of padding before the random crop; 0 for no crop", partial(integer, 0, 31))
     pad_mode: str = setting("zero", "what the padding shows", choices=PAD_MODES)
     flip: bool = setting(True, "whether to mirror at random, where the set allows it", boolean)
+    cutout: int = setting(
+        0, "pixels a side of a square that is blanked at random; 0 for none", partial(integer, 0, 1023)
+    )
 
 
 @dataclass

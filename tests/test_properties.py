@@ -67,6 +67,7 @@ GOOD = {
     "data.pad": st.integers(0, 7),
     "data.pad_mode": st.sampled_from(["zero", "reflect"]),
     "data.flip": st.booleans(),
+    "data.cutout": st.integers(0, 7),
     "recipe.name": st.just("mine"),
     "recipe.optimiser": st.sampled_from(["sgd", "muon", "adamw", "rmsprop"]),
     "recipe.lr": st.floats(1e-6, 10),

@@ -30,6 +30,27 @@ def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.G
     return windows[torch.arange(n, device=images.device), :, top, left]
 
 
+def random_cutout(images: Tensor, side: int, generator: torch.Generator | None = None) -> Tensor:
+    """Returns the images with a square of zeros each: cutout (DeVries and Taylor, 2017, arXiv 1708.04552).
+
+    The square's middle is anywhere in the image, so that a part of it may be outside.
+
+    Args:
+        images: (N, C, H, W), preprocessed: zero is then the mean of the training set.
+        side: of the square in pixels; 0 returns the images as they are.
+        generator: draws the random places; None is torch's own.
+    """
+    if side == 0:
+        return images
+    inside = []
+    for pixels in images.shape[2:]:
+        first = torch.randint(0, pixels, (len(images), 1), generator=generator, device=images.device) - side // 2
+        place = torch.arange(pixels, device=images.device)
+        inside.append((place >= first) & (place < first + side))  # (N, H), then (N, W)
+    rows, columns = inside
+    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0)
+
+
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Returns the images (N, C, H, W), each mirrored left to right with probability 1/2."""
     flip = torch.rand(len(images), generator=generator, device=images.device) < 0.5

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nin import config
 from nin.checks import integer, memory_gb, one_of
 from nin.config import DataConfig
-from nin.data.augment import random_crop, random_flip
+from nin.data.augment import random_crop, random_cutout, random_flip
 from nin.data.folder import Listing, Streamed, list_folder, scan
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import SETS, ImageSet, data_folder
@@ -276,7 +276,8 @@ class Images(L.LightningDataModule):
 
     def _augment(self, images: Tensor, generator: torch.Generator) -> Tensor:
         images = random_crop(images, self.settings.pad, self.settings.pad_mode, generator)
-        return random_flip(images, generator) if self.settings.flip and self.set.flip else images
+        images = random_flip(images, generator) if self.settings.flip and self.set.flip else images
+        return random_cutout(images, self.settings.cutout, generator)
 
     def _batches(self, split: str, augment: Callable | None = None) -> Batches:
         trainer = self.trainer
@@ -337,7 +338,7 @@ class Images(L.LightningDataModule):
     @property
     def augments(self) -> bool:
         """Whether training images differ from epoch to epoch, or are decoded anew; known after `setup`."""
-        changed = self.settings.pad or (self.settings.flip and self.set.flip)
+        changed = self.settings.pad or self.settings.cutout or (self.settings.flip and self.set.flip)
         return bool(changed or isinstance(self.train_images, Streamed))
 
 
@@ -393,5 +394,7 @@ def _check_against_set(settings: DataConfig) -> None:
     if None not in (channels, entry.channels) and channels != entry.channels:
         reason = f"requires images with {channels} channels, those of {entry.name} have {entry.channels}"
         raise SettingError("preprocessing", settings.preprocessing, reason)
+    if settings.cutout >= settings.size:
+        raise SettingError("cutout", settings.cutout, f"requires less than the size, {settings.size} pixels")
     if settings.pad_mode == "reflect" and settings.pad >= settings.size:
         raise SettingError("pad", settings.pad, f"pad_mode=reflect requires less than the size, {settings.size} pixels")

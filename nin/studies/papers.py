@@ -47,7 +47,7 @@ class PapersRun:
         return rows[rows.settings.map(self._has_its_net).astype(bool)]
 
     def _has_its_net(self, settings: dict) -> bool:
-        augmented = bool(settings["data.pad"] or settings["data.flip"])
+        augmented = any(settings[f"data.{name}"] for name in ("pad", "flip", "cutout"))
         is_net = settings["model.blocks"] == self.blocks and settings["model.backbone"] is None
         return is_net and self.augmented in (None, augmented)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nin import config
-from nin.data.augment import PAD_MODES, random_crop, random_flip
+from nin.data.augment import PAD_MODES, random_crop, random_cutout, random_flip
 
 
 def generator(seed=0):
@@ -34,9 +34,27 @@ def test_each_image_is_flipped_or_not_by_itself():
     assert 430 < sum(flipped) < 570
 
 
+@pytest.mark.parametrize("side", [1, 4, 7])
+def test_each_image_loses_a_square_of_its_own(side):
+    images = torch.rand(500, 3, 9, 12, generator=generator(1)) + 1
+    out = random_cutout(images, side, generator())
+    lost = (out == 0).all(1)  # (N, H, W)
+    assert torch.equal(out[~lost[:, None].expand_as(out)], images[~lost[:, None].expand_as(out)])
+    rows, columns = lost.any(2), lost.any(1)
+    assert torch.equal(lost, rows[:, :, None] & columns[:, None])  # a rectangle
+    for covered, pixels in ((rows, 9), (columns, 12)):
+        first, number = covered.int().argmax(1), covered.sum(1)
+        assert (covered.cumsum(1).diff(dim=1).ne(0).sum(1) + (first == 0) == number).all()  # in one piece
+        at_a_border = (first == 0) | (first + number == pixels)
+        assert (number[~at_a_border] == side).all() and (number <= side).all() and (number >= 1 + (side - 1) // 2).all()
+        assert len(set(first.tolist())) > pixels // 2 and at_a_border.any()
+    assert random_cutout(images, 0, generator()) is images
+
+
 def test_random_numbers_depend_on_the_generator_alone():
     images = torch.randn(50, 3, 8, 8)
-    for augment in (lambda g: random_crop(images, 3, "reflect", g), lambda g: random_flip(images, g)):
+    ways = [lambda g: random_crop(images, 3, "reflect", g), lambda g: random_flip(images, g)]
+    for augment in (*ways, lambda g: random_cutout(images, 3, g)):
         assert torch.equal(augment(generator(1)), augment(generator(1)))
         assert not torch.equal(augment(generator(1)), augment(generator(2)))
 

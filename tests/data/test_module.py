@@ -257,6 +257,7 @@ def test_the_root_is_data_root_or_nin_data_or_data(monkeypatch):
         ({"share": 0.0}, "share=0.0: expected a number above 0 and at most 1"),
         ({"pad": -1}, "pad=-1"),
         ({"data": "flowers17", "size": 8, "pad": 8, "pad_mode": "reflect"}, "pad=8: pad_mode=reflect requires less"),
+        ({"cutout": 32}, "cutout=32: requires less than the size, 32 pixels"),
         ({"pad_mode": "edge"}, "pad_mode=edge: must be one of zero, reflect"),
         ({"preprocessing": "gcn"}, "preprocessing=gcn: must be one of normalise, whiten, imagenet"),
         ({"seed": -1}, "seed=-1: expected an integer from 0"),
@@ -280,6 +281,7 @@ GOOD = {
     "pad": st.integers(0, 31),
     "pad_mode": st.sampled_from(["zero", "reflect"]),
     "flip": st.booleans(),
+    "cutout": st.integers(0, 31),
     "eval_curve": st.booleans(),
     "seed": st.integers(0, 2**32 - 1),
 }

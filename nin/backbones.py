@@ -7,10 +7,12 @@ features first and a linear layer after: a mean and a matrix commute.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,6 +47,8 @@ class Spec:
     slow_init: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
+
+NO_FILES = ("imagenet", "none")  # the values of model.weights that are no file
 
 BACKBONES = {
     "vgg19": Spec("features", 32, slow_init=True),
@@ -162,11 +166,32 @@ def _load_imagenet(net: nn.Module, backbone: str, weights: str) -> None:
         *(DataError, OSError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, EOFError),
         *(pickle.UnpicklingError, SafetensorError),
     ) as error:
-        reason = one_line(str(error) or type(error).__name__)
-        raise WeightsError(
-            f"model.weights={one_line(weights)}: the ImageNet weights of {backbone} cannot be loaded ({reason}); give "
-            "a file of torchvision's weights, or model.weights=none"
-        ) from error
+        raise _not_loaded(backbone, weights, error) from error
+
+
+def weights_sha256(backbone: str, file: str, expected: str | None = None) -> str:
+    """The sha256 of a file of weights. Raises WeightsError if it cannot be read, or is not the expected one."""
+    try:
+        facts = os.stat(file)
+        found = _sha256_of(file, facts.st_size, facts.st_mtime_ns)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(backbone, file, error) from error
+    if expected not in (None, found):
+        raise WeightsError(f"model.weights_sha256={expected}: {one_line(file)} is another file, with sha256 {found}")
+    return found
+
+
+@cache
+def _sha256_of(file: str, size: int, changed: int) -> str:
+    return files.sha256(files.read(file))
+
+
+def _not_loaded(backbone: str, weights: str, error: Exception) -> WeightsError:
+    reason = one_line(str(error) or type(error).__name__)
+    return WeightsError(
+        f"model.weights={one_line(weights)}: the ImageNet weights of {backbone} cannot be loaded ({reason}); give a "
+        "file of torchvision's weights, or model.weights=none"
+    )
 
 
 def _published(url: str) -> bytes:

@@ -114,6 +114,9 @@ class ModelConfig:
     init: str = setting("gaussian", "initial weights: N(0, 0.05), the authors', or He et al. 2015", choices=INITS)
     backbone: str | None = setting(None, "a net of torchvision in place of NIN; the settings above then have no effect")
     weights: str = setting("imagenet", "a backbone's weights: imagenet downloads them; a file; or none")
+    weights_sha256: str | None = setting(
+        None, "of a file of weights, by which its runs are known; null: computed from it", _sha256
+    )
 
 
 @dataclass
@@ -180,6 +183,9 @@ class RecipeConfig:
     drops: list[float] = setting((200 / 260, 230 / 260), "shares of the run's length at which step divides", _shares)
     warmup: float = setting(0.0, "epochs in which the rate rises to lr, at most half of the run", non_negative)
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", fraction)
+    ema: float = setting(
+        0.0, "decay a step of the weights' moving average, which is evaluated and saved; 0 for none", fraction
+    )
 
     def check_together(self) -> None:
         if self.nesterov and not self.momentum:
@@ -342,8 +348,12 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def consequential(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, by dotted name, that a run's result depends on."""
-    return {name: value for name, value in flat(settings).items() if name not in OF_NO_CONSEQUENCE}
+    """The settings, by dotted name, that a run's result depends on. Of a file of weights it is the sha256, not where
+    the file is, so `model.weights` is the file's name."""
+    known = {name: value for name, value in flat(settings).items() if name not in OF_NO_CONSEQUENCE}
+    if known.get("model.weights_sha256"):
+        known["model.weights"] = os.path.basename(known["model.weights"])
+    return known
 
 
 def from_settings(settings: Any) -> Config:

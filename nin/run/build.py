@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nin.backbones import Backbone
+from nin.backbones import NO_FILES, Backbone, weights_sha256
 from nin.checks import memory_gb, one_line
 from nin.config import Config, TrainerConfig
 from nin.config import check as check_settings
@@ -51,11 +51,17 @@ def build_data(config: Config) -> Images:
 
 
 def identified(config: Config) -> Config:
-    """The same settings; for a folder of pictures with the sha256 of its contents, which identifies its runs.
+    """The same settings; with the sha256 of a folder's pictures and of a backbone's file of weights, which identify
+    their runs.
 
     Raises:
         DataError: the folder cannot be read, or has other pictures than the settings say.
+        WeightsError: the file cannot be read, or is another one than the settings say.
     """
+    model = config.model
+    if model.backbone is not None and model.weights not in NO_FILES:
+        sha256 = weights_sha256(model.backbone, model.weights, model.weights_sha256)
+        config = replace(config, model=replace(model, weights_sha256=sha256))
     data = build_data(config)
     if not data.entry.is_folder:
         return config

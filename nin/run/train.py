@@ -11,7 +11,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nin import files, pretrained
 from nin.backbones import Backbone
@@ -131,6 +132,8 @@ def _begin(config: Config, folder: Path) -> _Run:
     stopwatch, metrics = Stopwatch(), MetricsFile(folder / folders.METRICS)
     saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), metrics, saving, EpochLines()]
+    if config.recipe.ema:
+        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.recipe.ema)))
     trainer = build_trainer(
         config,
         precision(config),

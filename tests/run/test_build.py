@@ -1,14 +1,15 @@
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from builders import NARROW
-from nin import NIN
+from nin import NIN, files
 from nin.backbones import Backbone
 from nin.cli import compose
-from nin.config import Config
-from nin.errors import SettingError
+from nin.config import Config, consequential, settings_of
+from nin.errors import SettingError, WeightsError
 from nin.run import build
 from nin.run.build import build_data, build_net, build_task, check
 
@@ -25,6 +26,30 @@ def test_what_a_run_needs_is_built_from_its_settings():
     config.model.backbone, config.model.weights, config.head.name = "vgg19", "none", "gap_article"
     with torch.device("meta"):
         assert isinstance(build_net(config, classes=10, channels=3), Backbone)
+
+
+def test_a_file_of_weights_is_known_by_its_content(tmp_path):
+    """Wherever it is; another file of the same name makes another run."""
+
+    def known(file, *more):
+        config = build.identified(compose(["experiment=flowers17_squeezenet", f"model.weights={file}", *more]))
+        return consequential(settings_of(config))
+
+    file = tmp_path / "net.pth"
+    file.write_bytes(b"weights")
+    first = known(file)
+    assert (first["model.weights"], first["model.weights_sha256"]) == ("net.pth", files.sha256(b"weights"))
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.copy(file, tmp_path / "elsewhere")
+    assert known(moved) == first
+    file.write_bytes(b"other weights")
+    assert known(file) != first
+    digest = first["model.weights_sha256"]
+    assert known(moved, f"model.weights_sha256={digest}") == first
+    with pytest.raises(WeightsError, match=rf"weights_sha256={digest}: {file} is another file, with sha256 \w"):
+        known(file, f"model.weights_sha256={digest}")
+    with pytest.raises(WeightsError, match=r"nosuch\.pth: the ImageNet weights of squeezenet1_1 cannot be loaded"):
+        known(tmp_path / "nosuch.pth")
 
 
 def changed(**values) -> Config:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 
 from builders import NARROW, Payload
-from nin import files
+from nin import files, pretrained
 from nin.cli import compose
 from nin.errors import InterruptedRunError, LeftAloneError, RunError
 from nin.run import record
@@ -124,6 +125,31 @@ def half(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(half, tmp_path) -> Path:
     return shutil.copytree(half, tmp_path / "run")
+
+
+def test_a_moving_average_resumes_and_is_what_remains(whole, tmp_path, monkeypatch):
+    settings, states = [*TWO_EPOCHS, "recipe.ema=0.7"], []
+    step = WeightAveraging.on_train_batch_end
+
+    def noted(callback, trainer, task, *rest):
+        states.append({name: value.clone() for name, value in task.net.state_dict().items()})
+        return step(callback, trainer, task, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightAveraging, "on_train_batch_end", noted)
+        train(compose(settings), tmp_path / "uninterrupted")
+    assert len(states) == 8
+    average = {name: value for name, value in states[0].items() if value.is_floating_point()}
+    for state in states[1:]:
+        average = {name: value.lerp(state[name], 0.3) for name, value in average.items()}
+    saved, plain = (pretrained.load(run).net.state_dict() for run in (tmp_path / "uninterrupted", whole))
+    for name, value in average.items():
+        torch.testing.assert_close(saved[name], value)
+    assert not any(torch.equal(saved[name], states[-1][name]) for name in average)
+    assert not any(torch.equal(saved[name], plain[name]) for name in average)
+    stopped(monkeypatch, "on_train_epoch_start", lambda task: task.current_epoch == 1, settings, tmp_path / "run")
+    train(compose(settings), tmp_path / "run")
+    assert results(tmp_path / "run") == results(tmp_path / "uninterrupted")
 
 
 def test_a_signal_during_the_last_evaluation_is_no_success(whole, copy, monkeypatch):

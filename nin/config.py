@@ -82,22 +82,13 @@ def _sha256(**settings: Any) -> None:
             raise SettingError(name, value, "expected 64 hexadecimal digits, or null")
 
 
-def _workers(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value is not None:
-            integer(0, 256, **{name: value})
+def _or_null(check: Callable[..., None]) -> Callable[..., None]:
+    """The check that also lets null pass."""
 
+    def checked(**settings: Any) -> None:
+        check(**{name: value for name, value in settings.items() if value is not None})
 
-def _bool_or_null(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value is not None:
-            boolean(**{name: value})
-
-
-def _above_0(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value is not None:
-            positive(**{name: value})
+    return checked
 
 
 @dataclass
@@ -138,10 +129,14 @@ class DataConfig:
         None, "of a folder's pictures, by which its runs are known; null: computed from them", _sha256
     )
     memory: float | None = setting(
-        None, "GB that a folder's images may take, else they are streamed; null: half of the machine's", _above_0
+        None,
+        "GB that a folder's images may take, else they are streamed; null: half of the machine's",
+        _or_null(positive),
     )
     workers: int | None = setting(
-        None, "processes that decode a folder's pictures; null: one a core, at most 8", _workers
+        None,
+        "processes that decode a folder's pictures; null: one a core, at most 8",
+        _or_null(partial(integer, 0, 256)),
     )
     size: int = setting(32, "pixels a side, where the set has photographs", partial(integer, 8, 1024))
     download: bool = setting(True, "whether to download what is missing", boolean)
@@ -198,7 +193,9 @@ class TrainerConfig:
 
     max_epochs: int = setting(1, "length of the run; every recipe sets it", partial(integer, 1, 10**6))
     accumulate_grad_batches: int = setting(1, "batches whose gradients make one step", partial(integer, 1, 10**6))
-    gradient_clip_val: float | None = setting(None, "norm that a step's gradient is scaled down to, or null", _above_0)
+    gradient_clip_val: float | None = setting(
+        None, "norm that a step's gradient is scaled down to, or null", _or_null(positive)
+    )
     accelerator: str = setting(
         "auto", "auto takes CUDA, then Apple's MPS, then the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps")
     )
@@ -211,7 +208,7 @@ class TrainerConfig:
         choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
     compile: bool | None = setting(
-        None, "whether to capture the training step in a CUDA graph; null: where that is possible", _bool_or_null
+        None, "whether to capture the training step in a CUDA graph; null: where that is possible", _or_null(boolean)
     )
     deterministic: bool = setting(
         False, "whether a GPU computes bit for bit the same each time, more slowly; a CPU does so in any case", boolean

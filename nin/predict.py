@@ -474,8 +474,10 @@ def draw(
         _overlay(axis, canvas, prediction.maps[k], scale)
         name = literal(shortened(trained.classes[k]))
         axis.set_title(f"{_before_number(name)}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
-        axis.set_xlabel(f"score {prediction.logits[k]:.2f}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
-    figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, panchor=False, label="class map")
+        axis.set_xlabel(f"score {_signed(prediction.logits[k])}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
+    height, width = prediction.maps.shape[1:]
+    name = f"class map, {width}×{height}"
+    figure.colorbar(scale, ax=axes[columns - 1 :: columns], shrink=0.7 / rows, panchor=False, label=name)
     return figure
 
 
@@ -523,7 +525,12 @@ def shortened(name: str) -> str:
 def _evidence(trained: Pretrained, class_map: Tensor) -> str:
     """The statistic of a class's map that its score comes from."""
     if not has_class_maps(trained):
-        return f"map sum {class_map.sum():.2f}"
+        return f"map sum {_signed(class_map.sum())}"
     if HEADS[trained.net.arguments["head"]].layer == "max":
-        return f"map max {class_map.max():.2f}"
-    return f"map mean {class_map.mean():.2f}"
+        return f"map max {_signed(class_map.max())}"
+    return f"map mean {_signed(class_map.mean())}"
+
+
+def _signed(number: Tensor) -> str:
+    """A number with two decimals and a minus sign, not a hyphen."""
+    return f"{number:.2f}".replace("-", "−")

@@ -275,8 +275,10 @@ def test_a_net_of_grey_images_sees_grey():
 def test_a_drawing_says_where_a_score_comes_from(head, value):
     trained = tiny(head)
     (prediction,) = predict.predict(trained, [gradient()])
-    axis, k = predict.draw(trained, prediction, top=1).axes[2], prediction.best(1)[0]
-    assert axis.get_xlabel() == f"score {prediction.logits[k]:.2f}, {value(prediction.maps[k])}"
+    axes, k = predict.draw(trained, prediction, top=1).axes, prediction.best(1)[0]
+    stated = f"score {prediction.logits[k]:.2f}, {value(prediction.maps[k])}".replace("-", "\N{MINUS SIGN}")
+    height, width = prediction.maps.shape[1:]
+    assert axes[2].get_xlabel() == stated and axes[3].get_ylabel() == f"class map, {width}×{height}"
 
 
 # test images ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from builders import CONF, Payload
 from nin import cli
 from nin.cli import compose
+from nin.cli import conf as of_files
 from nin.config import Config, settings_of
 from nin.run.record import Record
 from nin.studies import report, rows
@@ -79,7 +80,7 @@ def flags_of(marker, moments):
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
     shutil.copytree(CONF, tmp_path / "conf")
-    monkeypatch.setattr(cli, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(of_files, "CONF", tmp_path / "conf")
     (tmp_path / "outside.yaml").write_text("seed: 7\n")
     return tmp_path / "conf"
 

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
 
 def _time(config: Config, rows: str, numbers: dict[str, int]) -> None:
     from nin.run.machine import versions
-    from nin.run.trainer import precision
+    from nin.run.trainer import precision_of
     from nin.studies import speed
 
     chosen = tuple(row for row in speed.ROWS if any(part in row for part in rows.split(",")))
@@ -68,7 +68,7 @@ def _time(config: Config, rows: str, numbers: dict[str, int]) -> None:
     for speeds, row in speed.benchmark(config, rows=chosen, **numbers):
         if speeds.rows[row][1:] == [] and row == next(iter(speeds.rows)):
             print(f"{speeds.device}, torch {versions()['torch']}")
-            print(f"batch {config.data.batch_size}, {precision(config)}, norm {config.model.norm}\n")
+            print(f"batch {config.data.batch_size}, {precision_of(config.trainer)}, norm {config.model.norm}\n")
         print(f"round {len(speeds.rows[row])}: {row}, {speeds.rows[row][-1]:,.1f} images/s", flush=True)
     if speeds is None:
         raise SettingError("rows", rows, "requires a GPU")

@@ -106,6 +106,10 @@ class RunProgress(TQDMProgressBar):
         super().__init__(refresh_rate=1 if sys.stdout and sys.stdout.isatty() else 20)  # fewer lines in a log file
         self.evaluates = evaluates
 
+    @property
+    def test_description(self) -> str:
+        return f"Evaluating the {self.evaluates}"
+
     def init_train_tqdm(self) -> Any:
         bar = super().init_train_tqdm()
         bar.leave = False  # the line of the last epoch stays
@@ -128,13 +132,13 @@ class RunProgress(TQDMProgressBar):
         if self.has_dataloader_changed(dataloader_idx):
             stage = getattr(trainer.datamodule, "val_stages", ("val/",))[dataloader_idx]
             part = {"val/": "held-out images", "test_curve/": "test set"}[stage]
-            self._name(self.val_progress_bar, part, self.total_val_batches_current_dataloader)
+            self._begin(self.val_progress_bar, f"Evaluating the {part}", self.total_val_batches_current_dataloader)
 
     def on_test_batch_start(
         self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self.has_dataloader_changed(dataloader_idx):
-            self._name(self.test_progress_bar, self.evaluates, self.total_test_batches_current_dataloader)
+            self._begin(self.test_progress_bar, self.test_description, self.total_test_batches_current_dataloader)
 
     def get_metrics(self, trainer: L.Trainer, *rest: Any) -> dict[str, Any]:
         """The time left; losses and errors are in the epochs' lines."""
@@ -149,10 +153,10 @@ class RunProgress(TQDMProgressBar):
         """Steps so far, with the evaluations after whole epochs."""
         return trainer.global_step + trainer.current_epoch * self.after_epoch
 
-    def _name(self, bar: Any, part: str, batches: int | float) -> None:
-        """Begins a bar for the evaluation of a part of the set."""
+    def _begin(self, bar: Any, description: str, batches: int | float) -> None:
+        """Begins a bar of an evaluation."""
         bar.bar_format = self.EVALUATION_FORMAT
-        bar.set_description_str(f"Evaluating the {part}", refresh=False)
+        bar.set_description_str(description, refresh=False)
         bar.reset(batches)
 
 

@@ -20,7 +20,7 @@ from nin.errors import CheckpointError, DataError, SettingError
 from nin.pretrained import NOT_FINITE, Pretrained, check_fit
 from nin.run.callbacks import HeedSignals, stoppable
 from nin.run.machine import keep_freed_memory
-from nin.run.trainer import build_trainer, exact_fp32, precision, quiet
+from nin.run.trainer import build_trainer, exact_fp32, precision_of, quiet
 from nin.task import Classifier
 
 PARTS = {"test": "test set", "train": "training images", "val": "held-out images"}
@@ -79,7 +79,7 @@ def evaluate(config: Config, task: Classifier, data: Images, part: str) -> Evalu
     """
     trainer = build_trainer(
         config,
-        precision(config) if part == "train" else "32-true",
+        precision_of(config.trainer) if part == "train" else "32-true",
         [HeedSignals()],
         evaluates=PARTS[part],
         logger=False,

@@ -46,7 +46,7 @@ from nin.run.machine import commit, device_memory_gb, device_name, keep_freed_me
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
 from nin.run.record import Record, Start
 from nin.run.started import spelled
-from nin.run.trainer import build_trainer, precision, quiet
+from nin.run.trainer import build_trainer, precision_of, quiet
 from nin.task import Classifier
 
 # errors by which torch and Lightning refuse a damaged checkpoint
@@ -136,7 +136,7 @@ def _begin(config: Config, folder: Path) -> _Run:
         callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.recipe.ema)))
     trainer = build_trainer(
         config,
-        precision(config),
+        precision_of(config.trainer),
         callbacks,
         default_root_dir=folder,
         max_epochs=config.trainer.max_epochs,
@@ -248,7 +248,7 @@ def _record_of(run: _Run, net: NIN | Backbone, start: Pretrained | None) -> Reco
         settings=settings_of(config),
         start=Start(config.checkpoint, start.sha256, start.net.arguments["head"]) if start else None,
         parameters=sum(p.numel() for p in net.parameters()),
-        precision=precision(config),
+        precision=precision_of(config.trainer),
         device=f"{trainer.world_size} × " * (trainer.world_size > 1) + device_name(trainer.strategy.root_device),
         versions=versions(),
         commit=name,

@@ -64,14 +64,9 @@ def device_type(trainer: TrainerConfig) -> str:
     return "cpu"
 
 
-def precision(config: Config) -> str:
+def precision_of(trainer: TrainerConfig) -> str:
     """The precision of a run on this machine. trainer.precision=auto is bf16 where the hardware computes with it, fp16
     on a GPU without bf16, else fp32."""
-    return precision_of(config.trainer)
-
-
-def precision_of(trainer: TrainerConfig) -> str:
-    """The same from the Trainer's settings alone."""
     if trainer.precision != "auto":
         return trainer.precision
     device = device_type(trainer)

@@ -32,7 +32,7 @@ from nin.run import capture
 from nin.run.build import build_data, build_net, build_task, captures
 from nin.run.kernels import matrix_products
 from nin.run.machine import device_name, keep_freed_memory
-from nin.run.trainer import build_trainer, precision, quiet
+from nin.run.trainer import build_trainer, precision_of, quiet
 
 WARMUP = 2  # steps before the clock starts; with trainer.compile two more, and the capture
 SIDE = 32  # pixels, as CIFAR-10 has them
@@ -169,8 +169,8 @@ class Bench:
 
     def __init__(self, config: Config, steps: int) -> None:
         self.config, self.steps = config, steps
-        trainer = build_trainer(config, precision(config), logger=False, enable_checkpointing=False)
-        self.device, self.precision = trainer.strategy.root_device, precision(config)
+        trainer = build_trainer(config, precision_of(config.trainer), logger=False, enable_checkpointing=False)
+        self.device, self.precision = trainer.strategy.root_device, precision_of(config.trainer)
         self.context = trainer.precision_plugin.forward_context
         self.batch = config.data.batch_size
         self.operations = multiply_accumulates(self.net(), 3, SIDE, SIDE)

@@ -5,14 +5,14 @@ import shutil
 import pytest
 
 from builders import CONF
-from nin.cli import conf as tree_of_files
+from nin.cli import conf as of_files
 
 
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
     """A copy of conf/ that the command line reads; returns what adds a file to it."""
     shutil.copytree(CONF, tmp_path / "conf")
-    monkeypatch.setattr(tree_of_files, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(of_files, "CONF", tmp_path / "conf")
 
     def add(name, content):
         (tmp_path / "conf" / f"{name}.yaml").write_text(content)

@@ -3,7 +3,7 @@ import torch
 
 from nin.config import Config
 from nin.run import trainer
-from nin.run.trainer import build_trainer, exact_fp32, precision
+from nin.run.trainer import build_trainer, exact_fp32, precision_of
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,9 @@ def test_auto_precision_is_what_the_runs_device_can(monkeypatch, accelerator, cu
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     for can in (True, False):
         monkeypatch.setattr(trainer, "computes_bfloat16", lambda device, can=can: can if device == asked else not can)
-        assert precision(config) == ("bf16-mixed" if can else "16-mixed" if asked == "cuda" else "32-true")
+        assert precision_of(config.trainer) == ("bf16-mixed" if can else "16-mixed" if asked == "cuda" else "32-true")
     config.trainer.precision = "bf16-mixed"
-    assert precision(config) == "bf16-mixed"
+    assert precision_of(config.trainer) == "bf16-mixed"
 
 
 def test_fp32_is_exact_in_an_evaluation_alone():

@@ -46,8 +46,8 @@ def explained(error: Exception) -> NINError:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return SettingError(group, name, f"must be one of {', '.join(error.options)}")
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        where = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
-        return UsageError(f"{where}: not YAML ({error.problem})")
+        place = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        return UsageError(f"{place}: not YAML ({error.problem})")
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__

@@ -52,9 +52,9 @@ class Point:
     @cached_property
     def precision(self) -> str:
         """The precision that it is trained in on this machine."""
-        from nin.run import trainer
+        from nin.run.trainer import precision_of
 
-        return trainer.precision(self.config)
+        return precision_of(self.config.trainer)
 
     @cached_property
     def settings(self) -> dict:

@@ -161,7 +161,7 @@ def _spelled(value: Any) -> str:
         return "[" + ", ".join(map(_spelled, value)) + "]"
     if isinstance(value, str):
         keyword = value.lower() in ("true", "false", "null", "nan", "inf", "yes", "no", "on", "off")
-        return value if re.fullmatch(r"[A-Za-z][\w-]*", value, re.ASCII) and not keyword else quoted(value)
+        return value if re.fullmatch(r"[A-Za-z][\w./-]*", value, re.ASCII) and not keyword else quoted(value)
     return (
         {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
     )

@@ -54,6 +54,27 @@ def test_a_folded_net_is_the_same_function_and_can_be_saved(head, norm, tmp_path
         torch.testing.assert_close(again(pixels), trained(pixels), atol=1e-3, rtol=1e-4)
 
 
+def test_a_folded_net_computes_its_relus_in_its_convolutions_where_that_is_possible():
+    net = with_moments(NIN(SHAPES[0]["blocks"], image_size=16, norm="batch"), 0)
+    folded, images = fold.fold(net), torch.randn(4, 3, 16, 16)
+    joined = [type(layer) for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
+    assert joined == [fold.ConvReLU] * 6
+    assert not any(isinstance(layer, nn.ReLU) for layer in folded.modules())
+    with torch.no_grad():
+        fast = folded(images)
+        torch.testing.assert_close(fast, folded.double()(images.double()).float(), atol=1e-4, rtol=1e-4)
+        folded.float()
+        traced = torch.export.export(folded, (images,)).module()
+        torch.testing.assert_close(traced(images), fast, atol=1e-4, rtol=1e-4)
+        assert not any("mkldnn" in str(node.target) for node in traced.graph.nodes)
+    assert nin.multiply_accumulates(folded, 3, 16, 16) == nin.multiply_accumulates(net, 3, 16, 16)
+    images.requires_grad_()
+    slow = folded(images)
+    torch.testing.assert_close(slow, fast, atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(slow.sum(), images)
+    assert gradient.abs().sum() > 0
+
+
 def test_a_folded_backbone_is_the_same_function():
     torch.manual_seed(0)
     with torch.device("meta"):

@@ -40,10 +40,16 @@ class PapersRun:
         """The name of the head."""
         return next((each.partition("=")[2] for each in self.overrides if each.startswith("head=")), "gap")
 
+    @property
+    def variant(self) -> str:
+        """The label of its rows: the net, where the set does not choose it."""
+        return " ".join(each for each in self.overrides if each.startswith("model="))
+
     def of(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Those of a study's rows that repeat it: from scratch, on all images, in any regime without a variant."""
+        """Those of a study's rows that repeat it: from scratch, on all images, in any regime, without another
+        variant."""
         rows = rows[(rows.data == self.data) & (rows["head"] == self.head) & (rows.status == "ok")]
-        rows = rows[(rows.held_out == 0) & (rows.share == 1) & (rows.start_name == "") & (rows.label == "")]
+        rows = rows[(rows.held_out == 0) & (rows.share == 1) & (rows.start_name == "") & (rows.label == self.variant)]
         return rows[rows.settings.map(self._has_its_net).astype(bool)]
 
     def _has_its_net(self, settings: dict) -> bool:

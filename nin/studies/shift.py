@@ -174,7 +174,7 @@ def _finding(differences: Sequence[Difference], verdicts: Sequence[str]) -> str:
         cells = [f"{cell}, {verdict}" for cell, verdict in zip(cells, verdicts, strict=True)]
     return (
         f"Predictions that stay the same (points), `gap` {'; '.join(cells)}; over all shifts with reflected "
-        "borders, as in training; 95 % interval over images, one net per head."
+        "borders; 95 % interval over images, one net per head."
     )
 
 

@@ -40,6 +40,20 @@ def test_the_papers_figures_stand_beside_ours(frame, row):
     assert papers.tables(frame()) == ""
 
 
+def test_the_conventional_cnns_rows_are_its_own(frame, row):
+    made = [row(error=13.0, model__blocks="cnn", variant="model=cnn"), row(error=9.0)]
+    made += [row(error=14.0, model__blocks="cnn", variant="model=cnn model.dropout=0.3", model__dropout=0.3)]
+    lines = papers.table(5, frame(*made)).splitlines()
+    assert [line.split("|")[3].strip() for line in lines[4:]] == [
+        "not run",
+        "not run",
+        "9.00",
+        "not run",
+        "not run",
+        "13.00",
+    ]
+
+
 def test_a_table_lists_its_runs_and_trains_none(script, tmp_path):
     code, printed, _ = script("ablate.py", f"study={tmp_path / 'runs.csv'}", "table=2", "seed=0,1")
     assert code == 0 and "The paper's Table 2" in printed and "35.68 | not run" in printed

@@ -48,8 +48,6 @@ class Spec:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-NO_FILES = ("imagenet", "none")  # the values of model.weights that are no file
-
 BACKBONES = {
     "vgg19": Spec("features", 32, slow_init=True),
     # its ImageNet weights were trained on images scaled to −1 … 1; with this option it takes ImageNet's normalisation

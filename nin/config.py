@@ -37,6 +37,7 @@ POOLS = ("max", "average")
 PREPROCESSINGS = ("normalise", "whiten", "imagenet")
 PAD_MODES = ("zero", "reflect")
 OPTIMISERS = ("sgd", "muon", "adamw", "rmsprop")
+NO_FILES = ("imagenet", "none")  # values of model.weights that are not a file
 SCHEDULES = ("step", "linear", "cosine")
 
 
@@ -106,8 +107,13 @@ class ModelConfig:
     backbone: str | None = setting(None, "a net of torchvision in place of NIN; the settings above then have no effect")
     weights: str = setting("imagenet", "a backbone's weights: imagenet downloads them; a file; or none")
     weights_sha256: str | None = setting(
-        None, "of a file of weights, by which its runs are known; null: computed from it", _sha256
+        None, "sha256 of the file in model.weights, which identifies the run; null: computed", _sha256
     )
+
+    def check_together(self) -> None:
+        if self.weights_sha256 and (self.backbone is None or self.weights in NO_FILES):
+            reason = "requires model.backbone and a file in model.weights"
+            raise SettingError("weights_sha256", self.weights_sha256, reason)
 
 
 @dataclass
@@ -179,7 +185,7 @@ class RecipeConfig:
     warmup: float = setting(0.0, "epochs in which the rate rises to lr, at most half of the run", non_negative)
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", fraction)
     ema: float = setting(
-        0.0, "decay a step of the weights' moving average, which is evaluated and saved; 0 for none", fraction
+        0.0, "decay per step of a moving average of the weights, which is evaluated and saved; 0 for none", fraction
     )
 
     def check_together(self) -> None:

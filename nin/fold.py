@@ -18,14 +18,16 @@ from nin.model import NIN, MLPConv
 
 class ConvReLU(nn.Conv2d):
     """A convolution and the ReLU after it, which a CPU computes in one pass: by oneDNN's operator, which torch's
-    compiler uses too. It has no gradient, and other devices and exporters do not know it: they get the two layers."""
+    compiler uses too. It has no gradient and no other precision, and other devices, torch.export and torch.jit.trace do
+    not know it: they get the two layers."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        fuses = input.is_cpu and input.dtype == torch.float32 and HAS_FUSED
-        if fuses and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or is_recorded or not HAS_FUSED
+        if not plain and input.is_cpu and input.dtype == torch.float32:
             windows = (self.padding, self.stride, self.dilation, self.groups)
             return torch.ops.mkldnn._convolution_pointwise(input, weight, bias, *windows, "relu", [], "")
-        return F.relu(super()._conv_forward(input, weight, bias))
+        return F.relu(super()._conv_forward(input, weight, bias), inplace=True)
 
 
 HAS_FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -76,9 +77,11 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, maps: Tensor) -> Tensor:
         channels, before, after = maps.shape[1], self.size // 2, (self.size - 1) // 2
-        band = maps.new_full((channels, channels), self.alpha / self.size).triu(-before).tril(after)
-        sums = F.conv2d(maps.square(), band[:, :, None, None], maps.new_full((channels,), self.k))
-        return maps * sums.pow(-self.beta)
+        with torch.autocast(maps.device.type, enabled=False):  # squares and their sums need more digits than bf16 has
+            wide = maps if maps.dtype == torch.float64 else maps.float()
+            band = wide.new_full((channels, channels), self.alpha / self.size).triu(-before).tril(after)
+            sums = F.conv2d(wide.square(), band[:, :, None, None], wide.new_full((channels,), self.k))
+            return (wide * sums.pow(-self.beta)).to(maps.dtype)
 
 
 class DepthPool(nn.Module):

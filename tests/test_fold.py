@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nin
 from nin import NIN, Block, fold
@@ -12,6 +13,18 @@ from nin.backbones import Backbone
 from nin.data import Normalise
 from nin.plan import CLASS_MAP_HEADS
 from nin.pretrained import Pretrained, golden_images, load, save
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of the operators that are called in the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.seen.add(str(function).removesuffix(".default"))
+        return function(*arguments, **(options or {}))
 
 
 def with_moments(net, seed):
@@ -60,8 +73,12 @@ def test_a_folded_net_computes_its_relus_in_its_convolutions_where_that_is_possi
     joined = [type(layer) for layer in folded.modules() if isinstance(layer, nn.Conv2d)]
     assert joined == [fold.ConvReLU] * 6
     assert not any(isinstance(layer, nn.ReLU) for layer in folded.modules())
-    with torch.no_grad():
+    with torch.no_grad(), Operators() as operators:
         fast = folded(images)
+    assert ("mkldnn._convolution_pointwise" in operators.seen) == fold.HAS_FUSED
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert folded(images).dtype == net(images).dtype == torch.bfloat16
+    with torch.no_grad():
         torch.testing.assert_close(fast, folded.double()(images.double()).float(), atol=1e-4, rtol=1e-4)
         folded.float()
         traced = torch.export.export(folded, (images,)).module()

@@ -48,3 +48,11 @@ def test_local_response_norm_is_torchs(size, channels):
     torch.testing.assert_close(outputs, expected)
     torch.autograd.backward([outputs, expected], [inputs.cos()] * 2)
     torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_local_response_norm_computes_in_fp32_whatever_its_maps_are():
+    layer = LocalResponseNorm(9, alpha=0.009, k=1)
+    maps = (300 * torch.randn(2, 64, 3, 5)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = layer(maps)
+    assert outputs.dtype == torch.bfloat16 and torch.equal(outputs, layer(maps.float()).bfloat16())

@@ -41,7 +41,7 @@ def overrides_of(settings: dict[str, Any]) -> list[str]:
 def variant_of(settings: dict[str, Any]) -> str:
     """What was varied, for people: "model=plain recipe.drops=[]".
 
-    Set, head, recipe, seed, epochs, precision, test curve and held-out images are not named."""
+    Set, head, recipe, seed, epochs, precision, test curve, held-out images and checksums are not named."""
     named: tuple[str, ...] = (
         "data",
         "head",
@@ -53,7 +53,7 @@ def variant_of(settings: dict[str, Any]) -> str:
         "recipe.name",
         "data.val",
     )
-    named += ("eval_curve", "trainer.max_epochs", "trainer.precision")
+    named += ("eval_curve", "trainer.max_epochs", "trainer.precision", "data.sha256", "model.weights_sha256")
     return " ".join(sorted(override for override in overrides_of(settings) if override.partition("=")[0] not in named))
 
 
@@ -75,10 +75,11 @@ def points(overrides: Sequence[str]) -> list[Point]:
 
         made, variants = [], {}
         for point, settings in composed:
-            alike = json.dumps(config.settings_of(replace(settings, seed=0)))  # a variant names no seed
+            known = identified(settings)
+            alike = json.dumps(config.settings_of(replace(known, seed=0)))  # a variant names no seed
             if alike not in variants:
-                variants[alike] = variant_of(config.settings_of(settings))
-            made.append(Point(tuple(point), identified(settings), variants[alike]))
+                variants[alike] = variant_of(config.settings_of(known))
+            made.append(Point(tuple(point), known, variants[alike]))
         return made
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from nin.backbones import NO_FILES, Backbone, weights_sha256
+from nin.backbones import Backbone, weights_sha256
 from nin.checks import memory_gb, one_line
-from nin.config import Config, TrainerConfig
+from nin.config import NO_FILES, Config, TrainerConfig
 from nin.config import check as check_settings
 from nin.cost import activations
 from nin.data.folder import scan

@@ -20,8 +20,9 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, TQDMProgressBar, WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from nin import files
@@ -277,6 +278,45 @@ class MetricsFile(Checkpoint):
         if not is_rows or not all(isinstance(name, str) and is_real(row[name]) for row in rows for name in row):
             raise ValueError("rows: expected the rows of metrics.csv")
         self.rows = list(rows)
+
+
+# averaged weights -----------------------------------------------------------------------------------------------------
+
+
+class MovingAverage(WeightAveraging):
+    """An exponential moving average of the weights, which is evaluated, and is the trained net.
+
+    Lightning's leaves the average on the CPU, as it makes it before the task is moved; asks the device at every step
+    whether it is the first one; and leaves the weights that were not averaged in a run that resumes after its last
+    epoch.
+
+    Args:
+        decay: per step, of the average.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.blend = get_ema_multi_avg_fn(decay)
+
+    def setup(self, trainer: L.Trainer, task: L.LightningModule, stage: str) -> None:
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, task, stage)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._latest_update_step == 0:
+            super().on_train_batch_end(trainer, task, outputs, batch, batch_idx)  # copies the weights
+        elif trainer.global_step > self._latest_update_step:
+            averages, weights = (
+                [value.detach() for value in [*net.parameters(), *net.buffers()] if value.is_floating_point()]
+                for net in (self._average_model.module, task)
+            )
+            self.blend(averages, weights, self._average_model.n_averaged)
+            self._latest_update_step = trainer.global_step
+
+    def on_fit_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._copy_average_to_current(task)
 
 
 # dead nets ------------------------------------------------------------------------------------------------------------

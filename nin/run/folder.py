@@ -14,6 +14,7 @@ Neither torch nor Lightning is imported.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -102,6 +103,9 @@ def finished_run(config: Config, folder: Path) -> Record | None:
             f"{folder} contains a checkpoint, but its record is damaged: {error}; choose another folder"
         ) from error
     there, here = consequential(found.settings), consequential(settings_of(config))
+    if there["model.weights_sha256"] is None:  # an older run: its file of weights is known by its name alone
+        there["model.weights"] = os.path.basename(there["model.weights"])
+        there["model.weights_sha256"] = here["model.weights_sha256"]
     differing = [name for name in here if there[name] != here[name]]
     if differing:
         values = ", ".join(

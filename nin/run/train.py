@@ -11,8 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, WeightAveraging
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 
 from nin import files, pretrained
 from nin.backbones import Backbone
@@ -32,6 +31,7 @@ from nin.run.callbacks import (
     Estimate,
     HeedSignals,
     MetricsFile,
+    MovingAverage,
     Stopwatch,
     drop_empty_hooks,
     in_words,
@@ -133,7 +133,7 @@ def _begin(config: Config, folder: Path) -> _Run:
     saving = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     callbacks = [stopwatch, HeedSignals(), DeadNetWatch(), Estimate(), metrics, saving, EpochLines()]
     if config.recipe.ema:
-        callbacks.append(WeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(config.recipe.ema)))
+        callbacks.append(MovingAverage(config.recipe.ema))
     trainer = build_trainer(
         config,
         precision_of(config.trainer),

@@ -62,6 +62,19 @@ def ready(*arguments, **changed) -> Images:
     return data
 
 
+def test_a_square_of_each_training_image_is_blanked_and_of_no_test_image():
+    data = ready("digits", batch_size=64, pad=0, cutout=9)
+    plain = ready("digits", batch_size=64, pad=0)
+    assert data.augments and not plain.augments
+    for (images, labels), (others, same) in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
+        assert torch.equal(labels, same)
+        changed = (images != others).any(1)
+        assert (images[changed[:, None].expand_as(images)] == 0).all()
+        assert (changed.flatten(1).sum(1) > 0).float().mean() > 0.9 and changed.flatten(1).sum(1).max() <= 81
+    for (images, _), (others, _) in zip(data.test_dataloader(), plain.test_dataloader(), strict=True):
+        assert torch.equal(images, others)
+
+
 def test_batches_are_those_of_before():
     """Order, augmentation and preprocessing to the last bit: a change of them changes every published result."""
     digest = ""

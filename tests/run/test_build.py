@@ -7,7 +7,7 @@ import torch
 from builders import NARROW
 from nin import NIN, files
 from nin.backbones import Backbone
-from nin.cli import compose
+from nin.cli import compose, points
 from nin.config import Config, consequential, settings_of
 from nin.errors import SettingError, WeightsError
 from nin.run import build
@@ -44,10 +44,15 @@ def test_a_file_of_weights_is_known_by_its_content(tmp_path):
     assert known(moved) == first
     file.write_bytes(b"other weights")
     assert known(file) != first
+    (point,) = points(["experiment=flowers17_squeezenet", f"model.weights={moved}"])
+    assert point.variant == "model.weights=net.pth"
     digest = first["model.weights_sha256"]
     assert known(moved, f"model.weights_sha256={digest}") == first
     with pytest.raises(WeightsError, match=rf"weights_sha256={digest}: {file} is another file, with sha256 \w"):
         known(file, f"model.weights_sha256={digest}")
+    for of_no_file in ([], ["experiment=flowers17_squeezenet"]):
+        with pytest.raises(SettingError, match=r"model\.weights_sha256=\w+: requires model\.backbone and a file"):
+            compose([*of_no_file, f"model.weights_sha256={digest}"])
     with pytest.raises(WeightsError, match=r"nosuch\.pth: the ImageNet weights of squeezenet1_1 cannot be loaded"):
         known(tmp_path / "nosuch.pth")
 

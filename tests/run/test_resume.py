@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
 
 from builders import NARROW, Payload
 from nin import files, pretrained
 from nin.cli import compose
 from nin.errors import InterruptedRunError, LeftAloneError, RunError
 from nin.run import record
-from nin.run.callbacks import stoppable
+from nin.run.callbacks import MovingAverage, stoppable
 from nin.run.checkpoint import AtomicCheckpointIO, checksum
 from nin.run.train import train
 from nin.task import Classifier
@@ -129,14 +128,14 @@ def copy(half, tmp_path) -> Path:
 
 def test_a_moving_average_resumes_and_is_what_remains(whole, tmp_path, monkeypatch):
     settings, states = [*TWO_EPOCHS, "recipe.ema=0.7"], []
-    step = WeightAveraging.on_train_batch_end
+    step = MovingAverage.on_train_batch_end
 
     def noted(callback, trainer, task, *rest):
         states.append({name: value.clone() for name, value in task.net.state_dict().items()})
         return step(callback, trainer, task, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(WeightAveraging, "on_train_batch_end", noted)
+        patch.setattr(MovingAverage, "on_train_batch_end", noted)
         train(compose(settings), tmp_path / "uninterrupted")
     assert len(states) == 8
     average = {name: value for name, value in states[0].items() if value.is_floating_point()}
@@ -150,6 +149,9 @@ def test_a_moving_average_resumes_and_is_what_remains(whole, tmp_path, monkeypat
     stopped(monkeypatch, "on_train_epoch_start", lambda task: task.current_epoch == 1, settings, tmp_path / "run")
     train(compose(settings), tmp_path / "run")
     assert results(tmp_path / "run") == results(tmp_path / "uninterrupted")
+    stopped(monkeypatch, "test_step", lambda task: task.trainer.state.fn == "test", settings, tmp_path / "evaluated")
+    train(compose(settings), tmp_path / "evaluated")  # nothing is left to train
+    assert results(tmp_path / "evaluated") == results(tmp_path / "uninterrupted")
 
 
 def test_a_signal_during_the_last_evaluation_is_no_success(whole, copy, monkeypatch):

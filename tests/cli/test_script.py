@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -36,6 +37,29 @@ def test_an_error_is_one_sentence_and_an_exit_code(run, error, code, said):
 
     assert run(cli.run_script, main=main) == (code, "", f"error: {said}\n")
     assert run(cli.command, "seed=3", main=main) == (code, "", f"error: {said}\n")
+
+
+@pytest.mark.parametrize("raised", [SettingError("defaults", 1, "unknown setting"), UsageError("x"), RuntimeError("x")])
+def test_ctrl_c_that_comes_back_as_another_error_is_ctrl_c(run, raised):
+    """Hydra's and OmegaConf's except clauses turn KeyboardInterrupt into errors of their own."""
+
+    def main(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise raised from None
+
+    assert run(cli.run_script, main=main) == (130, "", "error: stopped\n")
+
+
+def test_a_study_that_ctrl_c_ends_keeps_its_sentence(run):
+    def main(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise errors.StudyStoppedError("interrupted; the rest", 130) from error
+
+    assert run(cli.run_script, main=main) == (130, "", "error: interrupted; the rest\n")
 
 
 def test_every_error_of_ours_has_an_exit_code():

@@ -21,7 +21,7 @@ def multiply_accumulates(net: nn.Module, *image_shape: int) -> int:
     for layer in net.modules():
         if isinstance(layer, nn.LocalResponseNorm):  # it sums by a matrix product, but has no weights
             layer.forward = _unchanged
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without, a folded net's layers are unknown
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:  # without gradients a folded net is uncounted
         net(torch.zeros(1, *image_shape, device=next(net.parameters()).device))
     return counter.get_total_flops() // 2
 

@@ -23,7 +23,6 @@ from nin.config import Config
 CONF = files.shipped("conf")
 ConfigStore.instance().store("schema", Config)
 
-
 # Hydra does not wrap the last four: they come from a number too long to be read, or from a file that is not YAML
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError, OverflowError, yaml.YAMLError)
 

@@ -104,10 +104,10 @@ class Composed:
 
     def plain(self) -> dict[str, Any]:
         """The settings as a nested dictionary, unchecked. Raises OmegaConfBaseException or SettingError."""
-        of_files = plain_settings_of_files(*self.files)
-        if of_files is None or not all(map(_is_plain, self.values)):
+        brought = plain_settings_of_files(*self.files)
+        if brought is None or not all(map(_is_plain, self.values)):
             return _plain(self.node)
-        settings = copy.deepcopy(of_files)
+        settings = copy.deepcopy(brought)
         for override in self.values:
             group, _, name = override.key_or_group.rpartition(".")
             (settings[group] if group else settings)[name] = copy.deepcopy(_converted(override.input_line))

@@ -78,7 +78,7 @@ def suggestion(name: str, value: str = "") -> str:
 
 
 def named_or_meant(name: str) -> str:
-    """The setting or group of this name, else the one that may have been meant; empty if none is similar."""
+    """The setting or group of this name, else the most similar one, else an empty text."""
     return name if is_group(name) or config.field_named(name) is not None else _meant(name)
 
 

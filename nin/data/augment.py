@@ -16,7 +16,7 @@ def random_crop(images: Tensor, pad: int, mode: str = "zero", generator: torch.G
         images: (N, C, H, W) of any dtype, preprocessed: zero is then the mean of the training set.
         pad: pixels on each side; 0 returns the images as they are.
         mode: the content of the padding, "zero" or "reflect".
-        generator: draws the random places; None is torch's own.
+        generator: draws the random places; by default torch's own.
 
     Shape:
         (N, C, H, W) ─► (N, C, H + 2 pad, W + 2 pad) ─► (N, C, H, W)
@@ -38,7 +38,7 @@ def random_cutout(images: Tensor, side: int, generator: torch.Generator | None =
     Args:
         images: (N, C, H, W), preprocessed: zero is then the mean of the training set.
         side: of the square in pixels; 0 returns the images as they are.
-        generator: draws the random places; None is torch's own.
+        generator: draws the random places; by default torch's own.
     """
     if side == 0:
         return images

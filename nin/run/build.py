@@ -56,7 +56,7 @@ def identified(config: Config) -> Config:
 
     Raises:
         DataError: the folder cannot be read, or has other pictures than the settings say.
-        WeightsError: the file cannot be read, or is another one than the settings say.
+        WeightsError: the file cannot be read, or does not have the sha256 in the settings.
     """
     model = config.model
     if model.backbone is not None and model.weights not in NO_FILES:

@@ -141,7 +141,7 @@ class DataConfig:
     )
     workers: int | None = setting(
         None,
-        "processes that decode a folder's pictures; null: one a core, at most 8",
+        "processes that decode a folder's pictures for each training process; null: its share of the cores, at most 8",
         _or_null(partial(integer, 0, 256)),
     )
     size: int = setting(32, "pixels a side, where the set has photographs", partial(integer, 8, 1024))

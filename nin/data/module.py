@@ -17,7 +17,7 @@ from nin import config
 from nin.checks import integer, memory_gb, one_of
 from nin.config import DataConfig
 from nin.data.augment import random_crop, random_cutout, random_flip
-from nin.data.folder import Listing, Streamed, list_folder, scan
+from nin.data.folder import Listing, Streamed, list_folder, scan, workers_of
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import SETS, ImageSet, data_folder
 from nin.errors import DataError, SettingError
@@ -229,16 +229,16 @@ class Images(L.LightningDataModule):
         for note in self.listing.notes:
             warnings.warn(note, stacklevel=1)
         limit = memory_gb() / 2 if self.settings.memory is None else self.settings.memory
-        own = {"seed": self.seed, "memory": limit / self.processes, "workers": self.settings.workers}
+        workers = workers_of(self.processes) if self.settings.workers is None else self.settings.workers
+        own = {"seed": self.seed, "memory": limit / self.processes, "workers": workers}
         return self.entry.parse(self.listing, self.settings.size, **own)
 
-    def _to_fit(self) -> Tensor:
+    def _to_fit(self) -> Tensor | Streamed:
         """The training images that the preprocessing is fitted on: all, of a folder at most MOST_FITTED."""
         if not self.entry.is_folder:
             return self.train_images
         chosen = torch.linspace(0, len(self.train_labels) - 1, min(MOST_FITTED, len(self.train_labels))).long()
-        images = self.train_images[chosen]
-        return images.in_memory()[0] if isinstance(images, Streamed) else images
+        return self.train_images[chosen]
 
     def _sample_share(self) -> Tensor:
         """Indices of the sampled training images, in order; of each class at least one. A smaller share of the same

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nin.checks import integer, times
 from nin.errors import SettingError
+
+COUNTED_AT_ONCE = 64  # images of a normalisation: few, since streamed photographs are large
+WHITENED_AT_ONCE = 5000  # images of a whitening, which are small
+
+
+class Images(Protocol):
+    """Images (N, C, H, W) uint8 that a preprocessing is fitted on: a tensor, or a folder's, which are streamed."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]:
+        """Returns the images, so many at a time."""
 
 
 class _InFloat32(nn.Module):
@@ -57,9 +70,11 @@ class Normalise(_InFloat32):
         self.register_buffer("std", std.float().reshape(1, -1, 1, 1))
 
     @classmethod
-    def fit(cls, images: Tensor) -> Normalise:
-        """Returns the normalisation of images (N, C, H, W) uint8."""
-        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in images.transpose(0, 1)]).double()
+    def fit(cls, images: Images) -> Normalise:
+        """Returns the normalisation of these images."""
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+        for chunk in images.split(COUNTED_AT_ONCE):
+            counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in chunk.transpose(0, 1)])
         share, values = counts / counts.sum(1, keepdim=True), torch.arange(256.0, dtype=torch.float64)
         mean = share @ values
         std = (share @ values.square() - mean.square()).sqrt()
@@ -80,8 +95,8 @@ class ImageNet(Normalise):
     channels = 3
 
     @classmethod
-    def fit(cls, images: Tensor) -> ImageNet:
-        """Returns the same normalisation for any images."""
+    def fit(cls, images: Images) -> ImageNet:
+        """Returns the same normalisation for any images; none is read."""
         return cls(255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225]))
 
 
@@ -128,16 +143,17 @@ class Whiten(_InFloat32):
         self.register_buffer("matrix", matrix.float())
 
     @classmethod
-    def fit(cls, images: Tensor) -> Whiten:
-        """Returns the whitening of images (N, C, H, W) uint8; about 15 s on two CPU cores for CIFAR-10."""
-        size = images[0].numel()
+    def fit(cls, images: Images) -> Whiten:
+        """Returns the whitening of these images; about 15 s on two CPU cores for CIFAR-10."""
+        size, count = math.prod(images.shape[1:]), 0
         total, products = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
-        for chunk in images.split(5000):
+        for chunk in images.split(WHITENED_AT_ONCE):
             normalised = cls._normalise_contrast(chunk)
             total += normalised.double().sum(0)
             products += (normalised.T @ normalised).double()
-        mean = total / len(images)
-        covariance = products / len(images) - torch.outer(mean, mean)
+            count += len(chunk)
+        mean = total / count
+        covariance = products / count - torch.outer(mean, mean)
         values, vectors = torch.linalg.eigh(covariance)
         matrix = (vectors * (values + cls.REGULARISER).rsqrt()) @ vectors.T
         return cls(mean.float(), matrix.float(), images.shape[1:])

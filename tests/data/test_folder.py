@@ -1,13 +1,16 @@
+import os
 import random
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from nin.data import Images
-from nin.data.folder import Streamed, list_folder, scan, table_of
+from nin.data.folder import Streamed, list_folder, scan, table_of, workers_of
 from nin.data.sets import read_folder
 from nin.errors import DataError, SettingError
 from photographs import COLOURS, make_folder, make_picture
@@ -201,8 +204,46 @@ def test_streamed_batches_are_those_of_memory(tmp_path, changed):
 def test_streamed_images_are_whitened_too(tmp_path):
     make_folder(tmp_path)
     whole, streamed = ready(tmp_path, preprocessing="whiten"), ready(tmp_path, preprocessing="whiten", memory=1e-9)
+    assert torch.equal(whole.preprocess.matrix, streamed.preprocess.matrix)
     for (images, _), (other, _) in zip(drawn(whole), drawn(streamed), strict=True):
         torch.testing.assert_close(images, other, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 40])
+def test_streamed_images_split_as_a_tensor_does(tmp_path, monkeypatch, size):
+    monkeypatch.setattr("nin.data.folder.READ_AT_ONCE", 4)
+    make_folder(tmp_path, ending="jpg")
+    paths = sorted(tmp_path.rglob("*.jpg"))
+    streamed = Streamed(paths, 16, workers=0)
+    whole, _ = streamed.in_memory()
+    for ours, theirs in zip(streamed.split(size), whole.split(size), strict=True):
+        assert torch.equal(ours, theirs)
+    paths[5].write_bytes(paths[5].read_bytes()[:-200])
+    with pytest.warns(UserWarning, match="left out 1 damaged picture"):
+        parts = list(streamed.split(size))
+    assert torch.equal(torch.cat(parts), torch.cat([whole[:5], whole[6:]]))
+    assert all(len(part) == size for part in parts[:-1])
+
+
+def test_a_normalisation_holds_few_streamed_images_at_a_time(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    monkeypatch.setattr("nin.data.preprocess.COUNTED_AT_ONCE", 5)
+    monkeypatch.setattr(Streamed, "in_memory", None)
+    assert ready(tmp_path, memory=1e-9, workers=0).preprocess.mean.isfinite().all()
+
+
+def test_an_imagenet_normalisation_reads_no_picture(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    monkeypatch.setattr(Streamed, "read", None)
+    assert ready(tmp_path, memory=1e-9, preprocessing="imagenet").preprocess.std.isfinite().all()
+
+
+@given(st.integers(1, 64), st.integers(1, 64))
+def test_processes_share_the_cores_that_decode(cores, processes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        workers = workers_of(processes)
+    assert 1 <= workers <= 8 and (workers == 1 or workers * processes <= cores)
 
 
 def test_processes_share_streamed_batches(tmp_path):

@@ -126,9 +126,15 @@ def tensors(values):
 odd_tensors = tensors(st.floats(width=32)) | st.sampled_from(
     [torch.zeros(0), torch.ones(2), torch.full((3,), math.nan), torch.ones(3, dtype=torch.cfloat)]
 )
+
+
+def mostly(good):
+    return st.one_of(good, good, good, good, odd_tensors)
+
+
 CHANNELS = {
-    "mean": tensors(st.floats(-300, 300, width=32)) | odd_tensors,
-    "std": tensors(st.floats(0.125, 300, width=32)) | odd_tensors,
+    "mean": mostly(tensors(st.floats(-300, 300, width=32))),
+    "std": mostly(tensors(st.floats(0.125, 300, width=32))),
 }
 
 

@@ -42,7 +42,7 @@ class Classifier(L.LightningModule):
     first step. `train/loss` and `train/error` are means over the epoch's steps: of the net as it was at each step, on
     augmented images, with dropout.
 
-    Nothing here watches over the training: add `nin.run.callbacks.DeadNetWatch` to the Trainer for that.
+    Nothing here watches over the training: add `nin.run.watch.DeadNetWatch` to the Trainer for that.
 
     Args:
         net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`. Parameters that

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from nin import files
-from nin.run.callbacks import DeadNetWatch
+from nin.run.watch import DeadNetWatch
 
 CHECKSUMS = "sha256"  # the part with the checksums of the others
 

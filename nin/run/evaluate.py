@@ -18,8 +18,8 @@ from nin.data.module import Batches, Images
 from nin.data.sets import SETS
 from nin.errors import CheckpointError, DataError, SettingError
 from nin.pretrained import NOT_FINITE, Pretrained, check_fit
-from nin.run.callbacks import HeedSignals, stoppable
 from nin.run.machine import keep_freed_memory
+from nin.run.signals import HeedSignals, stoppable
 from nin.run.trainer import build_trainer, exact_fp32, precision_of, quiet
 from nin.task import Classifier
 

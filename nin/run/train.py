@@ -25,28 +25,19 @@ from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
 from nin.run.build import build_data, build_net, build_task, identified, settings_under
-from nin.run.callbacks import (
-    DeadNetWatch,
-    EpochLines,
-    Estimate,
-    HeedSignals,
-    MetricsFile,
-    MovingAverage,
-    Stopwatch,
-    drop_empty_hooks,
-    in_words,
-    say,
-    stoppable,
-)
+from nin.run.callbacks import MetricsFile, MovingAverage, Stopwatch, drop_empty_hooks
 from nin.run.checkpoint import CHECKSUMS, AtomicCheckpointIO
 from nin.run.curves import plot_curves
 from nin.run.evaluate import check_limits, evaluate
 from nin.run.loggers import build_logger, log_result, log_settings
 from nin.run.machine import commit, device_memory_gb, device_name, keep_freed_memory, peak_memory_gb, versions
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
+from nin.run.progress import EpochLines, Estimate, in_words, say
 from nin.run.record import Record, Start
+from nin.run.signals import HeedSignals, stoppable
 from nin.run.started import spelled
 from nin.run.trainer import build_trainer, precision_of, quiet
+from nin.run.watch import DeadNetWatch
 from nin.task import Classifier
 
 # errors by which torch and Lightning refuse a damaged checkpoint

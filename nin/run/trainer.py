@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nin.config import Config, TrainerConfig
 from nin.optim import computes_bfloat16
-from nin.run.callbacks import RunProgress
+from nin.run.progress import RunProgress
 
 
 def build_trainer(

@@ -22,7 +22,7 @@ from nin.data import module
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.plan import CLASS_MAP_HEADS, HEADS
 from nin.run import build, capture
-from nin.run.callbacks import DeadNetWatch
+from nin.run.watch import DeadNetWatch
 
 RECIPES = sorted(file.stem for file in (CONF / "recipe").glob("*.yaml"))
 CASES = [(recipe, "gap") for recipe in RECIPES] + [("modern", head) for head in CLASS_MAP_HEADS if head != "gap"]

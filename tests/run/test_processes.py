@@ -113,6 +113,25 @@ def test_the_gradient_and_the_error_are_those_of_one_process(tmp_path):
     assert measured["val/loss"] == pytest.approx(of_one["val/loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.7])
+def test_two_processes_train_the_net_of_one(tmp_path, ema):
+    """Without draws of their own; a moving average is the same in both."""
+    settings = [*SHORT, "trainer.max_epochs=2", "model.dropout=0", "data.pad=0", "data.flip=false", f"recipe.ema={ema}"]
+    settings += ["model.norm=none", "recipe.optimiser=sgd", "recipe.lr=0.01"]  # no batch norm: on CPUs each has its own
+    (code, _, errors), _ = [
+        each.wait()
+        for each in two(["train.py", *settings, "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two"], tmp_path)
+    ]
+    assert code == 0, errors
+    train(compose(settings), tmp_path / "one")
+    ours, theirs = (load(tmp_path / name).net.state_dict() for name in ("two", "one"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(
+            ours[name], value, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    assert (tmp_path / "two" / "metrics.csv").read_text().count("\n") == 1 + 2
+
+
 # one run -------------------------------------------------------------------------------------------------------------
 
 

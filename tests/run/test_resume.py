@@ -15,8 +15,9 @@ from nin import files, pretrained
 from nin.cli import compose
 from nin.errors import InterruptedRunError, LeftAloneError, RunError
 from nin.run import record
-from nin.run.callbacks import MovingAverage, stoppable
+from nin.run.callbacks import MovingAverage
 from nin.run.checkpoint import AtomicCheckpointIO, checksum
+from nin.run.signals import stoppable
 from nin.run.train import train
 from nin.task import Classifier
 from runs import Command, results

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,12 @@ def literal(text: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """A number of things in words: "1 epoch", "1,200 images". The plural of `noun` ends in s."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def some_of(names: Sequence[object], most: int) -> str:
+    """At most `most` of the names, and how many more there are: "cat, dog and 3 more"."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{', '.join(map(one_line, names[:most]))}{more}"
 
 
 def times(shape: Iterable[int]) -> str:
@@ -97,6 +103,11 @@ def sides(most: int, **settings: Any) -> tuple[int, int]:
     if not all(1 <= side <= most for side in both):
         raise SettingError(name, value, f"expected 1 to {most} pixels")
     return both[0], both[1]
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_gb() -> float:

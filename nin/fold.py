@@ -40,7 +40,7 @@ def fold(net: NIN | Backbone) -> NIN | Backbone:
 
     It computes the same logits within rounding. A folded `NIN` is a net of norm="none" and says so in its arguments, so
     it can be saved and loaded; its logits differ from the original's by about 1e-6 of their size. A folded `Backbone`
-    keeps its arguments, which no longer describe it. A net without batch norm is only copied.
+    keeps its arguments, which no longer describe it. A backbone without batch norm is only copied.
     """
     if isinstance(net, Backbone):
         return _fold_backbone(net)

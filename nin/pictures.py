@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -48,10 +49,14 @@ def _pictures_in(folder: Path, leave_out: Path | None) -> list[Path]:
     """The pictures in a folder and its subfolders, sorted; linked folders are not followed."""
     found: list[Path] = []
     left_out = leave_out.resolve() if leave_out else None
-    for here, folders, names in os.walk(folder):
+    for here, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if left_out is None or Path(here, name).resolve() != left_out)
         found += [Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
     return sorted(file for file in found if file.is_file())
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise PictureError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def read_picture(file: str | Path, least: int | None = None) -> Image.Image:

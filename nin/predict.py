@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import caffe, files
-from nin.checks import integer, literal, memory_gb, one_line, sides
+from nin.checks import integer, literal, memory_gb, one_line, sides, some_of
 from nin.cost import inference_cost
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
@@ -379,8 +379,7 @@ def label_of(checkpoint: str) -> str:
 def known_classes(trained: Pretrained, most: int = 20) -> str:
     """The number of classes and the names of at most `most` of them: "2 classes: cat, dog"."""
     count = len(trained.classes)
-    more = f" and {count - most:,} more" if count > most else ""
-    return f"{count:,} {'class' if count == 1 else 'classes'}: {', '.join(trained.classes[:most])}{more}"
+    return f"{count:,} {'class' if count == 1 else 'classes'}: {some_of(trained.classes, most)}"
 
 
 # test images ----------------------------------------------------------------------------------------------------------

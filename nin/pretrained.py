@@ -32,7 +32,7 @@ from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten, symmetric
 from nin.errors import CheckpointError, SettingError
 from nin.model import NIN
 from nin.pictures import resize, to_tensor, upright
-from nin.plan import LARGEST
+from nin.plan import HEADS, LARGEST
 
 if TYPE_CHECKING:
     from nin.data.sets import ImageSet
@@ -121,7 +121,7 @@ class Pretrained(nn.Module):
         arguments = {**self.net.arguments, "num_classes": len(classes), "head": head or self.net.arguments["head"]}
         kept = next(self.net.parameters())
         net = NIN(**arguments) if isinstance(self.net, NIN) else Backbone(**arguments, weights="none")
-        new = copy_weights(self, net)
+        new = copy_weights(self, net, classes)
         self.net = net.to(kept.device, memory_format=torch.channels_last).train(self.net.training)
         self.classes, self.facts, self.sha256 = tuple(map(one_line, classes)), {}, None
         return new
@@ -452,10 +452,15 @@ def _classes(names: Sequence[str]) -> str:
     return "1 class" if len(names) == 1 else f"{len(names):,} classes"
 
 
-def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
+def copy_weights(trained: Pretrained, net: NIN | Backbone, classes: Sequence[str] | None = None) -> list[str]:
     """Copies the weights of `trained` to `net`; returns the names of the weights that stay as they were.
 
-    Where the nets differ in their number of classes or in their head, all weights that do not depend on it are copied.
+    Where the nets differ in their classes or in their head, all weights that do not depend on it are copied.
+
+    Args:
+        trained: the net with the weights.
+        net: receives them.
+        classes: names of the classes of `net`; None: where it has as many as `trained`, they are the same.
 
     Raises:
         CheckpointError: the nets differ in anything but these, dropout, initial values, and an image size that the
@@ -474,10 +479,22 @@ def copy_weights(trained: Pretrained, net: NIN | Backbone) -> list[str]:
             f"the checkpoint's head accepts only image_size={theirs['image_size']}, got image_size="
             f"{ours['image_size']}; set data.size, or choose a head that pools"
         )
-    new = [name for name in after if after[name] != before.get(name)]
+    new = {name for name in after if after[name] != before.get(name)}
+    if classes is not None and tuple(map(one_line, classes)) != trained.classes:
+        new |= _of_classes(net)
     weights = trained.net.state_dict()
     net.load_state_dict({name: weights[name] for name in after if name not in new}, strict=False)
-    return new
+    return [name for name in after if name in new]
+
+
+def _of_classes(net: NIN | Backbone) -> set[str]:
+    """The names of the weights whose shapes depend on the number of classes."""
+    arguments = {**net.arguments, "num_classes": net.num_classes - 1 or 2}
+    if "blocks" in arguments and HEADS[arguments["head"]].pools:  # the last block has a map per class
+        *blocks, last = arguments["blocks"]
+        arguments["blocks"] = [*blocks, {**last, "widths": [*last["widths"][:-1], None]}]
+    shapes, others = _shapes(net), _shapes(build_net(arguments))
+    return {name for name in shapes if shapes[name] != others[name]}
 
 
 def _shapes(net: nn.Module) -> dict[str, torch.Size]:

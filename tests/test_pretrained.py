@@ -655,10 +655,28 @@ def test_a_head_is_replaced_in_one_call(images, head, other):
     trained(images).sum().backward()  # it can be trained
 
 
+@pytest.mark.parametrize("head", ["gap", "fc"])
+@pytest.mark.parametrize("last", [None, 10])
+def test_as_many_other_classes_start_anew(head, last):
+    """A weight that learned a class says nothing about another one in its place."""
+    net = NIN([Block(8), Block((8, 8, last))], 10, head, image_size=8, norm="batch")
+    trained = Pretrained(net, Normalise(torch.ones(3), torch.ones(3)), list("0123456789"), {})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert trained.reset_head(list("0123456789")) == []
+    new = trained.reset_head(list("abcdefghij"))
+    layers = {name.rpartition(".")[0] for name in new}
+    of_maps = {"blocks.block2.conv3", "blocks.block2.norm3"}
+    assert layers == (of_maps if head == "gap" else {"head.linear"} | (of_maps if last is None else set()))
+    after = trained.net.state_dict()
+    assert all(torch.equal(after[name], before[name]) == (name not in new) for name in after if "conv" in name)
+
+
 def test_a_backbones_head_is_replaced_too():
     net = Backbone("squeezenet1_1", 4, "gap", image_size=64, weights="none")
     trained = Pretrained(net, Normalise(torch.full((3,), 120.0), torch.full((3,), 60.0)), list("abcd"), {})
     assert trained.reset_head(list("ab")) == ["classes.weight", "classes.bias"]
+    assert trained.reset_head(list("cd")) == ["classes.weight", "classes.bias"]
+    assert trained.reset_head(list("cd")) == []
     kept = trained.net.features.state_dict()
     assert all(torch.equal(kept[name], weight) for name, weight in net.features.state_dict().items())
 

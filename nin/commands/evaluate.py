@@ -36,7 +36,8 @@ def main(settings: Config, folder: Path) -> None:
     from nin.run.processes import rank
     from nin.studies import confusion
 
-    evaluation = evaluate_pretrained(unfinished.load(settings.checkpoint), settings)
+    trained = unfinished.load(settings.checkpoint, root=settings.data.root, download=settings.data.download)
+    evaluation = evaluate_pretrained(trained, settings)
     matrix, classes = evaluation.confusion, evaluation.classes
     print(f"\nof {evaluation.images:,} images\n{confusion.worst_pairs(matrix, classes)}")
     print(f"\ntest error {evaluation.error:.2f} %")

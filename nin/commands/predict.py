@@ -56,8 +56,9 @@ def main(arguments: list[str]) -> None:
     from nin.run import unfinished
 
     predict.read_size(settings["size"])
-    trained, label = unfinished.load(settings["checkpoint"], fold=True), predict.label_of(settings["checkpoint"])
-    out, root, number = predict.make_folder(settings["out"]), settings["data.root"] or None, int(settings["test"])
+    root, number = settings["data.root"] or None, int(settings["test"])
+    trained = unfinished.load(settings["checkpoint"], fold=True, root=root)
+    label, out = predict.label_of(settings["checkpoint"]), predict.make_folder(settings["out"])
     if settings["figure"] == "paper":
         draw_paper(trained, out / f"paper_{label}.png", root)
         return

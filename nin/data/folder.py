@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -28,14 +28,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from nin import files
-from nin.checks import counted, one_line
+from nin.checks import cores, counted, one_line, some_of
 from nin.errors import DataError, PictureError
 from nin.pictures import FORMATS, SUFFIXES, read_picture, resize
 
 TEST_PART = 5  # one of so many pictures of a class is a test picture, if the split is drawn
 FEW = 10  # a class with fewer pictures is warned about
 UNEQUAL = 5  # a ratio of the largest class to the smallest from which they are warned about
-READ_AT_ONCE = 64  # pictures of a batch while a folder is read into memory
+READ_AT_ONCE = 64  # pictures of a batch while a folder is read into memory, or counted
+READ_PIXELS = 64 * 224**2  # at most, in such a batch: each worker has two in the queue
 MOST_WORKERS = 8  # more seldom decode faster than a net learns
 NAMED = 5  # files that a warning names
 
@@ -121,15 +122,18 @@ def list_folder(root: str | Path, **_: Any) -> Listing:
     notes = list(found.notes)
     damaged = [f"{file} ({reason})" for file, (_, reason) in contents.items() if reason]
     if damaged:
-        notes.append(f"left out {counted(len(damaged), 'damaged picture')}: {_first(damaged)}")
+        notes.append(f"left out {counted(len(damaged), 'damaged picture')}: {some_of(damaged, NAMED)}")
     kept = [
         {name: [file for file in one if not contents[file][1]] for name, one in part.items()} for part in found.parts
     ]
     classes = tuple(name for name in found.classes if any(part.get(name) for part in kept))
     if empty := [name for name in found.classes if name not in classes]:
-        notes.append(f"left out {counted(len(empty), 'empty folder')}: {_first(empty)}")
+        notes.append(f"left out {counted(len(empty), 'empty folder')}: {some_of(empty, NAMED)}")
     _check_classes(found.root, classes)
     given = tuple(_pictures(part, classes, contents) for part in kept)
+    once = {picture.file for part in given for picture in part}
+    if repeated := [file for part in kept for one in part.values() for file in one if file not in once]:
+        notes.append(f"left out {counted(len(repeated), 'repeated picture')}: {some_of(repeated, NAMED)}")
     listing = Listing(found.root, classes, given, found.is_split, tuple(notes + _duplicates(given)))
     return _with_notes_on_sizes(listing)
 
@@ -175,10 +179,14 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         return sorted(each for each in folder.iterdir() if _is_shown(each) and each.is_dir())
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"data.root={one_line(folder)}: cannot be read ({reason}); expected a folder with one subfolder a class"
-        ) from error
+        _refuse(error, folder)
+
+
+def _refuse(error: Exception, folder: Path | None = None) -> NoReturn:
+    """Raises DataError for a folder that cannot be read."""
+    name, reason = one_line(folder or getattr(error, "filename", "")), getattr(error, "strerror", None) or error
+    expected = "expected a folder with one subfolder a class"
+    raise DataError(f"data.root={name}: cannot be read ({reason}); {expected}") from error
 
 
 def _is_shown(path: Path) -> bool:
@@ -188,7 +196,7 @@ def _is_shown(path: Path) -> bool:
 def _pictures_below(folder: Path, others: Counter[str]) -> list[Path]:
     """The pictures in a folder and its subfolders, sorted; counts the endings of its other files."""
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if _is_shown(Path(name)))
         for name in sorted(names):
             file = Path(parent, name)
@@ -211,7 +219,7 @@ def _check_classes(root: Path, classes: Sequence[str]) -> None:
 
 def _contents(paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
     """The sha256 of each file, and why it is no picture, or ""."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 4 * cores())) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused when it is decoded
         progress = tqdm(
             pool.map(_examined, paths), "listing pictures", len(paths), unit=" pictures", delay=2, leave=False
@@ -258,11 +266,10 @@ def _duplicates(parts: Sequence[Sequence[Picture]]) -> list[str]:
                 both.append(f"{first.file} and {picture.file}")
     notes = []
     if classes:
-        notes.append(f"{counted(len(classes), 'picture')} in several classes: {_first(classes)}")
+        notes.append(f"{counted(len(classes), 'picture')} in several classes: {some_of(classes, NAMED)}")
     if both:
-        notes.append(
-            f"{counted(len(both), 'test picture')} also in train/, which makes the error too low: {_first(both)}"
-        )
+        number = counted(len(both), "test picture")
+        notes.append(f"{number} also in train/, which makes the error too low: {some_of(both, NAMED)}")
     return notes
 
 
@@ -272,7 +279,7 @@ def _with_notes_on_sizes(listing: Listing) -> Listing:
     count = {listing.classes[label]: number for label, number in sorted(numbers.items())}
     notes = list(listing.notes)
     if few := [f"{name} {number}" for name, number in count.items() if number < FEW]:
-        notes.append(f"under {FEW} pictures: {_first(few)}; their errors say little")
+        notes.append(f"under {FEW} pictures: {some_of(few, NAMED)}; their errors say little")
     most, least = max(count, key=count.get), min(count, key=count.get)
     if count[most] >= UNEQUAL * count[least]:
         notes.append(
@@ -287,11 +294,6 @@ def _with_notes_on_sizes(listing: Listing) -> Listing:
         )
         raise DataError(f"data.root={one_line(listing.root)}: expected at least {wanted}")
     return replace(listing, notes=tuple(notes))
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return f"{', '.join(map(one_line, names[:NAMED]))}{more}"
 
 
 def table_of(listing: Listing, seed: int) -> bytes:
@@ -350,11 +352,7 @@ class Streamed:
 
     def read(self, batches: Sequence[Tensor], pin: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The images (B, size, size, 3) of each batch of indices in turn, and the places in the batch that they have:
-        a damaged picture is left out, with a warning.
-
-        Raises:
-            DataError: all pictures of a batch are damaged.
-        """
+        a damaged picture is left out, with a warning, so that B may be 0."""
         workers = workers_of() if self.workers is None else self.workers
         loader = DataLoader(
             _Decoding(self.paths, self.size),
@@ -367,10 +365,10 @@ class Streamed:
         )
         for images, places, damaged in loader:
             if damaged:
-                warnings.warn(f"left out {counted(len(damaged), 'damaged picture')}: {_first(damaged)}", stacklevel=1)
-            if not len(places):
-                raise DataError(f"all pictures of a batch are damaged: {_first(damaged)}; remove them")
-            yield images, places
+                warnings.warn(
+                    f"left out {counted(len(damaged), 'damaged picture')}: {some_of(damaged, NAMED)}", stacklevel=1
+                )
+            yield images.reshape(-1, self.size, self.size, 3), places
 
     def in_memory(self) -> tuple[Tensor, Tensor]:
         """All images (N, 3, size, size), channels last in memory, and their indices: damaged pictures are left out."""
@@ -383,20 +381,21 @@ class Streamed:
         images = images if len(indices) == len(self) else images[indices]
         return images.permute(0, 3, 1, 2), indices
 
-    def split(self, size: int) -> Iterator[Tensor]:
-        """The images (B, 3, height, width), `size` at a time as of a tensor; damaged pictures are left out."""
+    def split(self, number: int) -> Iterator[Tensor]:
+        """The images (B, 3, size, size) in parts of so many, like torch.Tensor.split; damaged pictures are left out."""
         held = torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
         for images, _ in self._in_turn():
             held = torch.cat([held, images])
-            while len(held) >= size:
-                yield held[:size].permute(0, 3, 1, 2)
-                held = held[size:]
+            while len(held) >= number:
+                yield held[:number].permute(0, 3, 1, 2)
+                held = held[number:]
         if len(held):
             yield held.permute(0, 3, 1, 2)
 
     def _in_turn(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images (B, size, size, 3), READ_AT_ONCE at a time, and their indices, with a progress bar."""
-        batches = list(torch.arange(len(self)).split(READ_AT_ONCE))
+        """All images (B, size, size, 3), READ_AT_ONCE or fewer at a time, and their indices, with a progress bar."""
+        number = max(1, min(READ_AT_ONCE, READ_PIXELS // self.size**2))
+        batches = list(torch.arange(len(self)).split(number))
         with tqdm(desc="reading pictures", total=len(self), unit=" pictures", delay=2, leave=False) as bar:
             for batch, (images, places) in zip(batches, self.read(batches), strict=True):
                 yield images, batch[places]
@@ -404,9 +403,8 @@ class Streamed:
 
 
 def workers_of(processes: int = 1) -> int:
-    """Returns how many workers decode pictures for each of so many training processes: the cores, shared out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, cores // processes))
+    """Returns the number of decoding workers of each training process: its share of the cores, at most MOST_WORKERS."""
+    return min(MOST_WORKERS, max(1, cores() // processes))
 
 
 def decoded(file: Path, size: int) -> Tensor:
@@ -438,8 +436,11 @@ def _collated(read: Iterable[Tensor | str]) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def _begin_worker(_: int) -> None:
-    """A worker ignores Ctrl-C: its parent handles it, and the worker ends with the parent. It returns the freed memory
-    that it has from its parent, who fills it anew while the worker would keep what was there: 0.4 GB each."""
+    """A worker ignores Ctrl-C: its parent handles it, and the worker ends with the parent.
+
+    A forked worker shares its parent's freed memory. Once the parent reuses it, the worker holds a copy: 0.4 GB each.
+    So it returns that memory first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with suppress(OSError, AttributeError):  # another system's library

@@ -23,10 +23,13 @@ from nin.data.sets import SETS, ImageSet, data_folder
 from nin.errors import DataError, SettingError
 
 MOST_FITTED = 2000  # images of a folder that its preprocessing is fitted on
+ENCODED_AT_ONCE = 50  # images of frozen layers
 LARGEST_WHITENED = 64  # pixels a side; the matrix for larger images does not fit into memory
 EVALUATION_BATCH = 250  # images of 32×32 at a time; more are no faster on a CPU and need more memory
 GPU_EVALUATION_BATCH = 2000  # a GPU is idle between small batches
 GPU_AHEAD = 16 * 128 * 32 * 32  # pixels that a GPU crops and mirrors at once: 16 usual batches, in 14 launches for all
+
+Transform = Callable[[Tensor], Tensor]  # a module or a function
 
 
 def evaluation_batch(device: torch.device, pixels: int) -> int:
@@ -60,7 +63,7 @@ class Batches:
         labels: (N) int64.
         batch_size: B, of all processes together. Without `augment` the last batch has the images that are left. With
             `augment` these are dropped, other ones each epoch, unless they are the only batch.
-        preprocess: turns a batch of images into the input of the net.
+        preprocess: a module or function that turns a batch of images into the input of the net.
         augment: changes preprocessed images in training, given a generator; None keeps images and order.
         seed: of order and augmentation.
         epoch: returns the epoch's number; called when an epoch begins.
@@ -68,6 +71,9 @@ class Batches:
         processes: how many there are.
         device: where the batches are made; None is where the images are.
         ahead: number of batches that are made at once, in as many launches as one. The random numbers depend on it.
+
+    Raises:
+        DataError: in iteration, all streamed pictures of a training batch are damaged.
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class Batches:
         images: Tensor | Streamed,
         labels: Tensor,
         batch_size: int,
-        preprocess: nn.Module,
+        preprocess: Transform,
         *,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
         seed: int = 0,
@@ -119,23 +125,38 @@ class Batches:
 
     def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """This process's shares of the batches, on the device: pixels (B, H, W, C), labels (B) and the size of each
-        share. Images in memory come as the shares of `ahead` batches joined, streamed ones as one share at a time."""
+        share. The shares of `ahead` batches come joined."""
         batches = list(order[: len(self) * self.batch_size].split(self.batch_size))
         if self.augment is not None:  # equal shares, since gradients are averaged over processes
             batches = [batch[: len(batch) // self.processes * self.processes] for batch in batches]
         # the last batch may have fewer images than there are processes
         shares = [share for share in (batch[self.rank :: self.processes] for batch in batches) if len(share)]
-        if not isinstance(self.images, Streamed):
-            for first in range(0, len(shares), self.ahead):
-                group = shares[first : first + self.ahead]
-                chosen = torch.cat(group) if len(group) > 1 else group[0]
-                pixels = self.images[chosen.to(self.images.device)].to(self.device)
-                yield pixels, self.labels[chosen], [len(share) for share in group]
+        groups = [shares[first : first + self.ahead] for first in range(0, len(shares), self.ahead)]
+        if isinstance(self.images, Streamed):
+            yield from self._stream(groups, self.images)
             return
+        for group in groups:
+            chosen = torch.cat(group) if len(group) > 1 else group[0]
+            pixels = self.images[chosen.to(self.images.device)].to(self.device)
+            yield pixels, self.labels[chosen], [len(share) for share in group]
+
+    def _stream(self, groups: list[list[Tensor]], images: Streamed) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+        """As `_read`, of images that are decoded as they are needed; damaged ones are left out of their batches."""
         pin = self.device.type == "cuda"
-        for share, (pixels, places) in zip(shares, self.images.read(shares, pin), strict=True):
-            labels = self.labels[share[places.to(self.device)]]
-            yield pixels.to(self.device, non_blocking=pin), labels, [len(labels)]
+        batches = images.read([share for group in groups for share in group], pin)
+        for group in groups:
+            pixels, labels = [], []
+            for share in group:
+                decoded, places = next(batches)
+                if not len(places) and self.augment is None:
+                    continue
+                if not len(places):  # as many steps in each process, since they wait for each other
+                    raise DataError(f"all {len(share)} pictures of a training batch are damaged; remove them")
+                pixels.append(decoded.to(self.device, non_blocking=pin))
+                labels.append(self.labels[share[places.to(self.device)]])
+            if labels:
+                joined = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
+                yield joined, torch.cat(labels), [len(part) for part in labels]
 
 
 class Images(L.LightningDataModule):
@@ -158,7 +179,7 @@ class Images(L.LightningDataModule):
         set: the images; None before `setup`. If they are assigned before, nothing is fetched.
         preprocess: turns images into the input of the net, fitted by `setup` on the images that are trained on. If it
             is assigned before, because a trained net brings its own, nothing is fitted.
-        encode: frozen layers that are applied to each image once, where nothing augments: batches are their outputs.
+        encode: frozen layers, where nothing augments: batches are their outputs, computed once if they fit into memory.
         train_images, train_labels, val_images, val_labels: the two splits of the training set, after `setup`.
 
     Raises:
@@ -190,7 +211,7 @@ class Images(L.LightningDataModule):
         self.preprocess: nn.Module | None = None
         self.encode: Callable[[Tensor], Tensor] | None = None
         self._files: dict[str, bytes] | None = None  # verified, and not read yet
-        self._on_device: dict[str, tuple[Tensor | Streamed, Tensor, bool]] = {}
+        self._on_device: dict[str, tuple[Tensor | Streamed, Tensor, Transform]] = {}
 
     def prepare_data(self) -> None:
         """Fetches the set: downloads what is missing, verifies it, and keeps its bytes until `setup` reads them."""
@@ -228,10 +249,15 @@ class Images(L.LightningDataModule):
             return self.entry.parse(files, self.settings.size)
         for note in self.listing.notes:
             warnings.warn(note, stacklevel=1)
-        limit = memory_gb() / 2 if self.settings.memory is None else self.settings.memory
         workers = workers_of(self.processes) if self.settings.workers is None else self.settings.workers
-        own = {"seed": self.seed, "memory": limit / self.processes, "workers": workers}
+        copies = 5 if self.settings.preprocessing == Whiten.name else 1  # whitened images are kept too, in fp32
+        own = {"seed": self.seed, "memory": self._memory() / copies, "workers": workers}
         return self.entry.parse(self.listing, self.settings.size, **own)
+
+    def _memory(self) -> float:
+        """GB that a folder's images may take in this process."""
+        limit = memory_gb() / 2 if self.settings.memory is None else self.settings.memory
+        return limit / self.processes
 
     def _to_fit(self) -> Tensor | Streamed:
         """The training images that the preprocessing is fitted on: all, of a folder at most MOST_FITTED."""
@@ -282,16 +308,16 @@ class Images(L.LightningDataModule):
     def _batches(self, split: str, augment: Callable | None = None) -> Batches:
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        preprocess = self.preprocess.to(device)
+        self.preprocess.to(device)
         if split not in self._on_device or self._on_device[split][1].device != device:
             self._on_device[split] = self._moved(split, device)
-        images, labels, is_input = self._on_device[split]
+        images, labels, prepare = self._on_device[split]
         pixels = math.prod(self.train_images.shape[2:])
         return Batches(
             images,
             labels,
             self.batch_size if augment else max(self.batch_size, evaluation_batch(device, pixels)),
-            nn.Identity() if is_input else preprocess,
+            prepare,
             augment=augment,
             seed=self.seed,
             epoch=lambda: trainer.current_epoch if trainer else 0,
@@ -301,45 +327,56 @@ class Images(L.LightningDataModule):
             ahead=max(1, GPU_AHEAD // (self.batch_size * pixels)) if device.type == "cuda" else 1,
         )
 
-    def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor, bool]:
-        """Images (N, H, W, C) and labels of a split, on the device, and whether these images are the net's input,
-        whitened or encoded. Streamed images stay on the disk. A folder's images stay in the machine's memory if they
-        need over half of the GPU's."""
+    def _moved(self, split: str, device: torch.device) -> tuple[Tensor | Streamed, Tensor, Transform]:
+        """Images (N, H, W, C) and labels of a split, on the device, and what makes the net's input of a batch of them.
+
+        Whitened images and the outputs of `encode` are kept, and need nothing more. Streamed images stay on the disk. A
+        folder's images stay in the machine's memory if they need over half of the GPU's.
+        """
         images, labels = {
             "train": (self.train_images, self.train_labels),
             "val": (self.val_images, self.val_labels),
             "test": (self.set.test_images, self.set.test_labels),
         }[split]
-        # channels last in memory: convolutions are fastest with it, and a gather copies whole rows of pixels
+        preprocess, encode, labels = self.preprocess, self.encode, labels.to(device)
+        prepare: Transform = preprocess if encode is None else lambda batch: encode(preprocess(batch))
         if isinstance(images, Streamed):
-            return images, labels.to(device), False
+            return images, labels, prepare
+        # channels last in memory: convolutions are fastest with it, and a gather copies whole rows of pixels
         images = images.permute(0, 2, 3, 1).contiguous()
-        whitens = isinstance(self.preprocess, Whiten)
-        on_gpu = device.type == "cuda" and self.entry.is_folder and not self.encode
+        if encode and (encoded := self._encoded(images, prepare, device)) is not None:
+            return encoded, labels, nn.Identity()
+        whitens = isinstance(preprocess, Whiten) and encode is None
+        on_gpu = device.type == "cuda" and self.entry.is_folder
         if on_gpu and images.numel() * (4 if whitens else 1) > torch.cuda.mem_get_info(device)[0] / 2:
-            return images, labels.to(device), False
+            return images, labels, prepare
         images = images.to(device)
-        if whitens:  # a matrix product of 6 % of a CPU step: done once, not every epoch
-            whitened = torch.empty(images.shape, device=device)
-            for raw, out in zip(images.split(1000), whitened.split(1000), strict=True):
-                out.copy_(self.preprocess(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-            images = whitened
-        if self.encode:  # frozen layers under no augmentation: their outputs are the same in every epoch
-            images = self._encoded(images)
-        return images, labels.to(device), bool(whitens or self.encode)
+        if not whitens:
+            return images, labels, prepare
+        whitened = torch.empty(images.shape, device=device)  # once: its matrix product takes 6 % of a CPU step
+        for raw, out in zip(images.split(1000), whitened.split(1000), strict=True):
+            out.copy_(preprocess(raw.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return whitened, labels, nn.Identity()
 
     @torch.no_grad()
-    def _encoded(self, images: Tensor) -> Tensor:
-        """Outputs (N, h, w, C) of `encode` for images (N, H, W, C) on a device."""
-        preprocess = nn.Identity() if isinstance(self.preprocess, Whiten) else self.preprocess
-        maps = [self.encode(preprocess(some.permute(0, 3, 1, 2))).permute(0, 2, 3, 1) for some in images.split(50)]
-        return torch.cat(maps)
+    def _encoded(self, images: Tensor, prepare: Transform, device: torch.device) -> Tensor | None:
+        """The net's input (N, h, w, C), on the device, of images (N, H, W, C); None where it takes too much memory."""
+        encoded: Tensor | None = None
+        for start in range(0, len(images), ENCODED_AT_ONCE):
+            some = images[start : start + ENCODED_AT_ONCE].to(device)
+            maps = prepare(some.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            if encoded is None:
+                room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else self._memory() * 1e9
+                if len(images) * maps[0].numel() * maps.element_size() > room:
+                    return None
+                encoded = maps.new_empty(len(images), *maps.shape[1:])
+            encoded[start : start + len(maps)] = maps
+        return encoded
 
     @property
     def augments(self) -> bool:
-        """Whether training images differ from epoch to epoch, or are decoded anew; known after `setup`."""
-        changed = self.settings.pad or self.settings.cutout or (self.settings.flip and self.set.flip)
-        return bool(changed or isinstance(self.train_images, Streamed))
+        """Whether training images differ from epoch to epoch; known after `setup`."""
+        return bool(self.settings.pad or self.settings.cutout or (self.settings.flip and self.set.flip))
 
 
 @cache

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from nin.checks import integer, times
 from nin.errors import SettingError
 
-COUNTED_AT_ONCE = 64  # images of a normalisation: few, since streamed photographs are large
+COUNTED_AT_ONCE = 64  # images of a normalisation: few, since photographs are large
 WHITENED_AT_ONCE = 5000  # images of a whitening, which are small
 
 
-class Images(Protocol):
+class ImageSource(Protocol):
     """Images (N, C, H, W) uint8 that a preprocessing is fitted on: a tensor, or a folder's, which are streamed."""
 
     @property
     def shape(self) -> torch.Size: ...
 
-    def split(self, size: int, /) -> Iterable[Tensor]:
+    def split(self, number: int, /) -> Iterable[Tensor]:
         """Returns the images, so many at a time."""
 
 
@@ -70,7 +70,7 @@ class Normalise(_InFloat32):
         self.register_buffer("std", std.float().reshape(1, -1, 1, 1))
 
     @classmethod
-    def fit(cls, images: Images) -> Normalise:
+    def fit(cls, images: ImageSource) -> Normalise:
         """Returns the normalisation of these images."""
         counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
         for chunk in images.split(COUNTED_AT_ONCE):
@@ -95,7 +95,7 @@ class ImageNet(Normalise):
     channels = 3
 
     @classmethod
-    def fit(cls, images: Images) -> ImageNet:
+    def fit(cls, images: ImageSource) -> ImageNet:
         """Returns the same normalisation for any images; none is read."""
         return cls(255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225]))
 
@@ -143,7 +143,7 @@ class Whiten(_InFloat32):
         self.register_buffer("matrix", matrix.float())
 
     @classmethod
-    def fit(cls, images: Images) -> Whiten:
+    def fit(cls, images: ImageSource) -> Whiten:
         """Returns the whitening of these images; about 15 s on two CPU cores for CIFAR-10."""
         size, count = math.prod(images.shape[1:]), 0
         total, products = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)

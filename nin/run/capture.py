@@ -50,7 +50,8 @@ class CapturedClassifier(Classifier):
 
     A graph repeats addresses and numbers, so what changes from step to step lies in tensors: the batch, the rates, and
     the sums of `Classifier`. Dropout draws anew in each replay: torch's generators support graphs. A batch of another
-    size than the first, as a folder with a damaged picture makes it, is a step of its own outside the graph.
+    size than the largest before the capture, as a folder with a damaged picture makes it, is a step of its own outside
+    the graph.
     """
 
     graph_type: type = CudaGraph  # tests without a GPU replace it
@@ -68,8 +69,9 @@ class CapturedClassifier(Classifier):
         self.graph, self.static = None, ()  # the weights may move now
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        if not self.static:
+        if not self.static or (self.graph is None and len(batch[1]) > len(self.static[1])):
             self.static = tuple(part.clone() for part in batch)
+            self.warmed = 0
         self.fits = batch[1].shape == self.static[1].shape
         if self.fits:
             for place, part in zip(self.static, batch, strict=True):

@@ -115,6 +115,7 @@ def evaluate_pretrained(trained: Pretrained, config: Config) -> Evaluation:
     keep_freed_memory()
     with stoppable("run the same command again"):
         own = {name: getattr(config.data, name) for name in ("download", "urls", "memory", "workers")}
+        own["processes"] = config.trainer.devices
         data = images_of(trained, config.data.root, **own)
         check_limit(config.trainer.limit_test_batches, "test", data.test_dataloader())
         _check_memory(trained, data.test_dataloader().batch_size, data)

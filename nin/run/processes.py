@@ -1,17 +1,17 @@
 """Several processes: one command launches them, they train one net, and they end together.
 
-Every process has the whole set in memory and takes its share of each batch (`nin.data.Batches`). Gradients are averaged
-(DistributedDataParallel). Process 0 alone prints and writes. `launch` starts the processes of one machine. torchrun and
-SLURM's srun launch the processes themselves, on several machines too, and require hydra.run.dir=FOLDER; a torchrun
-whose processes fail ends with its own exit code and report.
+Each process takes its share of each batch (`nin.data.Batches`) and has the whole set in memory, unless a folder is
+streamed. Gradients are averaged (DistributedDataParallel). Process 0 alone prints and writes. `launch` starts the
+processes of one machine. torchrun and SLURM's srun launch the processes themselves, on several machines too, and
+require hydra.run.dir=FOLDER; a torchrun whose processes fail ends with its own exit code and report.
 
 On SLURM, Lightning puts a job that receives the announcement of its end (`--signal=SIGUSR1@90`) into the queue again.
 The job resumes if its command has resume=auto and hydra.run.dir=FOLDER: from last.ckpt, after the last whole epoch.
 Lightning's own hpc_ckpt_N.ckpt, of the middle of an epoch, is deleted instead.
 
-Batch normalisation takes its moments over the whole batch on GPUs (SyncBatchNorm), so the number of processes does not
-change a run. On the CPU there is no SyncBatchNorm: each process normalises its own share, and the running moments are
-those of process 0.
+Batch normalisation takes its moments over the whole batch on GPUs (SyncBatchNorm). On the CPU there is no
+SyncBatchNorm: each process normalises its own share, and the running moments are those of process 0. Augmentation and
+dropout draw other numbers in each process, so the number of processes changes a run that has any.
 
 Neither torch nor Lightning is imported before it is needed.
 """
@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from nin.checks import cores
 from nin.errors import LeftAloneError, SettingError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
 def _shared_environment(processes: int) -> dict[str, str]:
     shared = {**os.environ, "WORLD_SIZE": str(processes), STARTER: str(os.getpid())}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     shared.pop("SLURM_NTASKS", None)  # with it Lightning believes that srun launched them
     shared.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each would warn where this machine's name has no address
     return shared

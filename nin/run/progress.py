@@ -127,9 +127,11 @@ def evaluations_in_steps(trainer: L.Trainer) -> tuple[float, float]:
     if not isinstance(data, Images):
         return 0.0, 0.0
 
+    images_of_step = data.batch_size * trainer.accumulate_grad_batches
+
     def steps(loader: Batches) -> float:
         batches = limit * len(loader) if isinstance(limit, float) else min(limit, len(loader))
-        return FORWARD * batches / len(loader) * len(loader.labels) / data.batch_size
+        return FORWARD * batches / len(loader) * len(loader.labels) / images_of_step
 
     after_epoch = dict(zip(data.val_stages, map(steps, data.val_dataloader()), strict=True))
     at_end = steps(data.test_dataloader()) + steps(data.train_as_test_dataloader()) + after_epoch.get("val/", 0.0)

@@ -7,15 +7,15 @@ import pickle
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from torch import Tensor
 
 from nin import files, pretrained
 from nin.backbones import Backbone
-from nin.checks import counted, is_integer, one_line
+from nin.checks import counted, is_integer, one_line, some_of
 from nin.config import Config, TrainerConfig, pasted, settings_of, to_yaml
 from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
@@ -36,7 +36,7 @@ from nin.run.progress import EpochLines, Estimate, in_words, say
 from nin.run.record import Record, Start
 from nin.run.signals import HeedSignals, stoppable
 from nin.run.started import spelled
-from nin.run.trainer import build_trainer, precision_of, quiet
+from nin.run.trainer import build_trainer, exact_fp32, precision_of, quiet
 from nin.run.watch import DeadNetWatch
 from nin.task import Classifier
 
@@ -109,9 +109,12 @@ def train(config: Config, folder: Path) -> Record:
 def _check_processes(settings: TrainerConfig) -> None:
     """Raises SettingError where another number of processes is running than the settings require."""
     running = world_size()
-    if settings.processes in (1, running):
+    if settings.processes == running:
         return
     count = "1 process is" if running == 1 else f"{running} processes are"
+    if settings.processes == 1:
+        reason = f"{count} running; set trainer=ddp and trainer.devices={running}, or start one process"
+        raise SettingError("trainer.devices", settings.devices, reason)
     if settings.num_nodes > 1:
         raise SettingError("trainer.num_nodes", settings.num_nodes, f"{count} running; start with srun or torchrun")
     reason = f"{count} running; start with {spelled('train')} or torchrun"
@@ -160,7 +163,7 @@ def _train(run: _Run) -> Record:
     check_limits(run.config, data)
     record = _record_of(run, net, start)
     resumed = run.checkpoint if run.checkpoint.exists() else None
-    parts = check_checkpoint(run.trainer, task, resumed) if resumed else None
+    begun = check_checkpoint(run.trainer, task, resumed) if resumed else None
     if resumed:
         record = _continued(record, run)
     elif run.config.resume and run.writes:
@@ -173,7 +176,7 @@ def _train(run: _Run) -> Record:
         log_settings(run.trainer.logger, run.config)
         print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
-        fit(run.trainer, task, data, resumed, parts)
+        fit(run.trainer, task, data, begun)
     except DeadNetError:
         if run.writes:
             records.write(run.folder, replace(record, status="dead"))
@@ -208,7 +211,7 @@ def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backb
     """The net, with the weights that it starts from, frozen where the settings say so."""
     net = build_net(run.config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
     if start:
-        new = pretrained.copy_weights(start, net)
+        new = pretrained.copy_weights(start, net, data.set.classes)
     else:
         new = [name for name, _ in net.named_parameters() if not name.startswith("features.")]
     if run.config.freeze:
@@ -226,7 +229,12 @@ def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> torch.nn.Modu
     if not isinstance(net, Backbone) or data.augments or any(p.requires_grad for p in net.features.parameters()):
         return net
     net.features.to(run.trainer.strategy.root_device).eval()
-    data.encode = net.forward_features
+
+    def encode(images: Tensor) -> Tensor:
+        with exact_fp32():  # the evaluations, which are in fp32, read the same features
+            return net.forward_features(images)
+
+    data.encode = encode
     return net.above_features()
 
 
@@ -271,8 +279,18 @@ def _continued(record: Record, run: _Run) -> Record:
     return replace(record, clean=False)  # not the result of this commit alone
 
 
-def check_checkpoint(trainer: L.Trainer, task: Classifier, checkpoint: Path) -> dict[str, Any]:
-    """Returns the parts of a run's own checkpoint. Only plain values are unpickled; nothing is written.
+@dataclass
+class Resumed:
+    """A run's own checkpoint, from which it resumes: its file, epoch and step, and whether it has checksums."""
+
+    file: Path
+    epoch: int
+    step: int
+    has_checksums: bool
+
+
+def check_checkpoint(trainer: L.Trainer, task: Classifier, checkpoint: Path) -> Resumed:
+    """Returns what a run resumes from. Only plain values are unpickled; nothing is written.
 
     Raises:
         RunError: the checkpoint is damaged, contains more than plain values, or is of another net.
@@ -286,30 +304,28 @@ def check_checkpoint(trainer: L.Trainer, task: Classifier, checkpoint: Path) -> 
             raise ValueError("epoch and global_step: expected integers")
     except (*NOT_RESTORED, pickle.UnpicklingError, EOFError, OSError) as error:
         raise _damaged(checkpoint, error) from error
-    return parts
+    return Resumed(checkpoint, parts["epoch"], parts["global_step"], CHECKSUMS in parts)
 
 
-def fit(
-    trainer: L.Trainer, task: Classifier, data: Images, checkpoint: Path | None, parts: dict[str, Any] | None
-) -> None:
-    """Trains from the start, or from a run's own checkpoint and its parts as returned by `check_checkpoint`.
+def fit(trainer: L.Trainer, task: Classifier, data: Images, resumed: Resumed | None) -> None:
+    """Trains from the start, or from a run's own checkpoint as `check_checkpoint` returns it.
 
     Raises:
         RunError: Lightning cannot restore the checkpoint's parts.
     """
     begun: list[bool] = []  # not empty once the checkpoint has been restored: later errors are not its doing
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
-    if parts is not None:
-        say(trainer, f"resumed at epoch {parts['epoch'] + 1}, step {parts['global_step']}")
-        if CHECKSUMS not in parts:  # an older checkpoint: damage may show as late as in the first step
+    if resumed:
+        say(trainer, f"resumed at epoch {resumed.epoch + 1}, step {resumed.step}")
+        if not resumed.has_checksums:  # an older checkpoint: damage may show as late as in the first step
             trainer.callbacks[-1] = LambdaCallback(on_train_batch_end=lambda *_: begun.append(True))
     drop_empty_hooks(trainer.callbacks)
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(task, datamodule=data, ckpt_path=resumed.file if resumed else None, weights_only=True)
     except NOT_RESTORED as error:
-        if begun or not checkpoint or is_left_alone(error) or isinstance(error, torch.OutOfMemoryError):
+        if begun or not resumed or is_left_alone(error) or isinstance(error, torch.OutOfMemoryError):
             raise
-        raise _damaged(checkpoint, error) from error
+        raise _damaged(resumed.file, error) from error
 
 
 def _damaged(checkpoint: Path, error: Exception) -> RunError:
@@ -324,7 +340,7 @@ def _damaged(checkpoint: Path, error: Exception) -> RunError:
 def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Record:
     """The record with the errors of the trained net, and with the pace of its training."""
     images = run.trainer.current_epoch * run.trainer.num_training_batches * min(data.batch_size, len(data.train_labels))
-    watch = run.stopwatch
+    stopwatch = run.stopwatch
     test = evaluate(run.config, task, data, "test")
     train_error = evaluate(run.config, task, data, "train").error
     val_error = round(evaluate(run.config, task, data, "val").error, 4) if run.config.data.val else None
@@ -335,8 +351,8 @@ def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Reco
         train_error=round(train_error, 4),
         val_error=val_error,
         top5_error=None if test.top5_error is None else round(test.top5_error, 4),
-        seconds=round(watch.seconds, 1),
-        images_per_second=round(images / (watch.seconds - watch.evaluating), 1),
+        seconds=round(stopwatch.seconds, 1),
+        images_per_second=round(images / (stopwatch.seconds - stopwatch.evaluating), 1),
         peak_memory_gb=peak_memory_gb(),
         device_memory_gb=device_memory_gb(run.trainer.strategy.root_device),
         test_images=test.images,
@@ -380,11 +396,9 @@ def _lines_of_pictures(data: Images) -> str:
     if data.listing is None:
         return ""
     names, size = data.set.classes, data.settings.size
-    more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
-    shown = f"{', '.join(map(one_line, names[:20]))}{more}"
     kept = "decoded anew each epoch" if isinstance(data.train_images, Streamed) else "in memory"
     return f"""
-classes {len(names)}: {shown}
+classes {len(names)}: {some_of(names, 20)}
 split   {data.listing.split_in_words(data.seed)}; {folders.SPLIT} lists both parts
 images  {size}×{size} pixels, {kept}"""
 

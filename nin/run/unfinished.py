@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ from nin.run.checkpoint import AtomicCheckpointIO
 OF_THE_NET = "net."  # how the names of its weights begin in a checkpoint
 
 
-def load(checkpoint: str, *, fold: bool = False) -> Pretrained:
+def load(checkpoint: str, *, fold: bool = False, **places: Any) -> Pretrained:
     """As `nin.load`; of a run that has not finished the net after its last whole epoch, which is printed.
 
     The run's set is read again: the classes and the preprocessing are known from it.
+
+    Args:
+        checkpoint: a run's folder, a weights file or a published name.
+        fold: as for `nin.load`.
+        places: settings of `data` that differ from the run's and have no effect on the net: `root`, `download`. None
+            keeps the run's.
 
     Raises:
         CheckpointError: as `nin.load` raises it, or the run's checkpoint is damaged.
@@ -38,7 +45,7 @@ def load(checkpoint: str, *, fold: bool = False) -> Pretrained:
     if checkpoint in pretrained.available() or not is_unfinished(folder):
         return pretrained.load(checkpoint, fold=fold)
     try:
-        trained, epoch = _load(folder)
+        trained, epoch = _load(folder, places)
     except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
         if isinstance(error, SettingError):
             raise
@@ -61,17 +68,24 @@ def is_unfinished(folder: Path) -> bool:
         return False
 
 
-def _load(folder: Path) -> tuple[Pretrained, int]:
+def _load(folder: Path, places: dict[str, Any]) -> tuple[Pretrained, int]:
     """The net and the number of whole epochs. Raises various exceptions, which `load` catches."""
     record = records.read(folder)
     config = from_settings(record.settings)
     found = AtomicCheckpointIO().load_checkpoint(folder / folders.CHECKPOINT)
+    given = {name: value for name, value in places.items() if value is not None}
+    config = replace(config, data=replace(config.data, **given))
     data = build_data(config)
-    if config.checkpoint:
-        data.preprocess = pretrained.load(config.checkpoint).preprocess
+    start = pretrained.load(config.checkpoint) if config.checkpoint else None
+    if start:
+        if record.start and record.start.sha256 not in (None, start.sha256):
+            raise ValueError(f"it started from other weights than {one_line(config.checkpoint)} has now")
+        data.preprocess = start.preprocess
     data.prepare_data()
     data.setup()
     net = build_net(config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
+    if start:  # frozen features are not in the checkpoint
+        pretrained.copy_weights(start, net, data.set.classes)
     _part_of(net, config, found["state_dict"]).load_state_dict(_weights(found["state_dict"]))
     net = net.to(memory_format=torch.channels_last)
     trained = Pretrained(net, data.preprocess, data.set.classes, record.to_dict())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin import files
-from nin.checks import counted
+from nin.checks import cores, counted
 from nin.config import Config, consequential, quoted, settings_of
 from nin.errors import INTERRUPTED, CheckpointError, LockedError, RowsError, RunError, StudyStoppedError
 from nin.run import record
@@ -253,7 +253,7 @@ class _Study:
         if self.jobs == 1:
             print(f"\n{point.command}", flush=True)
             return subprocess.Popen(command, env=environment)
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        environment["OMP_NUM_THREADS"] = str(max(1, cores() // self.jobs))
         with files.appending(folder / "log.txt") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 

@@ -1,6 +1,9 @@
 import os
 import random
+import re
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -269,11 +272,110 @@ def test_a_damaged_picture_is_left_out_of_its_batch(tmp_path):
         batches = drawn(data)
         trained = sum(len(labels) for _, labels in data.train_dataloader())
     assert sum(len(labels) for _, labels in batches) - trained == 33 - 1
-    alone = Streamed([file], 16)
-    with pytest.raises(DataError, match="all pictures of a batch are damaged"), pytest.warns(UserWarning):
-        list(alone.read([torch.tensor([0])]))
     with pytest.raises(DataError, match="damaged"):
-        alone[0]
+        Streamed([file], 16)[0]
+
+
+@pytest.mark.parametrize("memory", [None, 1e-9])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_damaged_picture_alone_in_its_batch_is_left_out(tmp_path, monkeypatch, memory, batch_size):
+    monkeypatch.setattr("nin.data.module.EVALUATION_BATCH", 0)  # evaluations take the batches of the training
+    monkeypatch.setattr("nin.data.folder.READ_AT_ONCE", 1)
+    make_folder(tmp_path, (3, 3, 3), part="train", ending="jpg")
+    make_folder(tmp_path, (3, 2, 2), part="test", ending="jpg", shift=50)
+    damaged = [tmp_path / "test" / "rose" / f"{number}.jpg" for number in range(3)]
+    for file in damaged:
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.warns(UserWarning, match="left out 1 damaged picture|under 10 pictures"):
+        data = Images("folder", root=tmp_path, size=16, batch_size=batch_size, memory=memory, workers=0)
+        data.setup()
+        labels = torch.cat([labels for _, labels in data.test_dataloader()])
+    assert sorted(labels.tolist()) == [1, 1, 2, 2]
+
+
+def test_a_training_batch_of_damaged_pictures_ends_the_run_in_a_sentence(tmp_path):
+    """The processes of a run wait for each other: each takes as many steps."""
+    make_folder(tmp_path, (4, 4), ending="jpg")
+    data = ready(tmp_path, memory=1e-9, workers=0)
+    for file in tmp_path.rglob("*.jpg"):
+        file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"all 6 pictures of a training batch are damaged"), pytest.warns(UserWarning):
+        list(data.train_dataloader())
+
+
+def test_the_draws_are_those_of_memory_where_batches_are_made_together(tmp_path, monkeypatch):
+    """As on a GPU, which crops and mirrors several batches at once."""
+    make_folder(tmp_path)
+    loaders = [ready(tmp_path, memory=memory, workers=0).train_dataloader() for memory in (None, 1e-9)]
+    for loader in loaders:
+        loader.ahead = 3
+    whole, streamed = map(list, loaders)
+    assert_equal(streamed, whole)
+    loaders[0].ahead = 1
+    assert not torch.equal(next(iter(loaders[0]))[0], whole[0][0])  # the draws depend on it
+
+
+@pytest.mark.parametrize("memory", [None, 3e-5, 1e-9])  # features in memory, images alone in memory, none
+def test_frozen_layers_are_applied_wherever_the_images_are(tmp_path, memory):
+    make_folder(tmp_path)
+    data = ready(tmp_path, memory=memory, workers=0, pad=0, flip=False)
+    assert isinstance(data.train_images, Streamed) == (memory == 1e-9) and not data.augments
+    seen = []
+
+    def encode(images):
+        seen.append(len(images))
+        return images.repeat(1, 10, 1, 1)
+
+    data.encode = encode
+    for _ in range(2):
+        features = [images for images, _ in data.train_as_test_dataloader()]
+    assert {tuple(each.shape[1:]) for each in features} == {(30, 16, 16)}
+    assert (sum(seen) == len(data.train_labels)) == (memory is None)  # else anew in each epoch
+    data.encode = None
+    data._on_device.clear()
+    for ours, (images, _) in zip(features, data.train_as_test_dataloader(), strict=True):
+        torch.testing.assert_close(ours, images.repeat(1, 10, 1, 1))
+
+
+def test_whitened_images_count_as_what_they_take(tmp_path):
+    make_folder(tmp_path)
+    memory = 2 * 33 * 3 * 16 * 16 / 1e9
+    assert isinstance(ready(tmp_path, memory=memory).train_images, torch.Tensor)
+    assert isinstance(ready(tmp_path, memory=memory, preprocessing="whiten").train_images, Streamed)
+
+
+@given(st.integers(8, 1024))
+def test_few_large_pictures_are_read_at_once(size):
+    seen = []
+    streamed = Streamed([Path("x")] * 130, size)
+    streamed.read = lambda batches: seen.extend(batches) or iter(())
+    with pytest.raises(ValueError, match="shorter"):
+        list(streamed._in_turn())
+    numbers = [len(batch) for batch in seen]
+    assert sum(numbers) == 130 and max(numbers) <= 64 and max(numbers) * size**2 <= max(64 * 224**2, size**2)
+
+
+def test_a_repeated_picture_is_named(tmp_path):
+    make_folder(tmp_path, (12, 11, 10))
+    shutil.copy(tmp_path / "rose" / "0.png", tmp_path / "rose" / "again.png")
+    listing, notes = listed(tmp_path)
+    assert len(listing.given[0]) == 33
+    assert re.fullmatch(r"left out 1 repeated picture: .*rose/(0|again)\.png", notes)
+
+
+def test_a_folder_inside_a_class_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    (tmp_path / "rose" / "locked").mkdir()
+    scandir = os.scandir
+
+    def refused(path="."):
+        if Path(os.fspath(path)).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(DataError, match=r"data\.root=.*locked: cannot be read \(Permission denied\); expected"):
+        scan(tmp_path)
 
 
 def test_a_picture_is_the_middle_of_its_upright_self(tmp_path):

@@ -103,13 +103,17 @@ def test_dropout_draws_anew_in_each_replay():
     assert len(task_losses[:, 0].unique()) == STEPS
 
 
-def test_a_batch_of_another_size_is_a_step_of_its_own():
+@pytest.mark.parametrize("damaged", [(2, 7), (0, 5), (0, 1, 4)])
+def test_a_batch_of_another_size_is_a_step_of_its_own(damaged, monkeypatch):
     """As a streamed folder makes it, which leaves a damaged picture out."""
+    captured = []
+    begin = OnCPU.graph_type.__init__
+    monkeypatch.setattr(OnCPU.graph_type, "__init__", lambda graph, step: captured.append(step) or begin(graph, step))
 
     class Damaged(Images):
         def train_dataloader(self):
             for number, (images, labels) in enumerate(super().train_dataloader()):
-                left = len(labels) - 3 * (number in (2, 7))
+                left = len(labels) - 3 * (number in damaged)
                 yield images[:left], labels[:left]
 
     found = []
@@ -123,4 +127,5 @@ def test_a_batch_of_another_size_is_a_step_of_its_own():
         trainer.fit(kind(net, optimiser="sgd", lr=0.05), Damaged("digits", batch_size=32))
         assert trainer.global_step == 10
         found.append(trainer.callback_metrics["train/loss"])
+    assert len(captured) == 1
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)

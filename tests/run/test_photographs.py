@@ -13,6 +13,7 @@ from builders import NARROW
 from nin.cli import compose, points
 from nin.errors import CheckpointError, DataError, SettingError
 from nin.predict import predict
+from nin.run import unfinished
 from nin.run.evaluate import evaluate_pretrained, images_of
 from nin.run.train import train
 from photographs import COLOURS, make_folder
@@ -120,3 +121,35 @@ def test_two_processes_train_on_streamed_pictures(ran, tmp_path):
     ended = [each.wait() for each in two(["train.py", *streamed, "hydra.run.dir=run"], tmp_path)]
     assert [code for code, *_ in ended] == [0, 0], ended
     assert "violet" in ended[0][1] and nin.load(tmp_path / "run").classes == CLASSES
+
+
+def test_frozen_features_come_from_the_run_that_it_started_from(tmp_path):
+    """They are in no checkpoint: an unfinished run, and one whose pictures are streamed, compute the same net."""
+    common = [
+        "data=folder",
+        f"data.root={make_folder(tmp_path / 'photos', (13, 12, 11))}",
+        "data.size=32",
+        "trainer=cpu",
+    ]
+    common += ["data.batch_size=8", "trainer.max_epochs=1", "trainer.progress_bar=false", "recipe.warmup=0"]
+    common += ["model=squeezenet1_1", "model.weights=none", "data.pad=0", "data.flip=false", "recipe.optimiser=adamw"]
+    common += ["recipe.lr=0.001", "recipe.nesterov=false"]
+    train(compose([*common, "head=gap_article"]), tmp_path / "first")
+    then = [*common, "head=fc_article", f"checkpoint={tmp_path / 'first'}", "freeze=true"]
+    train(compose(then), tmp_path / "held")
+    train(compose([*then, "data.memory=1e-9", "data.workers=0"]), tmp_path / "streamed")
+    first, held, streamed = (nin.load(tmp_path / name).net.state_dict() for name in ("first", "held", "streamed"))
+    for name, value in held.items():
+        torch.testing.assert_close(streamed[name], value, atol=1e-4, rtol=1e-4)
+        assert not name.startswith("features.") or torch.equal(value, first[name])
+    (tmp_path / "held" / "model.safetensors").unlink()
+    summary = json.loads((tmp_path / "held" / "summary.json").read_text())
+    (tmp_path / "held" / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
+    moved = (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    again = unfinished.load(str(tmp_path / "held"), root=str(moved)).net.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in held.items())
+    start = json.loads((tmp_path / "held" / "summary.json").read_text())["start"]
+    changed = {**summary, "status": "running", "start": {**start, "sha256": "0" * 64}}
+    (tmp_path / "held" / "summary.json").write_text(json.dumps(changed))
+    with pytest.raises(CheckpointError, match=r"damaged or of another run .it started from other weights than"):
+        unfinished.load(str(tmp_path / "held"), root=str(moved))

@@ -248,6 +248,9 @@ def test_without_its_processes_a_run_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(SettingError, match=r"trainer\.devices=2: 3 processes are running"):
         train(config, tmp_path)
+    words = r"trainer\.devices=1: 3 processes are running; set trainer=ddp and trainer\.devices=3, or start one process"
+    with pytest.raises(SettingError, match=words):
+        train(compose(SHORT), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -54,12 +54,14 @@ def test_the_evaluations_count_as_steps():
     """A step is three forward passes of as many images."""
     data = Images("digits", batch_size=100, val=137, eval_curve=True)
     data.setup()
-    trainer = SimpleNamespace(datamodule=data, limit_val_batches=1.0)
+    trainer = SimpleNamespace(datamodule=data, limit_val_batches=1.0, accumulate_grad_batches=1)
     after_epoch, at_end = evaluations_in_steps(trainer)
     assert after_epoch == pytest.approx((137 + 360) / 300)
     assert at_end == pytest.approx((1300 + 137 + 360) / 300)
     trainer.limit_val_batches = 1  # of two batches of test images, of one of held-out images
     assert evaluations_in_steps(trainer)[0] == pytest.approx((137 + 180) / 300)
+    trainer.limit_val_batches, trainer.accumulate_grad_batches = 1.0, 4
+    assert evaluations_in_steps(trainer)[1] == pytest.approx((1300 + 137 + 360) / 1200)
     assert evaluations_in_steps(SimpleNamespace(datamodule=None, limit_val_batches=1.0)) == (0, 0)
 
 

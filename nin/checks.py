@@ -14,6 +14,8 @@ from typing import Any
 
 from nin.errors import SettingError, one_line, printable
 
+LONGEST_NAME = 22  # letters of a class's name in a figure
+
 __all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_real", "is_sha256", "literal"]
 __all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "sides", "times"]
 
@@ -52,6 +54,11 @@ def some_of(names: Sequence[object], most: int) -> str:
     """At most `most` of the names, and how many more there are: "cat, dog and 3 more"."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return f"{', '.join(map(one_line, names[:most]))}{more}"
+
+
+def shortened(name: str) -> str:
+    """A class's name as figures and tables have it: cut where it is long."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def times(shape: Iterable[int]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from nin.checks import one_line, sides
 from nin.errors import PictureError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # Pillow opens no other: some start programs, as EPS does
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif")
 LONGEST = 20_000  # pixels of the longest side
 
 
@@ -46,26 +47,48 @@ def find_pictures(paths: Sequence[str | Path], leave_out: Path | None = None) ->
 
 
 def _pictures_in(folder: Path, leave_out: Path | None) -> list[Path]:
-    """The pictures in a folder and its subfolders, sorted; linked folders are not followed."""
-    found: list[Path] = []
-    left_out = leave_out.resolve() if leave_out else None
-    for here, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if left_out is None or Path(here, name).resolve() != left_out)
-        found += [Path(here, name) for name in names if Path(name).suffix.lower() in SUFFIXES]
-    return sorted(file for file in found if file.is_file())
+    """The pictures in a folder and its subfolders, sorted."""
+    return sorted(file for file in files_below(folder, leave_out) if is_picture(file))
+
+
+def files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+    """Yields the files in a folder and its subfolders. Hidden ones are left out; a linked folder is searched, unless it
+    leads to a folder that is searched already or contains one.
+
+    Raises:
+        PictureError: a folder cannot be read.
+    """
+    real = folder.resolve()
+    seen = {real, *real.parents, *([leave_out.resolve()] if leave_out else [])}
+    for here, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        places = {name: Path(here, name).resolve() for name in sorted(folders) if is_shown(name)}
+        folders[:] = [name for name, place in places.items() if place not in seen]
+        seen.update(places.values())
+        yield from (Path(here, name) for name in sorted(names) if is_shown(name))
+
+
+def is_shown(name: str) -> bool:
+    """Whether the name of a file or folder is not that of a hidden one; macOS leaves such beside a zip's files."""
+    return not name.startswith((".", "__MACOSX"))
+
+
+def is_picture(file: Path) -> bool:
+    """Whether a file has the ending of a picture."""
+    return file.suffix.lower() in SUFFIXES and file.is_file()
 
 
 def _refuse(error: OSError) -> NoReturn:
     raise PictureError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
-def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
+def read_picture(file: str | Path, least: int | None = None, content: bytes | None = None) -> Image.Image:
     """The picture in a file, in RGB and `upright`.
 
     Args:
         file: of the picture.
         least: pixels a side that suffice. A larger JPEG is then decoded at a half, a quarter or an eighth of its size
             with at least so many, which is several times as fast.
+        content: the file's bytes, where they have been read.
 
     Raises:
         PictureError: not a picture in one of `FORMATS`, damaged, or too large.
@@ -75,7 +98,7 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
             warnings.simplefilter("ignore")  # of what a decoder skips
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             formats = (*FORMATS, "HEIF") if _is_heic(file) and _reads_heic() else FORMATS
-            with Image.open(file, formats=formats) as opened:
+            with Image.open(file if content is None else io.BytesIO(content), formats=formats) as opened:
                 if max(opened.size) > LONGEST:
                     size = f"{opened.width}×{opened.height}"
                     raise PictureError(f"{file}: expected at most {LONGEST} pixels a side, got {size}")
@@ -93,6 +116,8 @@ def read_picture(file: str | Path, least: int | None = None) -> Image.Image:
         raise PictureError(f"{file}: there is not enough memory for it") from error
     except PictureError:
         raise
+    except PermissionError as error:
+        raise PictureError(f"{file}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a decoder raises anything
         raise PictureError(f"{file}: damaged ({one_line(error) or type(error).__name__})") from error
 

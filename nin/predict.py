@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import caffe, files
-from nin.checks import integer, literal, memory_gb, one_line, sides, some_of
+from nin.checks import integer, literal, memory_gb, one_line, shortened, sides, some_of
 from nin.cost import inference_cost
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
@@ -41,7 +41,6 @@ TOP, MOST = 3, 1000  # number of best classes that are shown: by default, and at
 PANEL, PANELS = 2.6, 6  # width of a panel of a drawing in inches, and panels in a row
 MOST_NAMED = 20  # failures in one sentence
 CANVAS = 512  # pixels of the longer side of a drawn picture
-LONGEST_NAME = 22  # letters of a class's name in a figure
 LONGEST_STEM = 100  # bytes of a picture's name, and of a net's, in the name of a drawing; file systems have 255
 BATCH = 16  # pictures that are read at a time
 PIXELS = BATCH * 128 * 128  # pixels that are predicted at a time, of one picture at least
@@ -514,11 +513,6 @@ def _smooth(class_map: Tensor) -> Tensor:
     """A class map at 256×256, within its own bounds. Bilinear interpolation would draw a star at each maximum."""
     fine = F.interpolate(class_map[None, None], size=(256, 256), mode="bicubic")[0, 0]
     return fine.clamp(class_map.min(), class_map.max())
-
-
-def shortened(name: str) -> str:
-    """A class's name as figures have it: cut where it is long."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
 def _evidence(trained: Pretrained, class_map: Tensor) -> str:

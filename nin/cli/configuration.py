@@ -193,9 +193,9 @@ def _parsed(override: str) -> Override:
         if looks_like_checkpoint(override):
             reason = f"expected NAME=VALUE; did you mean {pasted('checkpoint', override)}?"
             raise UsageError(f"{one_line(override)}: {reason}") from error
-        raise UsageError(
-            f"{one_line(override)}: expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
-        ) from error
+        reason = "expected NAME=VALUE, with quotes around a value that contains one of , = : ~ ?"
+        home = "; write $HOME for ~, which a shell leaves as it is there" if "=~/" in override else ""
+        raise UsageError(f"{one_line(override)}: {reason}{home}") from error
     except HYDRA_ERRORS as error:  # a number of thousands of digits
         raise UsageError(f"{one_line(override)}: {first_line(error)}") from error
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -209,8 +210,9 @@ class _Script:
 
 def _exit_code(run: Callable[[], int | None]) -> int:
     """Runs a command and returns its exit code. Only here an error is printed, as one sentence."""
-    before = sys.stdout, sys.stderr
+    before, form = (sys.stdout, sys.stderr), warnings.formatwarning
     _open_closed_streams()
+    warnings.formatwarning = _as_a_note  # type: ignore[assignment]
     with open(os.devnull, "w") as nowhere:  # in place of an output that the shell has closed, which is None in Python
         sys.stdout, sys.stderr = (_Lasting(stream or nowhere) for stream in before)
         try:
@@ -218,6 +220,12 @@ def _exit_code(run: Callable[[], int | None]) -> int:
                 return _code_of(run, interrupted)
         finally:
             sys.stdout, sys.stderr = before
+            warnings.formatwarning = form
+
+
+def _as_a_note(message: Warning | str, *_: Any) -> str:
+    """A warning for people, without the place in the code that it comes from."""
+    return f"note: {printable(' '.join(str(message).split()))}\n"
 
 
 def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:

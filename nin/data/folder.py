@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import io
-import os
 import signal
 import warnings
 from collections import Counter
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +29,9 @@ from tqdm import tqdm
 from nin import files
 from nin.checks import cores, counted, one_line, some_of
 from nin.errors import DataError, PictureError
-from nin.pictures import FORMATS, SUFFIXES, read_picture, resize
+from nin.pictures import SUFFIXES, files_below, is_picture, is_shown, read_picture, resize
 
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")  # folders of a given split
 TEST_PART = 5  # one of so many pictures of a class is a test picture, if the split is drawn
 FEW = 10  # a class with fewer pictures is warned about
 UNEQUAL = 5  # a ratio of the largest class to the smallest from which they are warned about
@@ -59,7 +59,7 @@ class Listing:
         root: the folder.
         classes: the K names, sorted.
         given: training and test pictures where the folder has train/ and test/, else all pictures and none.
-        is_split: whether the folder has train/ and test/.
+        is_split: whether the folder has train/ and test/, or other names of TRAIN and TEST.
         notes: sentences about what was left out or is unusual.
     """
 
@@ -112,7 +112,8 @@ def _mixed(classes: Sequence[Sequence[Picture]]) -> list[Picture]:
 
 
 def list_folder(root: str | Path, **_: Any) -> Listing:
-    """Returns the pictures of a folder. Every file is read, for the sha256 of its content, several at a time.
+    """Returns the pictures of a folder. Every file is read and decoded, for the sha256 of its content and to leave out
+    what is damaged, several at a time.
 
     Raises:
         DataError: it does not exist, cannot be read, or has fewer than two classes with pictures.
@@ -120,22 +121,27 @@ def list_folder(root: str | Path, **_: Any) -> Listing:
     found = scan(root)
     contents = _contents([file for part in found.parts for one in part.values() for file in one])
     notes = list(found.notes)
-    damaged = [f"{file} ({reason})" for file, (_, reason) in contents.items() if reason]
-    if damaged:
-        notes.append(f"left out {counted(len(damaged), 'damaged picture')}: {some_of(damaged, NAMED)}")
+    if unread := [f"{file} ({reason})" for file, (_, reason) in contents.items() if reason]:
+        notes.append(f"left out {counted(len(unread), 'picture')} that cannot be decoded: {some_of(unread, NAMED)}")
     kept = [
         {name: [file for file in one if not contents[file][1]] for name, one in part.items()} for part in found.parts
     ]
     classes = tuple(name for name in found.classes if any(part.get(name) for part in kept))
     if empty := [name for name in found.classes if name not in classes]:
-        notes.append(f"left out {counted(len(empty), 'empty folder')}: {some_of(empty, NAMED)}")
-    _check_classes(found.root, classes)
+        notes.append(f"left out {counted(len(empty), 'folder')} without a picture: {some_of(empty, NAMED)}")
     given = tuple(_pictures(part, classes, contents) for part in kept)
     once = {picture.file for part in given for picture in part}
     if repeated := [file for part in kept for one in part.values() for file in one if file not in once]:
         notes.append(f"left out {counted(len(repeated), 'repeated picture')}: {some_of(repeated, NAMED)}")
     listing = Listing(found.root, classes, given, found.is_split, tuple(notes + _duplicates(given)))
-    return _with_notes_on_sizes(listing)
+    try:
+        _check_classes(found.root, classes)
+        _check_parts(listing)
+    except DataError as error:
+        if not notes:
+            raise
+        raise DataError(f"{error} ({'; '.join(notes)})") from error
+    return replace(listing, notes=listing.notes + tuple(_notes_on_numbers(listing)))
 
 
 class Found(NamedTuple):
@@ -155,65 +161,86 @@ class Found(NamedTuple):
 def scan(root: str | Path) -> Found:
     """Returns the files of a folder by class; no file is opened. Raises DataError as `list_folder` does."""
     root = Path(root)
-    notes: list[str] = []
-    folders = [folder.name for folder in _subfolders(root)]
-    test = next((name for name in ("test", "val") if name in folders), "")
-    is_split = "train" in folders and bool(test)
+    folders, bases = _subfolders(root), [root]
+    notes = []
+    by_name = {folder.name.lower(): folder for folder in reversed(folders)}
+    split = [next((by_name[name] for name in names if name in by_name), None) for names in (TRAIN, TEST)]
+    is_split = None not in split
+    if is_split:
+        bases = split
+        if others := [folder.name for folder in folders if folder not in bases]:
+            names = f"{split[0].name}/ and {split[1].name}/"
+            notes.append(f"left out {counted(len(others), 'folder')} beside {names}: {some_of(others, NAMED)}")
     parts: list[dict[str, list[Path]]] = [{}, {}]
-    others: Counter[str] = Counter()
-    for part, base in zip(parts, (root / "train", root / test) if is_split else (root,), strict=False):
+    unknown: Counter[str] = Counter()
+    for part, base in zip(parts, bases, strict=False):
         for folder in _subfolders(base):
-            part[folder.name] = _pictures_below(folder, others)
-        others.update(
-            file.suffix.lower() or "no ending" for file in base.iterdir() if _is_shown(file) and file.is_file()
-        )
-    if others:
-        names = ", ".join(f"{number:,} {suffix}" for suffix, number in others.most_common(NAMED))
-        notes.append(f"ignored files that are no pictures of a class in a supported format: {names}")
+            if folder.resolve() in (base.resolve(), *base.resolve().parents):
+                notes.append(f"left out {one_line(folder)}, a link to a folder that contains it")
+                continue
+            part[folder.name] = _pictures_below(folder, unknown)
+        loose = [file for file in _listed_in(base) if file.is_file()]
+        if pictures := [file.name for file in loose if is_picture(file)]:
+            notes.append(
+                f"left out {counted(len(pictures), 'picture')} in {one_line(base)} itself, outside the folders of the "
+                f"classes: {some_of(pictures, NAMED)}"
+            )
+        unknown.update(file.suffix.lower() or "no ending" for file in loose if not is_picture(file))
+    if unknown:
+        endings = ", ".join(f"{number:,} {suffix}" for suffix, number in unknown.most_common(NAMED))
+        notes.append(f"ignored files that are no pictures in a supported format: {endings}")
     with_pictures = tuple(sorted({name for part in parts for name, one in part.items() if one}))
-    _check_classes(root, with_pictures)
+    try:
+        _check_classes(root, with_pictures)
+    except DataError as error:
+        if not notes:
+            raise
+        raise DataError(f"{error} ({'; '.join(notes)})") from error
     return Found(root, tuple(parts), is_split, notes)
 
 
 def _subfolders(folder: Path) -> list[Path]:
+    return [each for each in _listed_in(folder) if each.is_dir()]
+
+
+def _listed_in(folder: Path) -> list[Path]:
+    """The files and folders in a folder, sorted, but for hidden ones."""
     try:
-        return sorted(each for each in folder.iterdir() if _is_shown(each) and each.is_dir())
+        return sorted(each for each in folder.iterdir() if is_shown(each.name))
     except (OSError, ValueError) as error:
-        _refuse(error, folder)
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"data.root={one_line(folder)}: cannot be read ({reason}); expected a folder with one subfolder a class"
+        ) from error
 
 
-def _refuse(error: Exception, folder: Path | None = None) -> NoReturn:
-    """Raises DataError for a folder that cannot be read."""
-    name, reason = one_line(folder or getattr(error, "filename", "")), getattr(error, "strerror", None) or error
-    expected = "expected a folder with one subfolder a class"
-    raise DataError(f"data.root={name}: cannot be read ({reason}); {expected}") from error
-
-
-def _is_shown(path: Path) -> bool:
-    return not path.name.startswith((".", "__MACOSX"))
-
-
-def _pictures_below(folder: Path, others: Counter[str]) -> list[Path]:
+def _pictures_below(folder: Path, unknown: Counter[str]) -> list[Path]:
     """The pictures in a folder and its subfolders, sorted; counts the endings of its other files."""
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = sorted(name for name in folders if _is_shown(Path(name)))
-        for name in sorted(names):
-            file = Path(parent, name)
-            if file.suffix.lower() in SUFFIXES and _is_shown(file) and file.is_file():
-                found.append(file)
-            elif _is_shown(file):
-                others[file.suffix.lower() or "no ending"] += 1
-    return found
+    pictures = []
+    try:
+        for file in files_below(folder):
+            if is_picture(file):
+                pictures.append(file)
+            else:
+                unknown[file.suffix.lower() or "no ending"] += 1
+    except PictureError as error:
+        raise DataError(f"data.root={one_line(error)}; make it readable, or remove it") from error
+    return sorted(pictures)
 
 
 def _check_classes(root: Path, classes: Sequence[str]) -> None:
-    """Raises DataError for fewer than two classes."""
+    """Raises DataError for fewer than two classes, and for names that look the same."""
     if len(classes) < 2:
-        got = f"one, {classes[0]}" if classes else f"no subfolder with a picture ({', '.join(SUFFIXES)})"
-        hint = f"; if its subfolders are the classes, set data.root={root / classes[0]}" if classes else ""
+        got = f"one, {one_line(classes[0])}" if classes else f"no subfolder with a picture ({', '.join(SUFFIXES)})"
+        hint = f"; if its subfolders are the classes, set data.root={one_line(root / classes[0])}" if classes else ""
         raise DataError(
             f"data.root={one_line(root)}: expected two classes, a subfolder with pictures each, got {got}{hint}"
+        )
+    printed = Counter(map(one_line, classes))
+    if alike := [name.replace(" ", "␣") for name in classes if printed[one_line(name)] > 1 or not one_line(name)]:
+        raise DataError(
+            f"data.root={one_line(root)}: folders whose names look the same, or like nothing, when printed: "
+            f"{some_of(alike, NAMED)}; rename them"
         )
 
 
@@ -230,16 +257,12 @@ def _contents(paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
 def _examined(file: Path) -> tuple[str, str]:
     try:
         content = files.read(file)
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                opened.verify()
-        except Image.UnidentifiedImageError:
-            read_picture(file)  # of a format that another package may read; else it names the package
+        read_picture(file, least=1, content=content)  # as a whole, though at an eighth of its size where it is a JPEG
         return files.sha256(content), ""
     except PictureError as error:
-        return "", one_line(error).removeprefix(f"{file}: ")
-    except Exception as error:  # Pillow's decoders raise anything
-        return "", one_line(error) or type(error).__name__
+        return "", one_line(error).removeprefix(f"{one_line(file)}: ")
+    except OSError as error:
+        return "", f"cannot be read ({error.strerror or one_line(error)})"
 
 
 def _pictures(
@@ -273,11 +296,24 @@ def _duplicates(parts: Sequence[Sequence[Picture]]) -> list[str]:
     return notes
 
 
-def _with_notes_on_sizes(listing: Listing) -> Listing:
-    """The listing with notes on small and unequal classes. Raises DataError without training or test pictures."""
+def _check_parts(listing: Listing) -> None:
+    """Raises DataError without training or test pictures, or where they have no class in common."""
+    train, test = listing.split(0)
+    root = one_line(listing.root)
+    if not train or not test:
+        wanted = "a picture for training and one for testing"
+        if not listing.is_split:
+            wanted = "two different pictures of a class: one to train, one to test"
+        raise DataError(f"data.root={root}: expected at least {wanted}")
+    if not {picture.label for picture in train} & {picture.label for picture in test}:
+        raise DataError(f"data.root={root}: no class has both training and test pictures")
+
+
+def _notes_on_numbers(listing: Listing) -> list[str]:
+    """Notes on small and unequal classes, and on those without a test picture."""
+    notes = []
     numbers = Counter(picture.label for part in listing.given for picture in part)
     count = {listing.classes[label]: number for label, number in sorted(numbers.items())}
-    notes = list(listing.notes)
     if few := [f"{name} {number}" for name, number in count.items() if number < FEW]:
         notes.append(f"under {FEW} pictures: {some_of(few, NAMED)}; their errors say little")
     most, least = max(count, key=count.get), min(count, key=count.get)
@@ -286,14 +322,10 @@ def _with_notes_on_sizes(listing: Listing) -> Listing:
             f"unequal classes: {most} has {counted(count[most], 'picture')}, {least} {count[least]:,}; a net prefers "
             "the frequent ones"
         )
-    if not all(listing.split(0)):
-        wanted = (
-            "a picture in train/ and one in test/"
-            if listing.is_split
-            else "two pictures of a class: one to train, one to test"
-        )
-        raise DataError(f"data.root={one_line(listing.root)}: expected at least {wanted}")
-    return replace(listing, notes=tuple(notes))
+    test = {picture.label for picture in listing.split(0)[1]}
+    if untested := [name for label, name in enumerate(listing.classes) if label not in test]:
+        notes.append(f"no test picture shows {some_of(untested, NAMED)}: the error leaves that out")
+    return notes
 
 
 def table_of(listing: Listing, seed: int) -> bytes:

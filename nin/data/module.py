@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nin import config
-from nin.checks import integer, memory_gb, one_of
+from nin.checks import integer, memory_gb, one_of, some_of
 from nin.config import DataConfig
 from nin.data.augment import random_crop, random_cutout, random_flip
 from nin.data.folder import Listing, Streamed, list_folder, scan, workers_of
@@ -210,6 +210,7 @@ class Images(L.LightningDataModule):
         self.set: ImageSet | None = None
         self.preprocess: nn.Module | None = None
         self.encode: Callable[[Tensor], Tensor] | None = None
+        self._has_warned = False
         self._files: dict[str, bytes] | None = None  # verified, and not read yet
         self._on_device: dict[str, tuple[Tensor | Streamed, Tensor, Transform]] = {}
 
@@ -237,8 +238,10 @@ class Images(L.LightningDataModule):
             chosen = self._sample_share()
             self.train_images, self.train_labels = self.train_images[chosen], self.train_labels[chosen]
         seen = torch.bincount(self.train_labels, minlength=len(self.set.classes)).tolist()
-        if unseen := [name for name, count in zip(self.set.classes, seen, strict=True) if not count]:
-            warnings.warn(f"no training image shows {', '.join(unseen)}: the net cannot learn them", stacklevel=1)
+        unseen = [name for name, count in zip(self.set.classes, seen, strict=True) if not count]
+        if unseen and not self._has_warned:  # Lightning calls this for the training and for each evaluation
+            self._has_warned = True
+            warnings.warn(f"no training image shows {some_of(unseen, 20)}: the net cannot learn that", stacklevel=1)
         if self.preprocess is None:
             self.preprocess = PREPROCESSINGS[self.settings.preprocessing].fit(self._to_fit())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,7 +67,8 @@ def identified(config: Config) -> Config:
     if not data.entry.is_folder:
         return config
     data.prepare_data()
-    return replace(config, data=replace(config.data, sha256=data.listing.sha256))
+    root = os.path.abspath(data.root)  # to be found from any folder
+    return replace(config, data=replace(config.data, root=root, sha256=data.listing.sha256))
 
 
 def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:

@@ -162,7 +162,12 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
             raise
         raise CheckpointError(f"the net does not fit data={name}: {error}") from error
     data.preprocess = trained.preprocess
-    data.prepare_data()
+    try:
+        data.prepare_data()
+    except DataError as error:
+        if root is None and data.entry.is_folder:
+            raise DataError(f"{error}; the pictures of the training were there, set data.root=FOLDER") from error
+        raise
     if data.listing:
         _check_folder(data, trained, facts.get("sha256"))
     data.setup()
@@ -183,7 +188,8 @@ def _check_folder(data: Images, trained: Pretrained, sha256: str | None) -> None
     """Raises CheckpointError or DataError where a net cannot be tested on a folder."""
     if tuple(map(one_line, data.listing.classes)) != trained.classes:
         there, here = (one_line(", ".join(names)) for names in (trained.classes, data.listing.classes))
-        raise CheckpointError(f"the net's classes are {there}; those of data.root={data.root} are {here}")
+        reason = f"its classes are {here}, the net's are {there}; choose the pictures that the net was trained on"
+        raise CheckpointError(f"data.root={data.root}: {reason}")
     if not data.listing.is_split and data.listing.sha256 != sha256:
         raise DataError(
             f"data.root={data.root}: the pictures are not those of the training, so drawn test pictures may have been "

@@ -109,7 +109,10 @@ def finished_run(config: Config, folder: Path) -> Record | None:
     differing = [name for name in here if there[name] != here[name]]
     if differing:
         values = ", ".join(
-            f"{name} is {one_line(there[name])} there, {one_line(here[name])} here" for name in differing
+            "the pictures in data.root are others than those of the training"
+            if name == "data.sha256" and None not in (there[name], here[name])
+            else f"{name} is {one_line(there[name])} there, {one_line(here[name])} here"
+            for name in differing
         )
         raise SettingError(
             "resume", config.resume, f"{folder} contains a run with other settings: {values}; choose another folder"

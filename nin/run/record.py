@@ -128,11 +128,13 @@ class Record:
 
     @property
     def at_chance(self) -> bool:
-        """Whether the test error is no better than chance: not by three standard errors of the binomial."""
+        """Whether the test error is no better than chance: not by three standard errors of the binomial. False where so
+        few test images cannot tell."""
         if None in (self.test_error, self.test_images, self.chance_error):
             return False
         chance = self.chance_error / 100
-        return self.test_error >= 100 * (chance - 3 * math.sqrt(chance * (1 - chance) / self.test_images))
+        better = 100 * (chance - 3 * math.sqrt(chance * (1 - chance) / self.test_images))
+        return 0 < better <= self.test_error
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a flat JSON object, with the facts that people look for first repeated from the settings."""

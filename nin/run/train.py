@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nin import files, pretrained
 from nin.backbones import Backbone
-from nin.checks import counted, is_integer, one_line, some_of
+from nin.checks import counted, is_integer, one_line, shortened, some_of
 from nin.config import Config, TrainerConfig, pasted, settings_of, to_yaml
 from nin.data.folder import Streamed, table_of
 from nin.data.module import Images
@@ -40,6 +40,7 @@ from nin.run.trainer import build_trainer, exact_fp32, precision_of, quiet
 from nin.run.watch import DeadNetWatch
 from nin.task import Classifier
 
+MOST_CLASSES = 40  # whose errors are printed
 # errors by which torch and Lightning refuse a damaged checkpoint
 NOT_RESTORED = (RuntimeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 # entries of a checkpoint without which a run cannot resume
@@ -430,10 +431,13 @@ def _lines_of_classes(record: Record) -> str:
     """The test error of each class for people, the worst first; "" where the record has none."""
     if not record.class_errors:
         return ""
-    width = max(len(one_line(name)) for name in record.class_errors)
     worst = sorted(record.class_errors.items(), key=lambda item: (-item[1]["error"], item[0]))
+    names = {name: shortened(name) for name, _ in worst[:MOST_CLASSES]}
+    width = max(map(len, names.values()))
     lines = [
-        f"    {one_line(name):{width}} {facts['error']:6.2f} % of {counted(facts['images'], 'image')}"
-        for name, facts in worst
+        f"    {names[name]:{width}} {facts['error']:6.2f} % of {counted(facts['images'], 'image')}"
+        for name, facts in worst[:MOST_CLASSES]
     ]
+    if len(worst) > MOST_CLASSES:
+        lines.append(f"    … and {len(worst) - MOST_CLASSES:,} more in {records.FILE}")
     return "\n" + "\n".join(lines)

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from nin.checks import literal
-from nin.predict import shortened
+from nin.checks import literal, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

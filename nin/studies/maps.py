@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from nin.checks import literal
+from nin.checks import literal, shortened
 from nin.errors import ClaimError
-from nin.predict import class_maps, shortened
+from nin.predict import class_maps
 from nin.pretrained import Pretrained
 
 if TYPE_CHECKING:

@@ -108,21 +108,22 @@ def test_what_is_unusual_is_said(tmp_path):
     (tmp_path / "rose" / "64.png").write_bytes((tmp_path / "tulip" / "1.png").read_bytes())
     (tmp_path / "rose" / "65.png").write_bytes((tmp_path / "rose" / "1.png").read_bytes())
     for words in (
-        "left out 1 empty folder: daisy",
-        "left out 3 damaged pictures",
+        "left out 1 folder without a picture: daisy",
+        "left out 4 pictures that cannot be decoded",
+        "63.jpg (damaged (image file is truncated",
+        "left out 1 repeated picture: ",
         "60.png (not a picture in a supported format (PNG",
         "1.heic (not a picture",
         "under 10 pictures: violet 3; their errors say little",
-        "unequal classes: rose has 62 pictures, violet 3",
-        "ignored files that are no pictures of a class in a supported format",
+        "unequal classes: rose has 61 pictures, violet 3",
+        "ignored files that are no pictures in a supported format",
         "1 picture in several classes",
     ):
         assert_note(tmp_path, words)
     listing, notes = listed(tmp_path)
     assert all(ending in notes for ending in (".txt", ".jpg", "no ending")) and ".git" not in notes
-    with pytest.warns(UserWarning, match=r"left out 1 damaged picture: .*63\.jpg: damaged"):
-        whole = read_folder(listing, 16, workers=0)  # its header is whole
-    assert len(whole.train_labels) + len(whole.test_labels) == 62 + 11 + 3 - 1
+    whole = read_folder(listing, 16, workers=0)
+    assert len(whole.train_labels) + len(whole.test_labels) == 61 + 11 + 3
 
 
 def test_a_test_picture_that_is_trained_on_is_named(tmp_path):
@@ -143,12 +144,37 @@ def test_a_test_picture_that_is_trained_on_is_named(tmp_path):
         ),
         (
             lambda root: make_folder(root, (1, 1)),
-            "expected at least two pictures of a class: one to train, one to test",
+            "expected at least two different pictures of a class: one to train, one to test",
         ),
         (lambda root: [(root / name).mkdir() for name in "ab"], "got no subfolder with a picture"),
         (
             lambda root: [make_picture(root / n / "1.png").write_bytes(b"") for n in "ab"],
-            "got no subfolder with a picture",
+            r"got no subfolder with a picture.* \(left out 2 pictures that cannot be decoded: .*left out 2 folders",
+        ),
+        (
+            lambda root: [make_picture(root / n / f"{i}.png", (1, 2, 3), seed=0) for n in "ab" for i in range(3)],
+            r"expected at least two different pictures of a class.* \(left out 4 repeated pictures: ",
+        ),
+        (
+            lambda root: [make_picture(root / f"{n}.png") for n in "ab"],
+            r"left out 2 pictures in .* itself, outside the",
+        ),
+        (
+            lambda root: (
+                (make_folder(root, (4, 4), "train"), make_folder(root, (4, 4), "test", "jpg"))
+                and [shutil.move(root / "train" / n, root / "train" / f"{n}2") for n in ("rose", "tulip")]
+            ),
+            "no class has both training and test pictures",
+        ),
+        (
+            lambda root: (
+                [make_folder(root, (3, 3))] + [make_picture(root / n / "1.png", seed=7) for n in ("a b", "a  b")]
+            ),
+            r"folders whose names look the same, or like nothing, when printed: a␣␣b, a␣b; rename them",
+        ),
+        (
+            lambda root: [make_folder(root, (3, 3)), make_picture(root / " " / "1.png", seed=7)],
+            r"look the same, or like nothing, when printed: ␣; rename them",
         ),
     ],
 )
@@ -266,8 +292,9 @@ def test_processes_share_streamed_batches(tmp_path):
 def test_a_damaged_picture_is_left_out_of_its_batch(tmp_path):
     make_folder(tmp_path, ending="jpg")
     file = tmp_path / "rose" / "3.jpg"
-    file.write_bytes(file.read_bytes()[:-200])
+    whole = file.read_bytes()
     data = ready(tmp_path, memory=1e-9, workers=0)
+    file.write_bytes(whole[:-200])  # since it was listed
     with pytest.warns(UserWarning, match=r"left out 1 damaged picture: .*3\.jpg: damaged"):
         batches = drawn(data)
         trained = sum(len(labels) for _, labels in data.train_dataloader())
@@ -283,11 +310,12 @@ def test_a_damaged_picture_alone_in_its_batch_is_left_out(tmp_path, monkeypatch,
     monkeypatch.setattr("nin.data.folder.READ_AT_ONCE", 1)
     make_folder(tmp_path, (3, 3, 3), part="train", ending="jpg")
     make_folder(tmp_path, (3, 2, 2), part="test", ending="jpg", shift=50)
-    damaged = [tmp_path / "test" / "rose" / f"{number}.jpg" for number in range(3)]
-    for file in damaged:
+    data = Images("folder", root=tmp_path, size=16, batch_size=batch_size, memory=memory, workers=0)
+    data.prepare_data()
+    for number in range(3):  # since they were listed
+        file = tmp_path / "test" / "rose" / f"{number}.jpg"
         file.write_bytes(file.read_bytes()[:-200])
     with pytest.warns(UserWarning, match="left out 1 damaged picture|under 10 pictures"):
-        data = Images("folder", root=tmp_path, size=16, batch_size=batch_size, memory=memory, workers=0)
         data.setup()
         labels = torch.cat([labels for _, labels in data.test_dataloader()])
     assert sorted(labels.tolist()) == [1, 1, 2, 2]
@@ -355,6 +383,41 @@ def test_few_large_pictures_are_read_at_once(size):
     assert sum(numbers) == 130 and max(numbers) <= 64 and max(numbers) * size**2 <= max(64 * 224**2, size**2)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "TEST"), ("training", "testing"), ("train", "valid"), ("train", "Validation")]
+)
+def test_usual_names_of_a_split_are_one(tmp_path, train, test):
+    make_folder(tmp_path, (4, 5), part=train)
+    make_folder(tmp_path, (3, 2), part=test, shift=50)
+    make_folder(tmp_path, (1,), part="extra")
+    listing, notes = listed(tmp_path)
+    assert listing.is_split and listing.classes == ("rose", "tulip")
+    assert [len(part) for part in listing.given] == [9, 5]
+    assert f"left out 1 folder beside {train}/ and {test}/: extra" in notes
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    """A link that leads to its own folder, or above, has no end and no pictures of its own."""
+    make_folder(tmp_path / "elsewhere", (3, 4))
+    root = tmp_path / "photos"
+    make_folder(root, (12, 11, 10))
+    (root / "linked").symlink_to(tmp_path / "elsewhere" / "rose")
+    (root / "rose" / "more").symlink_to(tmp_path / "elsewhere" / "tulip")
+    (root / "rose" / "again").symlink_to(root / "rose")
+    (root / "tulip" / "up").symlink_to(root)
+    (root / "loop").symlink_to(root)
+    found = scan(root)
+    numbers = {name: len(files) for name, files in found.parts[0].items()}
+    assert numbers == {"linked": 3, "rose": 12 + 4, "tulip": 11, "violet": 10}
+    assert any("loop, a link to a folder that contains it" in note for note in found.notes)
+
+
+def test_a_class_without_a_test_picture_is_named(tmp_path):
+    make_folder(tmp_path, (4, 5, 3), part="train")
+    make_folder(tmp_path, (3,), part="test", shift=50)
+    assert "no test picture shows tulip, violet: the error leaves that out" in listed(tmp_path)[1]
+
+
 def test_a_repeated_picture_is_named(tmp_path):
     make_folder(tmp_path, (12, 11, 10))
     shutil.copy(tmp_path / "rose" / "0.png", tmp_path / "rose" / "again.png")
@@ -374,7 +437,7 @@ def test_a_folder_inside_a_class_that_cannot_be_read_is_named(tmp_path, monkeypa
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(DataError, match=r"data\.root=.*locked: cannot be read \(Permission denied\); expected"):
+    with pytest.raises(DataError, match=r"data\.root=.*locked: cannot be read \(Permission denied\); make it readable"):
         scan(tmp_path)
 
 

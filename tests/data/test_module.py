@@ -130,7 +130,7 @@ def test_whitened_batches_are_those_of_the_preprocessing(flowers_root):
 
 
 def test_a_class_without_training_images_is_named():
-    with pytest.warns(UserWarning, match=r"no training image shows .*: the net cannot learn them") as said:
+    with pytest.warns(UserWarning, match=r"no training image shows .*: the net cannot learn that") as said:
         data = ready("digits", val=1430)
     shown = {str(label) for label in data.train_labels.tolist()}
     named = str(said[0].message).split(" shows ")[1].split(":")[0].split(", ")

@@ -128,20 +128,16 @@ odd_tensors = tensors(st.floats(width=32)) | st.sampled_from(
 )
 
 
-def mostly(good):
-    return st.one_of(good, good, good, good, odd_tensors)
-
-
 CHANNELS = {
-    "mean": mostly(tensors(st.floats(-300, 300, width=32))),
-    "std": mostly(tensors(st.floats(0.125, 300, width=32))),
+    "mean": tensors(st.floats(-300, 300, width=32)) | odd_tensors,
+    "std": tensors(st.floats(0.125, 300, width=32)) | odd_tensors,
 }
 
 
 def test_normalise_with_any_values():
     ended = Ended()
 
-    @settings(max_examples=150)
+    @settings(max_examples=400)
     @given(one_with_anything(CHANNELS))
     def one(arguments):
         made = ended.build(Normalise, arguments)

@@ -80,13 +80,16 @@ def test_another_folder_is_another_run(ran, tmp_path):
     moved = shutil.copytree(here / "photos", tmp_path / "moved")
     again = [*settings, "resume=auto"]
     assert train(compose([*again, f"data.root={moved}"]), here / "run") == record  # finished
-    with pytest.raises(SettingError, match=r"contains a run with other settings: data\.sha256 is [0-9a-f]{64} there"):
+    with pytest.raises(
+        SettingError,
+        match=r"settings: the pictures in data\.root are others than those of the training; choose another folder",
+    ):
         train(compose([*again, f"data.root={other}"]), here / "run")
     first, second, third = (points([*settings, f"data.root={root}"])[0] for root in (here / "photos", moved, other))
     assert first.identity == second.identity != third.identity and first.folder != third.folder
     with pytest.raises(DataError, match="the pictures are not those of the training"):
         images_of(nin.load(here / "run"), str(other))
-    with pytest.raises(CheckpointError, match=r"the net's classes are rose, tulip, violet; those of .* rose, tulip$"):
+    with pytest.raises(CheckpointError, match=r"its classes are rose, tulip, the net's are rose, tulip, v"):
         images_of(nin.load(here / "run"), str(make_folder(tmp_path / "two", (5, 5))))
     tests = make_folder(make_folder(tmp_path / "split", (2, 2, 2), "train"), (4, 4, 4), "test", shift=90)
     assert len(images_of(nin.load(here / "run"), str(tests)).set.test_labels) == 12

@@ -83,6 +83,11 @@ TABLES: dict[int, list[PapersRun]] = {
 }
 
 
+def heads_of(data: str, label: str) -> dict[str, float]:
+    """The paper's errors, in %, of the net of a set and a row's label under each head: its Table 5; else empty."""
+    return {run.head: run.error for run in TABLES[5] if (run.data, run.variant) == (data, label)}
+
+
 def overrides_of(run: PapersRun, others: Sequence[str] = ()) -> list[str]:
     """The overrides of a run, and others, which replace those of the same name."""
     names = {other.partition("=")[0] for other in others}

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACCURACIES = (80, 85, 90)  # %
-PAPER = {"gap": 10.41, "fc_dropout": 10.88, "fc": 11.59}  # the paper's Table 5: CIFAR-10, without augmentation
 PAPERS_GREY = "#888888"
 
 
@@ -135,10 +134,14 @@ def _line_of_table(line: HeadLine) -> str:
 
 def _papers_table(condition: Condition, lines: Sequence[HeadLine]) -> str:
     """The paper's figures, where they can be set beside these."""
-    if condition.data != "cifar10" or len({line.head for line in lines} & {*PAPER}) < 2:
-        return ""
-    theirs = ", ".join(f"`{head}` {error:.2f}" for head, error in PAPER.items())
-    return f" The paper's Table 5, without augmentation and with its own recipe: {theirs}."
+    sentences = ""
+    for label in dict.fromkeys(line.label for line in lines):
+        theirs = papers.heads_of(condition.data, label)
+        if len({line.head for line in lines if line.label == label} & {*theirs}) > 1:
+            errors = ", ".join(f"`{head}` {theirs[head]:.2f}" for head in HEADS if head in theirs)
+            of_net = f" for `{label}`" if label else ""
+            sentences += f" The paper's Table 5{of_net}, without augmentation and with its own recipe: {errors}."
+    return sentences
 
 
 def epochs_table(rows: pd.DataFrame) -> str:
@@ -181,13 +184,13 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
     """
     figure, axis = _canvas(title)
     heads = [head for head in HEADS if (rows["head"] == head).any()]
-    papers = rows.data.iloc[0] == "cifar10"
+    theirs = papers.heads_of(rows.data.iloc[0], rows.label.iloc[0])
     for x, head in enumerate(heads):
         of_head = rows[rows["head"] == head].error
         _draw_head(axis, x, COLOURS[head], of_head.dropna(), int(of_head.isna().sum()))
-        if papers and head in PAPER:
-            axis.scatter([x + 0.32], [PAPER[head]], marker="_", s=160, color=PAPERS_GREY, zorder=2)
-    if papers:
+        if head in theirs:
+            axis.scatter([x + 0.32], [theirs[head]], marker="_", s=160, color=PAPERS_GREY, zorder=2)
+    if theirs.keys() & {*heads}:
         axis.scatter([], [], marker="_", s=160, color=PAPERS_GREY, label="paper, Table 5: no augmentation")
     if rows.error.notna().any():
         axis.scatter([], [], color=GREY, label="one seed")

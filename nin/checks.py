@@ -16,8 +16,20 @@ from nin.errors import SettingError, one_line, printable
 
 LONGEST_NAME = 22  # letters of a class's name in a figure
 
-__all__ = ["boolean", "counted", "fraction", "integer", "is_integer", "is_number", "is_real", "is_sha256", "literal"]
-__all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "sides", "times"]
+__all__ = [
+    "boolean",
+    "cores",
+    "counted",
+    "fraction",
+    "integer",
+    "is_integer",
+    "is_number",
+    "is_real",
+    "is_sha256",
+    "literal",
+]
+__all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "shortened", "sides"]
+__all__ += ["some_of", "times"]
 
 
 def is_integer(value: Any) -> bool:

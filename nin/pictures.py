@@ -102,6 +102,9 @@ def read_picture(file: str | Path, least: int | None = None, content: bytes | No
                 if max(opened.size) > LONGEST:
                     size = f"{opened.width}×{opened.height}"
                     raise PictureError(f"{file}: expected at most {LONGEST} pixels a side, got {size}")
+                if Image.MAX_IMAGE_PIXELS and opened.width * opened.height > Image.MAX_IMAGE_PIXELS:
+                    # Pillow warns; another thread may have changed what becomes of warnings
+                    raise Image.DecompressionBombError(f"expected at most {Image.MAX_IMAGE_PIXELS:,}")
                 if least is not None:
                     opened.draft(None, (least, least))
                 return upright(opened)

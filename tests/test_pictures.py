@@ -299,3 +299,15 @@ def test_a_picture_of_a_telephone_is_named_with_what_reads_it(tmp_path, monkeypa
     ):
         pictures.read_picture(tmp_path / "photo.heic")
     assert pictures.find_pictures([tmp_path]) == [tmp_path / "photo.heic"]
+
+
+def test_too_many_pixels_are_refused_whatever_becomes_of_warnings(tmp_path, monkeypatch):
+    """Threads that read pictures change the filters of the whole process."""
+    Image.new("RGB", (20, 15)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    monkeypatch.setattr("nin.pictures.warnings.simplefilter", lambda *_: None)
+    with warnings.catch_warnings(), pytest.raises(PictureError, match=r"large\.png: too many pixels \(expected at most"):
+        warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+        pictures.read_picture(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    assert pictures.read_picture(tmp_path / "large.png").size == (20, 15)

@@ -234,9 +234,7 @@ def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:
         sys.stdout.flush()
         return code
     except NINError as error:
-        if (
-            interrupted and error.exit_code not in INTERRUPTED
-        ):  # Hydra turned KeyboardInterrupt into an error of its own
+        if interrupted and error.exit_code not in INTERRUPTED:  # Hydra turned KeyboardInterrupt into this error
             _say("stopped")
             return INTERRUPTED[0]
         if processes.rank() == 0 or isinstance(error, CheckpointError | DataError):  # process 0 raises the others too

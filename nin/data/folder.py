@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,13 +134,9 @@ def list_folder(root: str | Path, **_: Any) -> Listing:
     if repeated := [file for part in kept for one in part.values() for file in one if file not in once]:
         notes.append(f"left out {counted(len(repeated), 'repeated picture')}: {some_of(repeated, NAMED)}")
     listing = Listing(found.root, classes, given, found.is_split, tuple(notes + _duplicates(given)))
-    try:
+    with _telling(notes):
         _check_classes(found.root, classes)
         _check_parts(listing)
-    except DataError as error:
-        if not notes:
-            raise
-        raise DataError(f"{error} ({'; '.join(notes)})") from error
     return replace(listing, notes=listing.notes + tuple(_notes_on_numbers(listing)))
 
 
@@ -161,19 +157,15 @@ class Found(NamedTuple):
 def scan(root: str | Path) -> Found:
     """Returns the files of a folder by class; no file is opened. Raises DataError as `list_folder` does."""
     root = Path(root)
-    folders, bases = _subfolders(root), [root]
+    folders = _subfolders(root)
+    split = _given_split(folders)
     notes = []
-    by_name = {folder.name.lower(): folder for folder in reversed(folders)}
-    split = [next((by_name[name] for name in names if name in by_name), None) for names in (TRAIN, TEST)]
-    is_split = None not in split
-    if is_split:
-        bases = split
-        if others := [folder.name for folder in folders if folder not in bases]:
-            names = f"{split[0].name}/ and {split[1].name}/"
-            notes.append(f"left out {counted(len(others), 'folder')} beside {names}: {some_of(others, NAMED)}")
+    if split and (others := [folder.name for folder in folders if folder not in split]):
+        names = f"{split[0].name}/ and {split[1].name}/"
+        notes.append(f"left out {counted(len(others), 'folder')} beside {names}: {some_of(others, NAMED)}")
     parts: list[dict[str, list[Path]]] = [{}, {}]
     unknown: Counter[str] = Counter()
-    for part, base in zip(parts, bases, strict=False):
+    for part, base in zip(parts, split or (root,), strict=False):
         for folder in _subfolders(base):
             if folder.resolve() in (base.resolve(), *base.resolve().parents):
                 notes.append(f"left out {one_line(folder)}, a link to a folder that contains it")
@@ -190,13 +182,27 @@ def scan(root: str | Path) -> Found:
         endings = ", ".join(f"{number:,} {suffix}" for suffix, number in unknown.most_common(NAMED))
         notes.append(f"ignored files that are no pictures in a supported format: {endings}")
     with_pictures = tuple(sorted({name for part in parts for name, one in part.items() if one}))
-    try:
+    with _telling(notes):
         _check_classes(root, with_pictures)
+    return Found(root, tuple(parts), bool(split), notes)
+
+
+def _given_split(folders: Sequence[Path]) -> tuple[Path, Path] | None:
+    """The folders with training and test pictures, if both are among these."""
+    by_name = {folder.name.lower(): folder for folder in reversed(folders)}
+    train, test = (next((by_name[name] for name in names if name in by_name), None) for names in (TRAIN, TEST))
+    return (train, test) if train and test else None
+
+
+@contextmanager
+def _telling(notes: Sequence[str]) -> Iterator[None]:
+    """Adds the notes to a DataError of the block: what was left out may be the reason for it."""
+    try:
+        yield
     except DataError as error:
         if not notes:
             raise
         raise DataError(f"{error} ({'; '.join(notes)})") from error
-    return Found(root, tuple(parts), is_split, notes)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -247,7 +253,8 @@ def _check_classes(root: Path, classes: Sequence[str]) -> None:
 def _contents(paths: Sequence[Path]) -> dict[Path, tuple[str, str]]:
     """The sha256 of each file, and why it is no picture, or ""."""
     with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 4 * cores())) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused when it is decoded
+        # the threads change the filters of the whole process, which are restored afterwards
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         progress = tqdm(
             pool.map(_examined, paths), "listing pictures", len(paths), unit=" pictures", delay=2, leave=False
         )

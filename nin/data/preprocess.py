@@ -96,7 +96,7 @@ class ImageNet(Normalise):
 
     @classmethod
     def fit(cls, images: ImageSource) -> ImageNet:
-        """Returns the same normalisation for any images; none is read."""
+        """Returns the same normalisation for any images, without reading them."""
         return cls(255 * torch.tensor([0.485, 0.456, 0.406]), 255 * torch.tensor([0.229, 0.224, 0.225]))
 
 

@@ -26,7 +26,7 @@ from nin.run.checkpoint import AtomicCheckpointIO
 OF_THE_NET = "net."  # how the names of its weights begin in a checkpoint
 
 
-def load(checkpoint: str, *, fold: bool = False, **places: Any) -> Pretrained:
+def load(checkpoint: str, *, fold: bool = False, root: str | None = None, download: bool | None = None) -> Pretrained:
     """As `nin.load`; of a run that has not finished the net after its last whole epoch, which is printed.
 
     The run's set is read again: the classes and the preprocessing are known from it.
@@ -34,8 +34,7 @@ def load(checkpoint: str, *, fold: bool = False, **places: Any) -> Pretrained:
     Args:
         checkpoint: a run's folder, a weights file or a published name.
         fold: as for `nin.load`.
-        places: settings of `data` that differ from the run's and have no effect on the net: `root`, `download`. None
-            keeps the run's.
+        root, download: of the run's set, as in `nin.data.Images`, where it is read again; None keeps the run's.
 
     Raises:
         CheckpointError: as `nin.load` raises it, or the run's checkpoint is damaged.
@@ -45,7 +44,7 @@ def load(checkpoint: str, *, fold: bool = False, **places: Any) -> Pretrained:
     if checkpoint in pretrained.available() or not is_unfinished(folder):
         return pretrained.load(checkpoint, fold=fold)
     try:
-        trained, epoch = _load(folder, places)
+        trained, epoch = _load(folder, {"root": root, "download": download})
     except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
         if isinstance(error, SettingError):
             raise

@@ -306,7 +306,7 @@ def test_too_many_pixels_are_refused_whatever_becomes_of_warnings(tmp_path, monk
     Image.new("RGB", (20, 15)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     monkeypatch.setattr("nin.pictures.warnings.simplefilter", lambda *_: None)
-    with warnings.catch_warnings(), pytest.raises(PictureError, match=r"large\.png: too many pixels \(expected at most"):
+    with warnings.catch_warnings(), pytest.raises(PictureError, match=r"large\.png: too many pixels \(expected"):
         warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
         pictures.read_picture(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)

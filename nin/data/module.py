@@ -17,9 +17,10 @@ from nin import config
 from nin.checks import integer, memory_gb, one_of, some_of
 from nin.config import DataConfig
 from nin.data.augment import random_crop, random_cutout, random_flip
-from nin.data.folder import Listing, Streamed, list_folder, scan, workers_of
+from nin.data.folder import Listing, list_folder, scan
 from nin.data.preprocess import PREPROCESSINGS, Whiten
 from nin.data.sets import SETS, ImageSet, data_folder
+from nin.data.streamed import Streamed, workers_of
 from nin.errors import DataError, SettingError
 
 MOST_FITTED = 2000  # images of a folder that its preprocessing is fitted on

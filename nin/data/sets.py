@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from nin.checks import one_line
 from nin.data.archive import Archive, Files, no_files, unpickle
-from nin.data.folder import Listing, Streamed, list_folder
+from nin.data.folder import Listing, list_folder
+from nin.data.streamed import Streamed
 from nin.errors import DataError
 
 
@@ -31,7 +32,7 @@ class ImageSet:
 
     Attributes:
         train_images, test_images: (N, C, H, W) uint8 in 0…255, with C of 1 or 3; of a folder that does not fit into
-            memory a `nin.data.folder.Streamed`, which decodes them anew each time.
+            memory a `nin.data.streamed.Streamed`, which decodes them anew each time.
         train_labels, test_labels: (N) int64 in 0…K − 1.
         classes: the K names, each in one line that a terminal can show.
         flip: whether a mirrored image still shows its class.

@@ -17,8 +17,9 @@ from nin import files, pretrained
 from nin.backbones import Backbone
 from nin.checks import counted, is_integer, one_line, shortened, some_of
 from nin.config import Config, TrainerConfig, pasted, settings_of, to_yaml
-from nin.data.folder import Streamed, table_of
+from nin.data.folder import table_of
 from nin.data.module import Images
+from nin.data.streamed import Streamed
 from nin.errors import DeadNetError, RunError, SettingError
 from nin.model import NIN
 from nin.pretrained import Pretrained

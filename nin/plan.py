@@ -222,6 +222,9 @@ class Plan:
     init: str = ModelConfig.init
 
     def __post_init__(self) -> None:
+        if isinstance(self.head, str) and self.head in HEADS and self.head not in CLASS_MAP_HEADS:
+            reason = f"reads a backbone's features; choose model=squeezenet1_1, or one of {', '.join(CLASS_MAP_HEADS)}"
+            raise SettingError("head", self.head, reason)
         one_of(CLASS_MAP_HEADS, head=self.head)
         one_of(POOLS, last_pool=self.last_pool)
         one_of(NORMS, norm=self.norm)

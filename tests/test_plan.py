@@ -59,7 +59,10 @@ def test_any_block_is_made_or_refused_by_name():
     ("arguments", "message"),
     [
         ({"head": "gpa"}, "head=gpa: must be one of gap, fc_dropout, fc, gmp"),
-        ({"head": "gap_article"}, "head=gap_article: must be one of gap"),
+        (
+            {"head": "gap_article"},
+            "head=gap_article: reads a backbone's features; choose model=squeezenet1_1",
+        ),
         ({"norm": "layer"}, "norm=layer: must be one of none, batch"),
         ({"last_pool": "min"}, "last_pool=min: must be one of max, average"),
         ({"init": "zeros"}, "init=zeros: must be one of gaussian, kaiming"),

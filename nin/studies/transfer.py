@@ -168,8 +168,10 @@ def table(lines: Sequence[TransferLine], error_name: str) -> str:
 
 
 def _start_in_words(line: TransferLine, lines: Sequence[TransferLine]) -> str:
-    """The name of the start, with its sha256 where several have this name, as after a net was published again."""
+    """The published name that the start has today; else its name in the rows, with its sha256 where several have it."""
     name, sha256 = line.key.start_name, line.key.start_sha256
+    if published := next((each for each in available() if read_card(each)["sha256"] == sha256), ""):
+        return published
     same_name = {other.key.start_sha256 for other in lines if other.key.start_name == name}
     return f"{name} ({sha256[:8] or 'unknown sha256'})" if len(same_name) > 1 else name
 

@@ -117,6 +117,14 @@ def test_a_net_that_was_published_again_has_a_line_of_its_own(run, frame):
     ]
 
 
+def test_a_net_has_the_name_that_it_is_published_under_today(run, frame, monkeypatch):
+    card = {"data": "cifar10", "recipe": "quick", "epochs": 8, "seed": 0, "sha256": "net-".ljust(64, "0")}
+    monkeypatch.setattr(transfer, "available", lambda: ["net-quick"])
+    monkeypatch.setattr(transfer, "read_card", lambda name: card)
+    lines = body(transfer.answers(frame(*tuned(run, [("gap", "net"), ("fc", "other")])))[0].table)
+    assert [line[2] for line in lines] == ["net-quick", "other"]
+
+
 def test_without_a_start_there_is_no_transfer(run, frame):
     with pytest.raises(ClaimError, match="checkpoint="):
         transfer.answers(frame(run("gap", 0), run("fc", 0)))

@@ -39,6 +39,7 @@ Size = str | int  # "training", "native" or a number of pixels
 MAX_PIXELS = 4096  # per side of a chosen size
 TOP, MOST = 3, 1000  # number of best classes that are shown: by default, and at most
 PANEL, PANELS = 2.6, 6  # width of a panel of a drawing in inches, and panels in a row
+COLOURBAR = 0.9  # its width, and the gaps'
 MOST_NAMED = 20  # failures in one sentence
 CANVAS = 512  # pixels of the longer side of a drawn picture
 LONGEST_STEM = 100  # bytes of a picture's name, and of a net's, in the name of a drawing; file systems have 255
@@ -459,7 +460,7 @@ def draw(
     columns = math.ceil(panels / rows)
     shapes = [canvas.size, prediction.photograph.size] if shows_whole else [canvas.size]
     highest = PANEL * max(min(1.0, height / width) for width, height in shapes)
-    figure = Figure(figsize=(PANEL * columns + 0.3, rows * (max(highest, 1) + 0.5)), layout="constrained")
+    figure = Figure(figsize=(PANEL * columns + COLOURBAR, rows * (max(highest, 1) + 0.5)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set(xticks=[], yticks=[], anchor="N")

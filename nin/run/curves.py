@@ -49,7 +49,7 @@ def draw(metrics: Path, record: Record) -> Figure:
             axis.plot([record.epochs], [record.test_error], label="test, after the last epoch", **final)
         highest = max((max(line.get_ydata()) for line in axis.lines), default=0)
         axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.08 * highest or 1))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if len(rows) == 1:
             axis.set(xlim=(0.6, 2.2), xticks=[1])  # the legend is at the right
         axis.grid(alpha=0.3)

@@ -86,7 +86,9 @@ def _labels(groups: Sequence[str]) -> dict[str, str]:
     return dict(zip(groups, labels, strict=True))
 
 
-def judge(pairs: Sequence[tuple[str, Sequence[float]]], quantity: str, below: bool = True) -> tuple[str, str]:
+def judge(
+    pairs: Sequence[tuple[str, Sequence[float]]], quantity: str, below: bool = True, also: str = ""
+) -> tuple[str, str]:
     """Verdict and finding of paired differences, a fully connected head's minus GAP's.
 
     Each comparison is undecided with fewer than three seeds, or if its 95 % interval contains 0.
@@ -95,10 +97,12 @@ def judge(pairs: Sequence[tuple[str, Sequence[float]]], quantity: str, below: bo
         pairs: for each comparison its name and the difference of each seed.
         quantity: the differences in words, with their unit.
         below: whether differences below 0 support the claim; else those above 0 do.
+        also: what runs must have besides equal seeds: " and …".
     """
     verdicts = [_verdict(differences, below) for _, differences in pairs]
     if not pairs:
-        return overall([]), "Judging the claim requires runs of `gap` and of a fully connected head with equal seeds."
+        requires = f"runs of `gap` and of a fully connected head with equal seeds{also}"
+        return overall([]), f"Judging the claim requires {requires}."
     unanimous = len(set(verdicts)) == 1
     cells = []
     for (name, differences), verdict in zip(pairs, verdicts, strict=True):

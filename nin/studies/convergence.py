@@ -116,7 +116,7 @@ def draw(measured: pd.DataFrame, last: int) -> Figure:
         _draw_head(axis, ACCURACIES.index(accuracy) + 0.2 * place, head, of_head.epochs, never)
     axis.set_yticks(range(len(ACCURACIES)), [f"{accuracy} %" for accuracy in ACCURACIES])
     axis.tick_params(axis="y", length=0)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.set(xlabel="epochs to this test accuracy (a dot a seed, a bar the mean)", xlim=(0, never * 1.02))
     axis.invert_yaxis()
     return figure
@@ -147,4 +147,5 @@ def judge_epochs(measured: pd.DataFrame, last: int) -> tuple[str, str]:
         of_seeds = pairs[pairs["head"] == head].groupby("seed").difference.mean()
         if len(of_seeds):
             differences.append((f"`{head}`", of_seeds.tolist()))
-    return judge(differences, "Epochs of a fully connected head minus those of `gap`, mean over the accuracies")
+    quantity = "Epochs of a fully connected head minus those of `gap`, mean over the accuracies"
+    return judge(differences, quantity, also=" and recorded test curves")

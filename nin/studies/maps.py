@@ -62,9 +62,13 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
     rows, columns = maps.shape[:2]
     classes = [shortened(name) for name in classes]
     longest = max(map(len, (*classes, "taken for")))
+    has_wrong = bool((scores.argmax(1).cpu() != labels.cpu()).any())
     overhang = max(0.0, 0.1 * len(classes[-1]) - 0.4)  # inches of the last column's slanted name
     width = columns + 1.1 + 0.12 * longest + overhang
-    caption = textwrap.wrap("frame: the true class; dashed: a wrong answer; numbers: scores", int(8 * width))
+    legend = (
+        f"frame: the true class; {'dashed: a wrong answer; ' * has_wrong}numbers: scores; a colour scale for each row"
+    )
+    caption = ["", *textwrap.wrap(legend, int(8 * width))]  # the empty line keeps it off the last row's numbers
     height = 1.2 * rows + 0.45 + 0.25 * len(caption) + 0.09 * longest
     figure = Figure(figsize=(width, height), layout="constrained")
     inner = (0, 0, 1 - overhang / width, 1 - 0.15 / height)  # square axes move the slanted names up
@@ -77,7 +81,9 @@ def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, clas
         for k, axis in enumerate(of_row[1:]):
             axis.imshow(of_image[k], cmap="inferno", vmin=of_image.min(), vmax=of_image.max(), interpolation="bilinear")
             score = round(of_scores[k].item(), 1) + 0.0  # not -0.0
-            axis.set_xlabel(f"{score:.1f}", fontsize=SMALL, labelpad=2, weight="bold" if k == best else "normal")
+            axis.set_xlabel(
+                f"{score:.1f}".replace("-", "−"), fontsize=SMALL, labelpad=2, weight="bold" if k == best else "normal"
+            )
             _frame(axis, k == label, k == best)
     for name, axis in zip(classes, axes[0, 1:], strict=True):
         axis.set_title(literal(name), fontsize=LARGE, rotation=40, ha="left", x=0.2)

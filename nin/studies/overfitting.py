@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +21,6 @@ from nin.studies.tables import (
     GREY,
     clean,
     died,
-    label,
     made_with,
     mean_and_deviation,
     paired,
@@ -29,6 +30,7 @@ from nin.studies.tables import (
 
 CLAIM = "Without parameters of its own global average pooling overfits less than a fully connected head."
 VARIED = ("data.share", "trainer.max_epochs")
+MARK = 22  # size of a mark
 
 
 def answers(rows: pd.DataFrame) -> list[Answer]:
@@ -106,7 +108,8 @@ def table(runs: pd.DataFrame, error_name: str) -> str:
 
 
 def draw(runs: pd.DataFrame, error_name: str) -> Figure:
-    """Errors over the share and, if GAP can be compared, each head's excess minus GAP's."""
+    """Errors over the share and, if GAP can be compared, each head's excess minus GAP's. No line joins the shares: they
+    differ in steps too."""
     compared = runs.more.notna().any()
     figure = Figure(figsize=(9.4 if compared else 5.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
@@ -123,33 +126,40 @@ def draw(runs: pd.DataFrame, error_name: str) -> Figure:
 
 
 def _draw_errors(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
-    ends = []
-    for head in [head for head in HEADS if (runs["head"] == head).any()]:
+    heads = [head for head in HEADS if (runs["head"] == head).any()]
+    for head in heads:
         means = runs[runs["head"] == head].groupby("share")[["train_error", "error"]].mean()
-        shares = 100 * means.index
-        axis.plot(shares, means.error, "o-", color=COLOURS[head], markersize=4)
-        axis.plot(shares, means.train_error, "o:", color=COLOURS[head], markersize=3, alpha=0.8)
-        ends.append((shares[-1], means.error.iloc[-1], head, COLOURS[head]))
-    axis.plot([], [], "o-", color=GREY, markersize=4, label=error_name)
-    axis.plot([], [], "o:", color=GREY, markersize=3, label="training error")
+        shares = 100 * means.index * _aside(head, heads)
+        hollow = {"facecolors": "none", "edgecolors": COLOURS[head]}
+        axis.scatter(shares, means.error, s=MARK, color=COLOURS[head], label=head, zorder=3, linewidths=0)
+        axis.scatter(shares, means.train_error, s=MARK, zorder=3, clip_on=False, **hollow)
+    axis.scatter([], [], s=MARK, color=GREY, label=error_name, linewidths=0)
+    axis.scatter([], [], s=MARK, facecolors="none", edgecolors=GREY, label="training error")
     axis.set(ylabel="error (%)", ylim=(0, None))
     axis.legend(frameon=False, fontsize=9)
-    label(axis, ends)
 
 
 def _draw_more(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
-    shares = 100 * runs.share
-    axis.plot([shares.min(), shares.max()], [0, 0], color=COLOURS["gap"], linewidth=1.5)
-    ends = [(shares.max(), 0.0, "gap", COLOURS["gap"])]
+    axis.axhline(0, color=COLOURS["gap"], linewidth=1.5, label="gap")
+    axis.margins(x=0.1)
     compared = runs.dropna(subset="more")
-    for head in [head for head in HEADS if (compared["head"] == head).any()]:
+    heads = [head for head in HEADS if (compared["head"] == head).any()]
+    for head in heads:
         of_head = compared[compared["head"] == head]
-        axis.scatter(100 * of_head.share, of_head.more, s=10, color=COLOURS[head], alpha=0.5, linewidths=0)
-        means = of_head.groupby("share").more.mean()
-        axis.plot(100 * means.index, means, "o-", color=COLOURS[head], markersize=4)
-        ends.append((100 * means.index[-1], means.iloc[-1], head, COLOURS[head]))
+        aside = 100 * _aside(head, heads)
+        axis.scatter(aside * of_head.share, of_head.more, s=10, color=COLOURS[head], alpha=0.6, linewidths=0)
+        means = of_head[of_head.duplicated("share", keep=False)].groupby("share").more.mean()
+        axis.scatter(aside * means.index, means, s=110, marker="_", color=COLOURS[head], linewidths=2)
+        axis.scatter([], [], s=MARK, color=COLOURS[head], label=head, linewidths=0)
+    axis.scatter([], [], s=10, color=GREY, label="one seed", linewidths=0)
+    axis.scatter([], [], s=110, marker="_", color=GREY, label="mean of the seeds", linewidths=2)
     axis.set_ylabel(f"{error_name} − training error, minus gap's (points)", fontsize=9)
-    label(axis, ends)
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _aside(head: str, heads: Sequence[str]) -> float:
+    """The factor that moves a head's marks beside those of the others at the same share."""
+    return 1.12 ** (heads.index(head) - (len(heads) - 1) / 2)
 
 
 def judge_excess(runs: pd.DataFrame, error_name: str) -> tuple[str, str]:

@@ -135,7 +135,10 @@ def draw(runs: pd.DataFrame, condition: Condition) -> Figure:
         _draw_curves(loss, [curves["train_loss"] for curves in of_head.curves if "train_loss" in curves], head)
         seeds = of_head.seed.nunique()
         accuracy.plot([], [], color=COLOURS[head], label=f"{head}, mean of {seeds} seeds" if seeds > 1 else head)
+    accuracy.plot([], [], color=GREY, label="test images")
     accuracy.plot([], [], color=GREY, linestyle=":", label="training images")
+    if (learnt.groupby("head").size() > 1).any():
+        accuracy.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="lowest to highest seed, test images")
     accuracy.set(xlabel="epoch", ylabel=f"accuracy (%), {condition.data}")
     loss.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     accuracy.legend(frameon=False, fontsize=8, loc="lower right")

@@ -154,6 +154,8 @@ def epochs_table(rows: pd.DataFrame) -> str:
         if len(curves) or dead:
             cells = [_epochs_cell([epochs_to(curve, accuracy) for curve in curves]) for accuracy in ACCURACIES]
             lines.append(table_row(f"`{head}`{died(dead)}", *cells))
+        elif len(of_head):
+            lines.append(table_row(f"`{head}`", *["no curve"] * len(ACCURACIES)))
     return "\n".join(lines)
 
 
@@ -220,10 +222,11 @@ def _draw_head(axis: Axes, x: float, colour: str, errors: pd.Series, dead: int) 
 
 def draw_curves(rows: pd.DataFrame, title: str) -> Figure:
     """A figure of the test error after each epoch: for each head the mean over its seeds, a band from the lowest to the
-    highest of them, and a dotted line for each net that died."""
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+    highest of them, and a dotted line for each net that died. A head without a curve is named."""
+    from matplotlib.ticker import MaxNLocator
 
     figure, axis = _canvas(title)
+    missing = [head for head in HEADS if (rows["head"] == head).any()]
     rows = rows[rows.test_curve.map(bool)]
     heads = [head for head in HEADS if (rows["head"] == head).any()]
     for n, head in enumerate(heads):
@@ -239,15 +242,32 @@ def draw_curves(rows: pd.DataFrame, title: str) -> Figure:
         axis.fill_between([], [], color=GREY, alpha=0.2, linewidth=0, label="lowest to highest seed")
     if (rows.status != "ok").any():
         axis.plot([], [], color=GREY, linestyle=":", marker="x", label="a seed that died")
-    positive = all(min(curve) > 0 for curve in rows.test_curve)
-    axis.set(xlabel="epoch", ylabel="test error (%)", yscale="log" if positive else "linear")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for head in missing:
+        if head not in heads:
+            axis.plot([], [], linestyle="none", label=f"{head}: no curve was recorded")
+    axis.set(xlabel="epoch", ylabel="test error (%)")
+    if all(min(curve) > 0 for curve in rows.test_curve):
+        _scale_logarithmically(axis)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if is_short:
         axis.set(xlim=(0.6, 2), xticks=[1])  # the legend is at the right
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_minor_formatter(ScalarFormatter())
     axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _scale_logarithmically(axis: Axes) -> None:
+    """A logarithmic scale with plain numbers, and with enough of them where it spans less than a decade."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    low, high = axis.get_ylim()
+    axis.set_yscale("log")
+    is_narrow = low > 0 and high < 3 * low
+    locator = (
+        MaxNLocator(6, steps=[1, 2, 5, 10]) if is_narrow else LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8), numticks=20)
+    )
+    axis.yaxis.set_major_locator(locator)
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _draw_mean(axis: Axes, curves: Sequence[Sequence[float]], head: str, shift: float) -> None:
@@ -310,8 +330,8 @@ def text(rows: pd.DataFrame, file: Path, page: Path) -> str:
         parts.append(table(of_condition))
         for variant, pictures in _pictures(condition, of_condition, file).items():
             parts += [_link(picture, page) for picture in pictures]
-            if _reaches_an_accuracy(pictures):
-                parts.append(f"\n{epochs_table(of_condition[of_condition.label == variant])}\n")
+            reaches = _reaches_an_accuracy(pictures)
+            parts.append(f"\n{epochs_table(of_condition[of_condition.label == variant])}\n" if reaches else "")
     if others := len(rows) - len(of_heads):
         parts.append(_of_claims(others, os.path.relpath(file, page)))
     return "\n".join(parts)
@@ -349,9 +369,8 @@ def _pictures(condition: Condition, rows: pd.DataFrame, file: Path) -> dict[str,
         title = ", ".join(filter(None, [condition.title, variant]))
         stem = file.parent / "figures" / file_stem(condition.stem, variant)
         by_variant[variant] = [Picture("heads", title, Path(f"{stem}-heads.png"), of_variant)]
-        curves = of_variant[of_variant.test_curve.map(bool)]
-        if len(curves) and not condition.held_out:
-            by_variant[variant].append(Picture("curves", title, Path(f"{stem}-curves.png"), curves))
+        if of_variant.test_curve.map(bool).any() and not condition.held_out:
+            by_variant[variant].append(Picture("curves", title, Path(f"{stem}-curves.png"), of_variant))
     return by_variant
 
 

@@ -65,7 +65,7 @@ def test_a_figure_of_maps_marks_wrong_answers_and_prints_scores():
     figure = maps.draw_maps(images, torch.tensor([0, 2]), scores, class_maps, ["cat", "dog", "bird"])
     right, wrong = figure.axes[:4], figure.axes[4:]
     assert (right[0].get_ylabel(), wrong[0].get_ylabel()) == ("cat", "bird,\ntaken for\ncat")
-    assert [axis.get_xlabel() for axis in right[1:]] == ["5.0", "-1.0", "0.0"]
+    assert [axis.get_xlabel() for axis in right[1:]] == ["5.0", "−1.0", "0.0"]
     assert [axis.xaxis.label.get_weight() for axis in wrong[1:]] == ["bold", "normal", "normal"]
     assert [is_framed(axis, maps.WRONG) for axis in right[1:]] == [False] * 3
     assert [is_framed(axis, maps.WRONG) for axis in wrong[1:]] == [True, False, False]

@@ -1,3 +1,4 @@
+import random
 from itertools import product
 
 import pytest
@@ -78,11 +79,12 @@ def test_the_table_of_epochs(frame, row):
     made = frame(
         *(row(curve=(30.0, 19.0, 21.0, 14.0)), row(seed=1, curve=(18.0, 17.0)), row(seed=2)),
         row("fc", status="dead"),
+        row("gmp"),
     )
     lines = report.epochs_table(made).splitlines()
     assert lines[0] == "| head | epochs to 80 % | epochs to 85 % | epochs to 90 % |"
     assert lines[2] == "| `gap` | 1.45 ± 0.64 | 3.86 (1 never) | (2 never) |"
-    assert lines[3] == "| `fc`, 1 died |  |  |  |"
+    assert lines[3:] == ["| `fc`, 1 died |  |  |  |", "| `gmp` | no curve | no curve | no curve |"]
 
 
 def test_figures_show_each_seed_each_mean_and_each_death(frame, row, tmp_path):
@@ -141,6 +143,22 @@ def test_curves_of_one_epoch_are_points(frame, row):
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_marker() == "o"]
     assert points == [(pytest.approx(0.96), 31.0), (pytest.approx(1.04), 40.0)]
     assert list(axis.get_xticks()) == [1] and axis.get_xlim()[0] < 0.96
+
+
+def test_a_head_without_a_curve_is_named(frame, row):
+    (axis,) = report.draw_curves(frame(row(curve=(30.0, 20.0)), row("fc")), "title").axes
+    assert legend(axis) == ["gap", "fc: no curve was recorded"]
+
+
+def test_a_logarithmic_axis_has_numbers_to_read(frame, row):
+    generator = random.Random(0)
+    for _ in range(20):
+        low = 10 ** generator.uniform(-1.5, 1.9)
+        high = min(100.0, low * 10 ** generator.uniform(0.05, 2))
+        (axis,) = report.draw_curves(frame(row(curve=(high, low))), "title").axes
+        bottom, top = axis.get_ylim()
+        ticks = [tick for tick in axis.get_yticks() if bottom <= tick <= top]
+        assert axis.get_yscale() == "log" and 2 <= len(ticks) <= 16, (low, high, ticks)
 
 
 def test_an_error_of_zero_is_drawn(frame, row):

@@ -34,8 +34,7 @@ class ErrorRate(MulticlassAccuracy):
 
 
 class Classifier(L.LightningModule):
-    """Trains a net on images and labels with the softmax cross-entropy, by SGD with momentum, Muon, AdamW or
-    RMSprop.
+    """Trains a net on images and labels: softmax cross-entropy, and SGD with momentum, Muon, AdamW or RMSprop.
 
     The default settings are the authors'. After each epoch it logs, for each set, `loss` (cross-entropy, without label
     smoothing) and `error` (100 · (1 − micro-averaged accuracy), in %), and `lr`, the rate of the weights in the epoch's

@@ -7,7 +7,7 @@ nin ablate       a study: one run for each combination of values
 nin cost         parameters and operations, layer by layer
 nin export       a trained net as one file for programs without PyTorch
 nin demo         a page to try trained nets on
-nin benchmark    training images per second
+nin benchmark    images per second, in training and inference
 
 In a checkout of the repository, and refused elsewhere:
 

@@ -2,11 +2,12 @@
 
 python scripts/claims.py checkpoint=runs/A,runs/B            all claims about nets: size, shift, channels, objects
 python scripts/claims.py checkpoint=A,B,C claim=shift        one claim, of published nets
-python scripts/claims.py study=FILE                          all claims about runs: convergence, overfitting, transfer
+python scripts/claims.py study=FILE                          all claims about runs: convergence, overfitting, transfer,
+                                                              replacement
 
 checkpoint=    folders of runs, weights files or published names
 study=         CSV file of scripts/ablate.py
-claim=         one or several of size, shift, channels, objects, convergence, overfitting, transfer
+claim=         one or several of size, shift, channels, objects, convergence, overfitting, transfer, replacement
 images=N       number of test images, drawn once; by default all
 out=FOLDER     for pictures and two pages, nets.md and runs.md; by default claims/
 data.root=     folder of the sets, by default the environment variable NIN_DATA

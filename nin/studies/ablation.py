@@ -317,7 +317,8 @@ def _claim(folder: Path) -> ExitStack | None:
 
 def _curves(folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
     """Test error in % after each epoch, and the curves of `nin.studies.rows.CURVES`, from a run's metrics.csv. Both are
-    empty if the run recorded no test errors, or if the file is missing or damaged."""
+    empty if the run recorded no test errors, or if the file is missing or damaged. A curve ends before it is infinite
+    or NaN, as the loss of a net that dies."""
     import pandas as pd
 
     column = "test_curve/error"
@@ -326,7 +327,13 @@ def _curves(folder: Path) -> tuple[tuple[float, ...], dict[str, list[float]]]:
         if column not in table:
             return (), {}
         columns = {name: each for name, each in rows.CURVES.items() if each in table}
-        curves = {name: table[each].dropna().round(4).tolist() for name, each in columns.items()}
-        return tuple(table[column].dropna().round(2)), curves
+        curves = {name: _while_finite(table[each]).round(4).tolist() for name, each in columns.items()}
+        return tuple(_while_finite(table[column]).round(2)), curves
     except (OSError, ValueError, TypeError):
         return (), {}
+
+
+def _while_finite(column: pd.Series) -> pd.Series:
+    """The values of a column from the first one to the last before one that is missing, infinite or NaN."""
+    values = column.loc[column.first_valid_index() :]
+    return values[values.abs().lt(float("inf")).cummin()]

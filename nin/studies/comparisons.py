@@ -11,9 +11,7 @@ import pandas as pd
 
 from nin.studies.answer import UNDECIDED, by_sign, overall
 from nin.studies.rows import NOT_COMPARED, Condition
-from nin.studies.tables import file_stem, interval, paired
-
-LEAST_SEEDS = 3  # of a verdict
+from nin.studies.tables import LEAST_SEEDS, file_stem, interval, paired
 
 
 class Group(NamedTuple):
@@ -40,15 +38,16 @@ class Group(NamedTuple):
         return file_stem(self.condition.stem, self.label)
 
 
-def comparable(rows: pd.DataFrame, varied: Sequence[str] = ()) -> list[Group]:
+def comparable(rows: pd.DataFrame, varied: Sequence[str] = (), named: Sequence[str] = ()) -> list[Group]:
     """Groups of rows that a claim compares, sorted by condition.
 
     Args:
         rows: of a study, without stopped runs.
         varied: names of the settings that the claim varies. Rows in which any other setting was varied are left out;
             so are runs that started from a checkpoint, or from a share of the images, unless the claim varies it.
+        named: names of settings that may be varied too, in which the rows of a group agree.
     """
-    rows = rows[rows.variant.map(lambda variant: _names_of(variant) <= set(varied)).astype(bool)]
+    rows = rows[rows.variant.map(lambda variant: _names_of(variant) <= {*varied, *named}).astype(bool)]
     if "checkpoint" not in varied:
         rows = rows[rows.start_name == ""]
     if "data.share" not in varied:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from nin.checks import counted, one_line
 from nin.config import Config, consequential, settings_of, type_in_words
+from nin.errors import RowsError
 from nin.plan import HEADS
-from nin.studies.tables import interval, mean_and_deviation, table_row, table_rule
+from nin.studies.tables import LEAST_SEEDS, interval, mean_and_deviation, paired_differences, table_row, table_rule
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,13 +59,15 @@ RESULTS = (
 
 
 def results_table(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
-    """The front page's table in Markdown, from the rows as returned by `nin.studies.rows.ended`."""
+    """The front page's table in Markdown, from the rows as returned by `nin.studies.rows.ended`.
+
+    Raises:
+        RowsError: a line has no rows, as after a recipe was edited: its rows then have a label.
+    """
     columns = ("test error (%)", "head", "paper", "here", "n", "epochs", "machine")
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
     for result in filter(lambda each: each.shown, results):
         runs = _runs_of(rows, [result])[result.head]
-        if not len(runs):
-            continue
         machine = ", ".join(dict.fromkeys(runs.hardware.map(_machine)))
         paper = f"{result.paper:.2f}" if result.paper is not None else ""
         error = mean_and_deviation(list(runs.error))
@@ -79,6 +82,9 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
     The first sentence compares the order of the heads in the paper's regime with Table 5. The second has the
     differences from its errors, and the order in `quick` with the paired difference between `fc` and `gap`. The third
     has what other regimes reach.
+
+    Raises:
+        RowsError: as `results_table` does.
     """
     runs = {
         recipe: _runs_of(rows, [each for each in results if each.recipe == recipe]) for recipe in ("paper", "quick")
@@ -95,17 +101,24 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
         f"{_certainty(seeds, second - first)}"
     )
     off = ", ".join(f"`{head}` is {_points(error['paper'][head] - paper[head])}" for head in here)
-    differences = _differences(runs["quick"]["fc"], runs["quick"]["gap"])
-    low, high = interval(differences)
-    significant = "significant" if low > 0 or high < 0 else "not significant"
+    minus = paired_differences(runs["quick"]["fc"], runs["quick"]["gap"])
     differs = (
         f"- **Differs:** {off} than in the paper. In `quick`, eight epochs of newer training, the order is "
         f"{', '.join(f'`{head}`' for head in sorted(error['quick'], key=error['quick'].get))}; `fc` minus `gap` is "
-        f"{mean(differences):.2f} points (95 % interval {low:.2f} to {high:.2f}, n = {len(differences)}), "
-        f"{significant}."
+        f"{_judged(minus)}."
     )
     text = f"{order}\n{differs}\n{_elsewhere(rows, results)}"
     return re.sub(r"(?<=[ (])-(?=\d)", "−", text)
+
+
+def _judged(minus: Sequence[float]) -> str:
+    """The mean of paired differences, and whether it is significant."""
+    if len(minus) < LEAST_SEEDS:
+        few = f"n = {len(minus)}, too few to judge"
+        return f"{mean(minus):.2f} points ({few})" if minus else f"unknown ({few})"
+    low, high = interval(minus)
+    significant = "significant" if low > 0 or high < 0 else "not significant"
+    return f"{mean(minus):.2f} points (95 % interval {low:.2f} to {high:.2f}, n = {len(minus)}), {significant}"
 
 
 def _reach(seeds: set[int]) -> str:
@@ -135,17 +148,20 @@ def _elsewhere(rows: pd.DataFrame, results: Sequence[Result]) -> str:
 
 
 def _runs_of(rows: pd.DataFrame, results: Sequence[Result]) -> dict[str, pd.DataFrame]:
-    """The runs of each result by head."""
+    """The runs of each result by head. Raises RowsError where a result has none."""
     plain = rows[(rows.label == "") & (rows.held_out == 0) & (rows.status == "ok")]
-    return {
-        each.head: plain[
-            (plain.data == each.data)
-            & (plain.recipe == each.recipe)
-            & (plain["head"] == each.head)
-            & (plain.epochs == each.epochs)
-        ]
-        for each in results
-    }
+    facts = [plain[name] for name in ("data", "recipe", "head", "epochs")]
+    by_facts = {key: runs[runs.precision == _usual(runs.precision)] for key, runs in plain.groupby(facts)}
+    for each in results:
+        if (each.data, each.recipe, each.head, each.epochs) not in by_facts:
+            line = f"data={each.data} recipe={each.recipe} head={each.head} trainer.max_epochs={each.epochs}"
+            raise RowsError(f"the front page's table requires runs of {line} without a variant, and there are none")
+    return {each.head: by_facts[each.data, each.recipe, each.head, each.epochs] for each in results}
+
+
+def _usual(precisions: pd.Series) -> str:
+    """The precision of most runs: errors in several precisions have no common mean."""
+    return precisions.mode().iloc[0]
 
 
 def _listed(error: Mapping[str, float]) -> str:
@@ -154,12 +170,6 @@ def _listed(error: Mapping[str, float]) -> str:
 
 def _points(difference: float) -> str:
     return f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'}"
-
-
-def _differences(runs: pd.DataFrame, others: pd.DataFrame) -> list[float]:
-    """The differences of the errors of two heads, one for each seed that both have."""
-    errors, other = (each.set_index("seed").error for each in (runs, others))
-    return [errors[seed] - other[seed] for seed in sorted(set(errors.index) & set(other.index))]
 
 
 def _machine(hardware: str) -> str:

@@ -25,12 +25,13 @@ from nin.studies.tables import (
     made_with,
     mean_and_deviation,
     paired,
+    paired_differences,
     table_row,
     table_rule,
 )
 
 CLAIM = "On a trained net global average pooling replaces fully connected layers and is better than they are."
-VARIED = ("freeze", "model.weights")
+VARIED, NAMED = ("freeze",), ("model.weights",)  # the second states where the file is, and keeps groups apart
 ARTICLES = tuple(name for name, head in HEADS.items() if head.of_features)
 POOLING = "gap_article"
 LAST = 10  # epochs at the end, over which a curve's unrest is measured
@@ -44,7 +45,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
         ClaimError: the study has no run of `gap_article` beside another of the article's heads.
     """
     found = []
-    for group in comparable(rows, VARIED):
+    for group in comparable(rows, VARIED, NAMED):
         for frozen, runs in group.rows[group.rows["head"].isin(ARTICLES)].groupby("frozen"):
             heads = set(runs["head"])
             if POOLING in heads and len(heads) > 1:
@@ -60,7 +61,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
 def _answer(group: Group, frozen: bool, runs: pd.DataFrame) -> Answer:
     backbone = runs.settings.iloc[0]["model.backbone"]
     part = "frozen" if frozen else "fine-tuned"
-    pairs = differences(runs)
+    pairs = minus_pooling(runs)
     error_name = group.condition.error_name
     verdict, finding = judge(
         [(f"`{head}`", values) for head, values in pairs.items()],
@@ -73,10 +74,10 @@ def _answer(group: Group, frozen: bool, runs: pd.DataFrame) -> Answer:
     return Answer(name, title, CLAIM, verdict, finding, text, draw(runs, group.condition))
 
 
-def differences(runs: pd.DataFrame) -> dict[str, list[float]]:
+def minus_pooling(runs: pd.DataFrame) -> dict[str, list[float]]:
     """For each other head its error minus that of `gap_article`, seed by seed."""
-    errors = {head: runs[runs["head"] == head].set_index("seed").error for head in _heads(runs)}
-    return {head: (of - errors[POOLING]).dropna().tolist() for head, of in errors.items() if head != POOLING}
+    of_head = {head: runs[runs["head"] == head] for head in _heads(runs)}
+    return {head: paired_differences(each, of_head[POOLING]) for head, each in of_head.items() if head != POOLING}
 
 
 def _heads(runs: pd.DataFrame) -> list[str]:
@@ -93,7 +94,7 @@ def table(runs: pd.DataFrame, pairs: dict[str, list[float]], error_name: str) ->
 
     Args:
         runs: rows of one condition.
-        pairs: as returned by `differences`.
+        pairs: as returned by `minus_pooling`.
         error_name: "test error", or "held-out error".
     """
     columns = ("head", f"{error_name} of each seed (%)", "mean ± s.d.", "n", "train error (%)", "test loss", "unrest")
@@ -149,8 +150,8 @@ def _draw_curves(axis: Axes, curves: Sequence[Sequence[float]], head: str, style
     known = [curve for curve in curves if len(curve)]
     if not known:
         return
-    values = np.array(known, dtype=float)  # a seed a row, an epoch a column
-    epochs = np.arange(1, values.shape[1] + 1)
-    axis.plot(epochs, values.mean(0), style, color=COLOURS[head])
+    values = pd.DataFrame(known, dtype=float)  # a seed a row, an epoch a column; a curve may end early
+    epochs = values.columns + 1
+    axis.plot(epochs, values.mean(), style, color=COLOURS[head])
     if style == "-" and len(values) > 1:
-        axis.fill_between(epochs, values.min(0), values.max(0), color=COLOURS[head], alpha=0.2, linewidth=0)
+        axis.fill_between(epochs, values.min(), values.max(), color=COLOURS[head], alpha=0.2, linewidth=0)

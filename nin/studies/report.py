@@ -28,6 +28,7 @@ from nin.studies.tables import (
     made_with,
     mean_and_deviation,
     paired,
+    paired_differences,
     table_row,
     table_rule,
 )
@@ -86,11 +87,10 @@ def measure(rows: pd.DataFrame) -> list[HeadLine]:
         pooling = _pooling_like(head)
         first = next((of for of, name in ordered if name == pooling), "")
         against = first if head == pooling else label
-        other = groups.get((against, pooling), rows[:0]).set_index("seed").error
-        errors = groups[label, head].set_index("seed").error
-        alone = (label, head) == (against, pooling) or other.dropna().empty
-        differences = () if alone else tuple((errors - other).dropna())
-        lines.append(HeadLine(head, label, groups[label, head], None if alone else against, differences))
+        runs, others = groups[label, head], groups.get((against, pooling), rows[:0])
+        alone = (label, head) == (against, pooling) or others.error.isna().all()
+        minus = () if alone else tuple(paired_differences(runs, others))
+        lines.append(HeadLine(head, label, runs, None if alone else against, minus))
     return lines
 
 

@@ -6,12 +6,14 @@ changes later. Rows are data: they are never composed again.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from nin import files
-from nin.checks import boolean, counted, integer, is_number, one_line, one_of, share
+from nin.checks import boolean, counted, integer, is_number, one_line, one_of, printable, share
 from nin.config import Config, check_types, consequential, settings_of
 from nin.errors import RowsError, RunError
 from nin.plan import HEADS
@@ -43,6 +45,7 @@ NAMED |= {"epochs": "trainer.max_epochs"}
 # the first two are in `identity` as the row's own precision and start_sha256; the last two do not change what is learnt
 NOT_OF_IDENTITY = ("trainer.precision", "checkpoint", "trainer.accelerator", "eval_curve")
 NOT_COMPARED = (*NOT_OF_IDENTITY, "head.name", "seed")  # may differ between rows that are compared
+NO_ROW = (LookupError, TypeError, ValueError, RecursionError, csv.Error)  # what reading something else raises
 
 
 class Condition(NamedTuple):
@@ -95,6 +98,7 @@ def row_of(
     start = record.start
     row |= {f"start_{name}": getattr(start, name, None) or "" for name in ("name", "sha256", "head")}
     row |= {"variant": variant, "settings": consequential(record.settings), "test_curve": tuple(curve)}
+    row |= {name: printable(value) for name, value in row.items() if isinstance(value, str) and name not in NAMED}
     return row | {"curves": dict(curves or {})}
 
 
@@ -135,19 +139,18 @@ def read(file: str | Path) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     try:
-        text = files.read(file).decode()
+        text = files.read(file).decode("utf-8-sig")  # spreadsheets begin a file with a mark
         if text and not text.endswith("\n"):
             rows = [{}] * (text.count("\n") - 1)  # so that the message names the last row
             raise ValueError("it is cut: its line does not end; complete it or delete it")
-        for row in csv.DictReader(io.StringIO(text, newline=""), strict=True):
+        for row in _parsed(text):
             rows.append(_typed(row))
     except FileNotFoundError:
         pass
     except OSError as error:
         raise RowsError(f"{file} cannot be read ({error.strerror or error})") from error
-    except (LookupError, TypeError, ValueError, RecursionError, csv.Error) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
-        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study ({reason})") from error
+    except NO_ROW as error:
+        raise RowsError(f"{file}: row {len(rows) + 1} is not a row of a study ({_reason(error)})") from error
     derived = ("held_out", "share", "frozen", "error", "condition", "identity")
     frame = pd.DataFrame(rows, columns=[*COLUMNS, *derived])
     return frame.astype(dict.fromkeys((*NUMBERS, "error", "share"), float))
@@ -183,14 +186,18 @@ def labels(rows: pd.DataFrame) -> pd.Series:
     )
     condition = [rows[name] for name in Condition._fields]
     variant = rows.variant.groupby([*condition, settings_text]).transform("first")
-    labels_by_index = dict(variant)
-    for group in rows.groupby([*condition, variant]).groups.values():
-        for name in compared[group[0]]:
-            if len({compared[index].get(name) for index in group}) == 1:
-                continue
-            for index in group:
-                labels_by_index[index] = f"{labels_by_index[index]} {name}={compared[index].get(name)}".strip()
-    return pd.Series(labels_by_index, index=rows.index, dtype=str)
+    labels = variant.astype(str)
+    while True:  # a longer label may be that of other rows
+        number = settings_text.groupby([*condition, labels]).transform("nunique")
+        if not (number > 1).any():
+            return labels
+        longer = dict(labels)
+        for group in rows.groupby([*condition, labels]).groups.values():
+            for name in dict.fromkeys(name for index in group for name in compared[index]):
+                if len({compared[index].get(name) for index in group}) > 1:
+                    for index in group:
+                        longer[index] = f"{longer[index]} {name}={compared[index].get(name)}".strip()
+        labels = pd.Series(longer, index=rows.index, dtype=str)
 
 
 def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -198,13 +205,14 @@ def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     rows can be added. Several processes may append to one file.
 
     Raises:
-        RowsError: the file is not a study's, or cannot be written; its rows are unchanged.
+        RowsError: the file is not a study's, or cannot be written, or a row could not be read again; its rows are
+            unchanged.
     """
-    file = Path(file)
     try:
+        file = Path(os.path.realpath(file))  # a link stays one, and all who write to its file have one lock
         file.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(file.with_name(f".{file.name}.lock"), timeout=-1):
-            before = files.read(file) if file.exists() else b""
+            before = files.read(file).removeprefix(codecs.BOM_UTF8) if file.exists() else b""
             if before.startswith(BEFORE_CURVES + b"\n"):  # rows may lack the last column, which came later
                 before = before.replace(BEFORE_CURVES, HEADER, 1)
             files.write(file, before + _appended(file, before, rows))
@@ -222,13 +230,28 @@ def _appended(file: Path, before: bytes, rows: Sequence[Mapping[str, Any]]) -> b
         raise RowsError(f"{file} is not a study's file: expected the columns {', '.join(COLUMNS)}")
     elif not before.endswith(b"\n"):
         raise RowsError(f"{file}: its last row is cut: the line does not end; complete it or delete it")
+    header = text.tell()
     for row in rows:
         curve = " ".join(f"{error:.2f}" for error in row["test_curve"])
         numbers = {name: "" if _is_missing(row[name]) else row[name] for name in NUMBERS}
         settings = json.dumps(row["settings"], sort_keys=True)
         curves = json.dumps(row["curves"], sort_keys=True) if row.get("curves") else ""
         writer.writerow({**row, **numbers, "settings": settings, "test_curve": curve, "curves": curves})
-    return text.getvalue().encode()
+    try:
+        for written in _parsed(text.getvalue()[header:], COLUMNS):
+            _typed(written)
+        return text.getvalue().encode()
+    except NO_ROW as error:
+        raise RowsError(f"{file}: a row cannot be added: it could not be read again ({_reason(error)})") from error
+
+
+def _parsed(text: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of CSV by column; the first line names the columns, unless they are given."""
+    return csv.DictReader(io.StringIO(text, newline=""), columns, strict=True)
+
+
+def _reason(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
 
 
 def _typed(row: dict[str, str]) -> dict[str, Any]:

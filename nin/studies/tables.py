@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEVEL = 0.95  # of intervals
+LEAST_SEEDS = 3  # of a verdict
 
 # No two of the first four are nearer than 31 (CIELAB) under simulated protanopia and deuteranopia. The article's heads
 # have the remaining colours of Okabe and Ito.
@@ -76,6 +77,16 @@ def paired(differences: Sequence[float], seeds: int = 0) -> str:
     return f"{statistics.mean(differences):+.2f} ({low:+.2f} to {high:+.2f}{pairs})"
 
 
+def paired_differences(runs: pd.DataFrame, others: pd.DataFrame) -> list[float]:
+    """The errors of runs minus those of other runs, one for each seed in which both have an error, in their order.
+
+    Raises:
+        ValueError: two of the runs have one seed, so that they are not seeds of one training.
+    """
+    errors, theirs = (each.set_index("seed", verify_integrity=True).error for each in (runs, others))
+    return (errors - theirs).dropna().sort_index().tolist()
+
+
 def each_seed(runs: pd.DataFrame) -> str:
     """The error of each run of a frame, "10.00, dead, 10.40": the status stands where there is no error."""
     cells = []
@@ -127,11 +138,13 @@ def table_rule(columns: int) -> str:
 
 def file_stem(*parts: str) -> str:
     """A file's name without suffix: the parts that are not empty, joined by "-". Characters that do not belong in a
-    name become "-" as well. A long name is cut, and ends in a hash that keeps it unique."""
-    stem = re.sub(r"[^\w.]+", "-", "-".join(filter(None, parts)))
-    if len(stem.encode()) <= 150:
+    name become "-" as well. A name that is cut, or in which more than the "=" and the spaces of NAME=VALUE become
+    "-", ends in a hash that keeps it unique: -1 is not 1."""
+    text = "-".join(filter(None, parts))
+    stem = re.sub(r"[^\w.]+", "-", text)
+    if len(stem.encode()) <= 150 and re.fullmatch(r"[\w.]+([-= ][\w.]+)*", text):
         return stem
-    return f"{stem.encode()[:140].decode(errors='ignore')}-{files.sha256(stem.encode())[:8]}"
+    return f"{stem.encode()[:140].decode(errors='ignore')}-{files.sha256(text.encode())[:8]}"
 
 
 def clean(axis: Axes, grid: str = "both") -> Axes:

@@ -23,6 +23,7 @@ from nin.studies.tables import (
     made_with,
     mean_and_deviation,
     paired,
+    paired_differences,
     table_row,
     table_rule,
 )
@@ -145,8 +146,7 @@ def _minus(groups: Mapping[Key, pd.DataFrame], key: Key, other: Key | None) -> l
     """Differences of the errors of two lines, seed by seed."""
     if other is None or other == key or other not in groups:
         return []
-    errors, others = (groups[each].set_index("seed").error for each in (key, other))
-    return (errors - others).dropna().tolist()
+    return paired_differences(groups[key], groups[other])
 
 
 def table(lines: Sequence[TransferLine], error_name: str) -> str:
@@ -219,8 +219,8 @@ def draw(lines: Sequence[TransferLine], error_name: str) -> Figure:
 
 def judge_transfer(lines: Sequence[TransferLine]) -> tuple[str, str]:
     """Verdict and finding: whether fully connected heads have lower errors than GAP, in each way but from scratch."""
-    differences = []
+    pairs = []
     for line in lines:
         if line.key.way != SCRATCH and line.key.head in FULLY_CONNECTED and line.minus_gap:
-            differences.append((f"{line.key.way} `{line.key.head}`", line.minus_gap))
-    return judge(differences, "Error of a fully connected head minus that of `gap` (points)")
+            pairs.append((f"{line.key.way} `{line.key.head}`", line.minus_gap))
+    return judge(pairs, "Error of a fully connected head minus that of `gap` (points)")

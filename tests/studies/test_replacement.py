@@ -44,6 +44,32 @@ def test_frozen_and_fine_tuned_runs_are_kept_apart(tmp_path, row):
     assert all(answer.verdict == "undecided" for answer in found)  # two seeds
 
 
+def test_trained_weights_and_none_are_kept_apart(tmp_path, row):
+    made = [
+        run(row, head, seed, 10.0 + 30 * (weights == "none") + seed * (1 + (head == "fc_article")), False, **{
+            "model__weights": weights
+        })
+        for head in ("gap_article", "fc_article") for seed in range(3) for weights in ("imagenet", "none")
+    ]  # fmt: skip
+    for each in made:
+        each["variant"] = f"model.weights={each['settings']['model.weights']}"
+    answers = replacement.answers(frame_of(tmp_path, made))
+    assert [cells(answer.table, "`gap_article`")[1:3] for answer in answers] == [
+        ["11.00 ± 1.00", "3"],
+        ["41.00 ± 1.00", "3"],
+    ]
+    assert ['model.weights="none"' in answer.title for answer in answers] == [False, True]
+    assert len({answer.name for answer in answers}) == 2
+
+
+def test_curves_of_several_lengths_are_drawn(tmp_path, row):
+    made = [run(row, head, seed, 10.0) for head in ("gap_article", "fc_article") for seed in range(2)]
+    made[0] = {**made[0], "test_curve": (50.0,), "curves": {}}
+    made[1] = {**made[1], "curves": {"test_loss": [2.0], "train_error": []}}
+    (answer,) = replacement.answers(frame_of(tmp_path, made))
+    assert answer.verdict == "undecided"
+
+
 def test_a_study_without_pooling_or_with_it_alone_has_no_answer(tmp_path, row):
     made = [run(row, "gap_article", 0, 10.0), run(row, "fc_article", 0, 9.0, frozen=False)]
     with pytest.raises(ClaimError, match=r"claim=replacement: .* experiment=flowers17_squeezenet"):

@@ -153,6 +153,50 @@ def test_a_file_of_rows_that_was_cut_anywhere_is_refused_and_left_alone(tmp_path
         tried(bad)
 
 
+@pytest.mark.tries(250)
+def test_what_a_study_adds_it_can_read_again(tmp_path, row, tried):
+    file, moments = tmp_path / "runs.csv", random.Random(7)
+    rows.append(file, [row()])
+    numbers = [float("inf"), float("-inf"), float("nan"), -1.0, 101.0, 1e13]
+    texts = [*ODD, "a\u00a0b", "\u3000", "\udcff", "a\rb", 'a"b', "a,b", "é👩\u200d💻"]
+    numeric = dict.fromkeys(rows.NUMBERS, numbers) | {"test_curve": [(each,) for each in numbers]}
+    numeric["curves"] = [{"test_loss": [1.0, each]} for each in numbers]
+    for number in range(250):
+        column = rows.COLUMNS[number % len(rows.COLUMNS)]
+        odd = moments.choice(numeric.get(column, texts))
+        before = file.read_bytes()
+        try:
+            rows.append(file, [{**row("fc", number + 1), column: odd}])
+        except RowsError as error:
+            assert "a row cannot be added" in str(error) and str(error).isprintable()
+            assert file.read_bytes() == before
+        assert len(rows.read(file)) == file.read_bytes().count(b"\n") - 1
+        tried((column, odd))
+
+
+@pytest.mark.parametrize(
+    "name", ["a\tb", "a\nb", "C:\u202fnet", "\u3000", "caf\udce9", "\x1b[31m", "a,b=[c]", "👩\u200d💻"]
+)
+def test_a_run_that_started_from_a_file_of_any_name_is_recorded(tmp_path, name):
+    settings = config.settings_of(Config(checkpoint=name))
+    facts = {"parameters": 1, "precision": "32-true", "device": f"cpu: {name}", "versions": {}, "commit": "c" * 40}
+    facts |= {"clean": True, "start": Start(name, "ab" * 32, "gap"), "settings": settings}
+    record = Record(status="finished", **facts, test_error=9.0, train_error=4.0)
+    rows.append(tmp_path / "runs.csv", [rows.row_of(record, variant=f"checkpoint={name}")])
+    (read,) = rows.read(tmp_path / "runs.csv").itertuples()
+    assert read.start_name.isprintable() and read.settings["checkpoint"] == name
+
+
+def test_a_spreadsheets_mark_and_a_link_to_a_study_change_nothing(tmp_path, row):
+    file, link = tmp_path / "runs.csv", tmp_path / "link.csv"
+    rows.append(file, [row()])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    link.symlink_to(file)
+    assert len(rows.read(link)) == 1
+    rows.append(link, [row("fc")])
+    assert link.is_symlink() and list(rows.read(file)["head"]) == list(rows.read(link)["head"]) == ["gap", "fc"]
+
+
 def test_a_run_recorded_twice_counts_once(frame, row):
     read = frame(
         *(row(error=10.0), row(error=11.0, eval_curve=True, trainer__accelerator="cpu"), row("fc")),
@@ -182,6 +226,28 @@ def test_an_edited_recipe_and_a_republished_start_are_other_runs(frame, row):
 def test_rows_of_the_same_settings_have_one_label_however_their_variant_is_spelled(frame, row):
     made = [row(seed=seed, recipe__lr=1.0, variant=text) for seed, text in ((0, "recipe.lr=1"), (1, "recipe.lr=1.0"))]
     assert list(frame(*made).label) == ["recipe.lr=1"] * 2
+
+
+@pytest.mark.tries(60)
+def test_rows_of_different_settings_never_have_one_label(frame, row, tried):
+    draws = random.Random(8)
+    for number in range(60):
+        chosen = {
+            (draws.choice((0.1, 0.3)), draws.choice((0.04, 0.05)), draws.choice((1.0, 2.0)), draws.choice(VARIANTS))
+            for _ in range(6)
+        }
+        made = [
+            row(seed=seed, model__dropout=dropout, recipe__lr=lr, recipe__warmup=warmup, variant=variant)
+            for seed, (dropout, lr, warmup, variant) in enumerate(sorted(chosen))
+        ]
+        made += [{**row("fc"), "settings": {**row("fc")["settings"], "recipe.newer": number}}]
+        read = frame(*made)
+        settings = [json.dumps({**each, "seed": 0, "head.name": ""}, sort_keys=True) for each in read.settings]
+        assert len(set(zip(settings, read.label, strict=True))) == len(set(settings)) == read.label.nunique()
+        tried((made[0]["settings"]["recipe.lr"], number))
+
+
+VARIANTS = ("", "model.dropout=0.3", "model.dropout=0.3 recipe.lr=0.05")
 
 
 def test_a_row_from_before_a_setting_came_is_recognised(frame, row):

@@ -26,7 +26,7 @@ from nin import caffe, files
 from nin import fold as folding
 from nin.backbones import BACKBONES, Backbone
 from nin.checks import counted, integer, is_integer, is_number, is_sha256, memory_gb, one_line, one_of, sides, times
-from nin.config import pasted
+from nin.config import check_types, flat, pasted
 from nin.cost import inference_cost
 from nin.data.preprocess import PREPROCESSINGS, Normalise, Whiten, symmetric
 from nin.errors import CheckpointError, SettingError
@@ -49,6 +49,19 @@ FACTS = {
     ),
     **dict.fromkeys(("epochs", "parameters", "bytes"), (lambda value: is_integer(value) and value >= 0, "a number")),
     "test_error": (lambda value: is_number(value) and 0 <= value <= 100, "a number from 0 to 100"),
+}
+START = (("name", str), ("sha256", type(None)), ("head", type(None)))  # texts; the last two may be null
+# facts that claims read, where they are there
+MORE_FACTS = {
+    "seed": (lambda value: is_integer(value) and value >= 0, "a number"),
+    **dict.fromkeys(("commit", "precision"), FACTS["data"]),
+    "started_from": (lambda value: isinstance(value, str), "a name"),
+    "frozen": (lambda value: isinstance(value, bool), "true or false"),
+    "start": (
+        lambda value: isinstance(value, dict) and all(isinstance(value.get(name), str | kind) for name, kind in START),
+        "an object with name, sha256 and head",
+    ),
+    "settings": (lambda value: isinstance(value, dict) and check_types(flat(value)) is None, "an object"),
 }
 UNFINISHED = (files.TEMPORARY, "part.")  # beginnings of the names of half-written files; "part." in older runs
 TRIANGLE = "preprocess.triangle"  # name of the upper triangle of a shared whitening's matrix
@@ -537,8 +550,8 @@ def _check_facts(facts: Any, required: bool) -> None:
     print; those of a weights file may be missing."""
     if not isinstance(facts, dict):
         raise SettingError("facts", facts, "expected an object")
-    for name, (is_right, expected) in FACTS.items():
-        if (required or facts.get(name) is not None) and not is_right(facts[name]):
+    for name, (is_right, expected) in {**FACTS, **MORE_FACTS}.items():
+        if ((required and name in FACTS) or facts.get(name) is not None) and not is_right(facts[name]):
             raise SettingError(name, facts[name], f"expected {expected}")
 
 

@@ -221,11 +221,21 @@ def first_block(**block):
     return {"net": {"blocks": [block, {"widths": [8, 8, None]}]}}
 
 
+ODD_FACTS = (
+    ("seed", [1]),
+    ("commit", 3),
+    ("precision", "\n"),
+    ("frozen", "no"),
+    ("start", "net"),
+    ("start", {"name": 1}),
+)
+ODD_FACTS += (("started_from", ["net"]), ("settings", [1]), ("settings", {"model": {"weights": 5}}))
 LIES = {
     "one block": {"net": {"blocks": [{"widths": [8, 8, 8]}]}},
     "a net that is empty": {"net": None},
     "one class": {"classes": ["one"]},
     "facts that are a list": {"facts": [1]},
+    **{f"{name} that is {value}": {"facts": {name: value}} for name, value in ODD_FACTS},
     "a huge image": {"net": {"image_size": 10**400}},
     "a whitening without its tensors": {"preprocess": {"name": "whiten", "shape": [3, 8, 8]}},
     "100 GB of weights": first_block(widths=60_000),

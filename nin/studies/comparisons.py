@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from nin.config import consequential
 from nin.studies.answer import UNDECIDED, by_sign, overall
-from nin.studies.rows import NOT_COMPARED, Condition
+from nin.studies.rows import NOT_COMPARED, Condition, defaults
 from nin.studies.tables import LEAST_SEEDS, file_stem, interval, paired
 
 
@@ -36,6 +37,27 @@ class Group(NamedTuple):
     def stem(self) -> str:
         """The group as part of a file's name."""
         return file_stem(self.condition.stem, self.label)
+
+
+def training_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The training of a net but for its head, by fact and setting, as JSON.
+
+    Args:
+        facts: of the net's card, or of the record in its weights file. Older ones lack settings.
+    """
+    start = facts.get("start") or {"name": facts.get("started_from")}
+    known = {name: facts.get(name) for name in ("data", "recipe", "epochs", "seed", "precision")}
+    known |= {"start": start.get("sha256") or start["name"], "frozen": bool(facts.get("frozen"))}
+    if facts.get("settings"):
+        settings = {**defaults(), **consequential(facts["settings"])}
+        known |= {name: value for name, value in settings.items() if name not in NOT_COMPARED}
+    return {name: json.dumps(value) for name, value in known.items()}
+
+
+def trained_alike(facts: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Whether two nets were trained in the same way but for their heads, as far as the facts of both say."""
+    one, other = training_of(facts), training_of(others)
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
 def comparable(rows: pd.DataFrame, varied: Sequence[str] = (), named: Sequence[str] = ()) -> list[Group]:

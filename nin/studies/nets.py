@@ -19,6 +19,7 @@ from nin.plan import HEADS
 from nin.predict import has_class_maps
 from nin.pretrained import Pretrained
 from nin.run.evaluate import images_of
+from nin.studies.comparisons import training_of
 from nin.studies.tables import COLOURS, LINES, table_row, table_rule
 
 WHOLE = 1e6  # GB: a folder's pictures are read into memory, however many
@@ -135,14 +136,16 @@ def _draw_images(
 
 
 def _names(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
-    """A name for each net: its head, and the facts that differ among the nets. If two nets share name and seed, they
-    are not seeds of one training, and get the names of their checkpoints."""
+    """A name for each net: its head, the facts that differ among the nets, and the settings that differ among the nets
+    of this name. If two nets share name and seed, they are not seeds of one training, and get the names of their
+    checkpoints."""
     facts = [_facts_in_words(trained) for trained in nets]
     differs = [len(set(values)) > 1 for values in zip(*facts, strict=True)]
     names = []
     for trained, values in zip(nets, facts, strict=True):
         distinctive = [value for value, differ in zip(values, differs, strict=True) if differ]
         names.append(" ".join([trained.net.arguments["head"], *distinctive]))
+    names = [" ".join([name, *each]) for name, each in zip(names, _differing_settings(nets, names), strict=True)]
     seeds = Counter((name, trained.facts.get("seed")) for name, trained in zip(names, nets, strict=True))
     ambiguous = {name for (name, _), count in seeds.items() if count > 1}
     for place, name in enumerate(names):
@@ -151,10 +154,22 @@ def _names(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> list[str]:
     return names
 
 
+def _differing_settings(nets: Sequence[Pretrained], names: Sequence[str]) -> list[list[str]]:
+    """For each net the settings NAME=VALUE of its training, as far as its card says, in which the nets of its name
+    differ."""
+    trainings = [{**training_of(trained.facts), "seed": ""} for trained in nets]
+    differing = []
+    for training, name in zip(trainings, names, strict=True):
+        alike = [other for other, its_name in zip(trainings, names, strict=True) if its_name == name]
+        settings = [each for each in training if len({other[each] for other in alike if each in other}) > 1]
+        differing.append([f"{each}={training[each]}" for each in sorted(settings)])
+    return differing
+
+
 def _facts_in_words(trained: Pretrained) -> tuple[str, str, str, str]:
     facts = trained.facts
     start = facts.get("start")  # of a record of format 2; format 1 has the name alone
-    origin = f"from {start['name'] if start else facts.get('started_from') or 'scratch'}"
+    origin = f"from {one_line(start['name'] if start else facts.get('started_from') or 'scratch')}"
     if facts.get("frozen"):
         origin += ", frozen"
     epochs = facts.get("epochs")

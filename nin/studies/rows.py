@@ -111,7 +111,7 @@ def identity(settings: Mapping[str, Any], precision: str, start_sha256: str = ""
         precision: the precision that the run computed in, never "auto".
         start_sha256: sha256 of the weights that the run started from.
     """
-    complete = {**_defaults(), **settings}
+    complete = {**defaults(), **settings}
     kept = {name: value for name, value in complete.items() if name not in NOT_OF_IDENTITY}
     return json.dumps({**kept, "precision": precision, "start": start_sha256}, sort_keys=True)
 
@@ -271,7 +271,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
         )  # a text differs from the settings, below
     typed["clean"] = row["clean"] == "True"
     typed["test_curve"] = tuple(_number("test_error", error) for error in row["test_curve"].split())
-    typed["settings"] = settings = {**_defaults(), **json.loads(row["settings"])}
+    typed["settings"] = settings = {**defaults(), **json.loads(row["settings"])}
     check_types(settings)
     one_of(HEADS, head=typed["head"])
     one_of(STATUSES, status=typed["status"])
@@ -320,7 +320,7 @@ def _stated(value: Any) -> str:
 
 
 @cache
-def _defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Any]:
     """All consequential settings with their defaults. A setting that is newer than a row has the default that
     reproduces the row's run."""
     return consequential(settings_of(Config()))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nin.data.augment import PAD_MODES
 from nin.studies.answer import Answer, by_sign, overall
+from nin.studies.comparisons import trained_alike
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
 from nin.studies.tables import clean, interval, label, mean_and_deviation, paired, table_row, table_rule
 
@@ -24,7 +25,6 @@ SHIFTS = tuple(range(9))  # pixels
 STATED = 4  # pixels: the shift of the finding's last sentence
 MEASURES = {"error": "test error (%)", "same": "same prediction as unshifted (%)"}
 FILLS = {"zero": "fill: zero (the mean)", "reflect": "fill: reflected"}
-TRAINING = ("data", "recipe", "epochs", "seed")  # nets that agree in these facts were trained alike
 
 
 class Difference(NamedTuple):
@@ -160,8 +160,7 @@ def _trained_alike(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
     pairs = []
     for one, gap in enumerate(subjects):
         for another, other in enumerate(subjects):
-            alike = all(gap.trained.facts.get(fact) == other.trained.facts.get(fact) for fact in TRAINING)
-            if gap.head == "gap" and not other.pools and alike:
+            if gap.head == "gap" and not other.pools and trained_alike(gap.trained.facts, other.trained.facts):
                 pairs.append((one, another))
     return pairs
 

@@ -14,7 +14,7 @@ from nin.plan import HEADS
 from nin.pretrained import available, read_card
 from nin.run.started import spelled
 from nin.studies.answer import Answer
-from nin.studies.comparisons import Group, comparable, judge
+from nin.studies.comparisons import Group, comparable, judge, trained_alike
 from nin.studies.tables import (
     COLOURS,
     FULLY_CONNECTED,
@@ -80,12 +80,12 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
             "claim=transfer: no run of the study that varies nothing else started from a checkpoint; train some with "
             f"{spelled('ablate')} data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
         )
-    trainings = published_trainings()
-    return [_answer(group, trainings) for group in groups]
+    cards = published_cards()
+    return [_answer(group, cards) for group in groups]
 
 
-def _answer(group: Group, trainings: Mapping[str, tuple]) -> Answer:
-    lines = measure(group.rows, trainings)
+def _answer(group: Group, cards: Mapping[str, dict]) -> Answer:
+    lines = measure(group.rows, cards)
     error_name = group.condition.error_name
     verdict, finding = judge_transfer(lines)
     name, title = f"transfer-{group.stem}", f"Transfer to {group.title}"
@@ -93,24 +93,23 @@ def _answer(group: Group, trainings: Mapping[str, tuple]) -> Answer:
     return Answer(name, title, CLAIM, verdict, finding, text, draw(lines, error_name))
 
 
-def published_trainings() -> dict[str, tuple]:
-    """The training of each published net (set, recipe, epochs, seed) by the sha256 of its weights."""
-    cards = [read_card(name) for name in available()]
-    return {card["sha256"]: tuple(card.get(fact) for fact in ("data", "recipe", "epochs", "seed")) for card in cards}
+def published_cards() -> dict[str, dict]:
+    """The card of each published net by the sha256 of its weights."""
+    return {card["sha256"]: card for card in map(read_card, available())}
 
 
-def measure(rows: pd.DataFrame, trainings: Mapping[str, tuple]) -> list[TransferLine]:
+def measure(rows: pd.DataFrame, cards: Mapping[str, dict]) -> list[TransferLine]:
     """The lines of a group's rows, in the order of the table.
 
     Args:
         rows: the rows.
-        trainings: of nets, by the sha256 of their weights.
+        cards: of nets, by the sha256 of their weights.
     """
     groups = _by_key(rows)
     lines = []
     for key in sorted(groups, key=lambda key: key.place):
         scratch = Key(SCRATCH, "gap" if key.way == LINEAR else key.head, "", "")
-        minus_gap = _minus(groups, key, gap_beside(groups, key, trainings))
+        minus_gap = _minus(groups, key, gap_beside(groups, key, cards))
         lines.append(TransferLine(key, groups[key], minus_gap, _minus(groups, key, scratch)))
     return lines
 
@@ -129,15 +128,15 @@ def _by_key(rows: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     return {Key(*key): group[["seed", "status", "error"]] for key, group in own.groupby(columns)}
 
 
-def gap_beside(groups: Mapping[Key, pd.DataFrame], key: Key, trainings: Mapping[str, tuple]) -> Key | None:
+def gap_beside(groups: Mapping[Key, pd.DataFrame], key: Key, cards: Mapping[str, dict]) -> Key | None:
     """The line of `gap` that a line is compared with: the one in the same way whose start was trained alike, or the
     only one, unless the trainings of both starts are known and differ."""
     candidates = [other for other in groups if other.way == key.way and other.head == "gap"]
-    own = trainings.get(key.start_sha256)
+    own = cards.get(key.start_sha256)
     for other in candidates:
-        if own is not None and trainings.get(other.start_sha256) == own:
+        if own is not None and other.start_sha256 in cards and trained_alike(own, cards[other.start_sha256]):
             return other
-    if len(candidates) == 1 and (own is None or candidates[0].start_sha256 not in trainings):
+    if len(candidates) == 1 and (own is None or candidates[0].start_sha256 not in cards):
         return candidates[0]
     return None
 

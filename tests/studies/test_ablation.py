@@ -99,6 +99,11 @@ def test_a_study_records_its_runs_and_repeats_none(study, capfd):
     assert study.file.read_bytes() == before and len(study.trained) == 3
 
 
+def test_a_curve_that_is_not_finite_ends_before_and_the_study_stays_readable(study):
+    ended = study(*(study.point(seed, curve=f"50 20 {odd} 9") for seed, odd in enumerate(("inf", "nan", "-inf", ""))))
+    assert set(ended.test_curve) == {(50.0, 20.0), (50.0, 20.0, 9.0)}
+
+
 def test_an_edited_recipe_is_trained_anew(study):
     for lr in (0.04, 0.05, 0.04, 0.05):
         ended = study(study.point(recipe=RecipeConfig(name="quick", lr=lr)))

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from claims import cells, subject, tiny
-from nin import pretrained
+from nin import config, pretrained
+from nin.config import Config, ModelConfig
 from nin.errors import CheckpointError
 from nin.studies import channels
 from nin.studies.nets import batches, described, error_of, gather, images_in_words, progress
@@ -27,6 +28,20 @@ def test_seeds_have_one_name_and_what_differs_is_named(saved):
     assert [net.name for net in gather([gap, saved("f", epochs=1)])] == ["gap 1 epoch", "gap 8 epochs"]
     other = saved("e", "fc")
     assert [net.name for net in gather([fc, other])] == [f"fc {fc}", f"fc {other}"]  # one seed: no seeds of one thing
+
+
+def test_nets_of_other_settings_are_no_seeds_of_one_training(saved):
+    def settings(**of_model):
+        return config.settings_of(Config(model=ModelConfig(**of_model)))
+
+    plain = [saved(f"p{seed}", seed=seed, settings=settings()) for seed in range(2)]
+    other = saved("o", seed=2, settings=settings(norm="batch"))
+    old = saved("old", seed=3)
+    assert [net.name for net in gather(plain)] == ["gap", "gap"]
+    assert [net.name for net in gather([*plain, other])] == ['gap model.norm="batch"', *['gap model.norm="none"'] * 2]
+    assert [net.name for net in gather([plain[0], old])] == ["gap", "gap"]  # as far as its card says
+    tuned = [saved(f"t{each}", seed=int(each == "b"), start={"name": "net", "sha256": each * 64}) for each in "ab"]
+    assert len({net.name for net in gather(tuned)}) == 2  # the start was published again
 
 
 @pytest.mark.parametrize("start", [{"start": {"name": "net", "sha256": None, "head": "gap"}}, {"started_from": "net"}])

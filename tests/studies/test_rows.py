@@ -157,6 +157,7 @@ def test_a_file_of_rows_that_was_cut_anywhere_is_refused_and_left_alone(tmp_path
 def test_what_a_study_adds_it_can_read_again(tmp_path, row, tried):
     file, moments = tmp_path / "runs.csv", random.Random(7)
     rows.append(file, [row()])
+    before = file.read_bytes()
     numbers = [float("inf"), float("-inf"), float("nan"), -1.0, 101.0, 1e13]
     texts = [*ODD, "a\u00a0b", "\u3000", "\udcff", "a\rb", 'a"b', "a,b", "é👩\u200d💻"]
     numeric = dict.fromkeys(rows.NUMBERS, numbers) | {"test_curve": [(each,) for each in numbers]}
@@ -164,9 +165,9 @@ def test_what_a_study_adds_it_can_read_again(tmp_path, row, tried):
     for number in range(250):
         column = rows.COLUMNS[number % len(rows.COLUMNS)]
         odd = moments.choice(numeric.get(column, texts))
-        before = file.read_bytes()
+        file.write_bytes(before)
         try:
-            rows.append(file, [{**row("fc", number + 1), column: odd}])
+            rows.append(file, [{**row("fc"), column: odd}])
         except RowsError as error:
             assert "a row cannot be added" in str(error) and str(error).isprintable()
             assert file.read_bytes() == before
@@ -228,10 +229,10 @@ def test_rows_of_the_same_settings_have_one_label_however_their_variant_is_spell
     assert list(frame(*made).label) == ["recipe.lr=1"] * 2
 
 
-@pytest.mark.tries(60)
+@pytest.mark.tries(30)
 def test_rows_of_different_settings_never_have_one_label(frame, row, tried):
     draws = random.Random(8)
-    for number in range(60):
+    for number in range(30):
         chosen = {
             (draws.choice((0.1, 0.3)), draws.choice((0.04, 0.05)), draws.choice((1.0, 2.0)), draws.choice(VARIANTS))
             for _ in range(6)

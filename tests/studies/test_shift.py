@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from claims import cells, drawn, subject, tiny
+from nin import config
+from nin.config import Config
 from nin.studies import shift
 
 
@@ -65,5 +67,10 @@ def test_the_verdict_is_of_nets_that_were_trained_alike(monkeypatch):
     answer = shift.answer(both)
     assert answer.verdict == "supported in part"
     assert ", supported; minus `fc_dropout` +0.00 (40 times the same), undecided" in answer.finding
-    nets[1].trained.facts["epochs"] = 60
+    settings = config.settings_of(Config())
+    nets[0].trained.facts["settings"] = nets[1].trained.facts["settings"] = settings
+    assert shift.answer(nets).verdict == "supported"
+    nets[1].trained.facts["settings"] = {**settings, "model": {**settings["model"], "norm": "batch"}}
+    assert shift.answer(nets).verdict == "not answered"
+    nets[1].trained.facts |= {"settings": settings, "epochs": 60}
     assert shift.answer(nets).verdict == "not answered"

@@ -168,8 +168,8 @@ def test_of_gap_alone_a_linear_probe_is_what_probed_is(probes, frame):
     assert "linear probe" not in answer.table and "linear probe" not in drawn(answer.figure)
 
 
-def test_trainings_of_published_nets_are_known_by_their_weights():
-    trainings = transfer.published_trainings()
+def test_cards_of_published_nets_are_known_by_their_weights():
+    cards = transfer.published_cards()
     for name in pretrained.available():
         card = pretrained.read_card(name)
-        assert trainings[card["sha256"]] == (card["data"], card["recipe"], card["epochs"], card["seed"])
+        assert cards[card["sha256"]] == card

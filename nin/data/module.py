@@ -126,20 +126,27 @@ class Batches:
 
     def _read(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """This process's shares of the batches, on the device: pixels (B, H, W, C), labels (B) and the size of each
-        share. The shares of `ahead` batches come joined."""
+        share. The shares of `ahead` batches come joined. No copy waits for a GPU, which has earlier steps to do."""
+        groups = self._groups(order)
+        if isinstance(self.images, Streamed):
+            yield from self._stream(groups, self.images)
+            return
+        stay = self.images.device.type != self.device.type  # in the machine's memory
+        pin = stay and self.device.type == "cuda"
+        places = self._groups(order.to(self.images.device)) if stay else groups
+        for group, there in zip(groups, places, strict=True):
+            pixels = self.images[torch.cat(there)]
+            pixels = (pixels.pin_memory() if pin else pixels).to(self.device, non_blocking=pin)
+            yield pixels, self.labels[torch.cat(group)], [len(share) for share in group]
+
+    def _groups(self, order: Tensor) -> list[list[Tensor]]:
+        """The indices of this process's shares of the batches, by the batches that are made at once."""
         batches = list(order[: len(self) * self.batch_size].split(self.batch_size))
         if self.augment is not None:  # equal shares, since gradients are averaged over processes
             batches = [batch[: len(batch) // self.processes * self.processes] for batch in batches]
         # the last batch may have fewer images than there are processes
         shares = [share for share in (batch[self.rank :: self.processes] for batch in batches) if len(share)]
-        groups = [shares[first : first + self.ahead] for first in range(0, len(shares), self.ahead)]
-        if isinstance(self.images, Streamed):
-            yield from self._stream(groups, self.images)
-            return
-        for group in groups:
-            chosen = torch.cat(group) if len(group) > 1 else group[0]
-            pixels = self.images[chosen.to(self.images.device)].to(self.device)
-            yield pixels, self.labels[chosen], [len(share) for share in group]
+        return [shares[first : first + self.ahead] for first in range(0, len(shares), self.ahead)]
 
     def _stream(self, groups: list[list[Tensor]], images: Streamed) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
         """As `_read`, of images that are decoded as they are needed; damaged ones are left out of their batches."""
@@ -154,7 +161,7 @@ class Batches:
                 if not len(places):  # as many steps in each process, since they wait for each other
                     raise DataError(f"all {len(share)} pictures of a training batch are damaged; remove them")
                 pixels.append(decoded.to(self.device, non_blocking=pin))
-                labels.append(self.labels[share[places.to(self.device)]])
+                labels.append(self.labels[share[places.to(self.device, non_blocking=pin)]])
             if labels:
                 joined = torch.cat(pixels) if len(pixels) > 1 else pixels[0]
                 yield joined, torch.cat(labels), [len(part) for part in labels]
@@ -352,7 +359,7 @@ class Images(L.LightningDataModule):
             return encoded, labels, nn.Identity()
         whitens = isinstance(preprocess, Whiten) and encode is None
         on_gpu = device.type == "cuda" and self.entry.is_folder
-        if on_gpu and images.numel() * (4 if whitens else 1) > torch.cuda.mem_get_info(device)[0] / 2:
+        if on_gpu and images.numel() * (4 if whitens else 1) > self._room(device):
             return images, labels, prepare
         images = images.to(device)
         if not whitens:
@@ -370,12 +377,19 @@ class Images(L.LightningDataModule):
             some = images[start : start + ENCODED_AT_ONCE].to(device)
             maps = prepare(some.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             if encoded is None:
-                room = torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else self._memory() * 1e9
-                if len(images) * maps[0].numel() * maps.element_size() > room:
+                if len(images) * maps[0].numel() * maps.element_size() > self._room(device):
                     return None
                 encoded = maps.new_empty(len(images), *maps.shape[1:])
             encoded[start : start + len(maps)] = maps
         return encoded
+
+    def _room(self, device: torch.device) -> float:
+        """Bytes that images or features may take: half of a GPU's free memory, else this process's share."""
+        if device.type != "cuda":
+            return self._memory() * 1e9
+        # torch holds freed memory, which CUDA counts as used, and gives it to the next tensors
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + held) / 2
 
     @property
     def augments(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nin import files
 from nin.checks import is_number, is_real
+from nin.run.machine import now
 
 # hooks of each step, which Lightning calls for every callback, whether it has them or not
 STEP_HOOKS: tuple[str, ...] = (
@@ -48,21 +48,22 @@ def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 class Stopwatch(Callback):
-    """Seconds of training: all of them, and those spent on evaluations after an epoch."""
+    """Seconds of training: all of them, and those spent on evaluations after an epoch. Each reading waits for the
+    device: a GPU's host is many steps ahead, and those steps would count as the evaluation's."""
 
     seconds = evaluating = 0.0
 
-    def on_train_start(self, *_: Any) -> None:
-        self.started = time.monotonic() - self.seconds
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.started = now(trainer.strategy.root_device) - self.seconds
 
-    def on_validation_start(self, *_: Any) -> None:
-        self.paused = time.monotonic()
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.paused = now(trainer.strategy.root_device)
 
-    def on_validation_end(self, *_: Any) -> None:
-        self.evaluating += time.monotonic() - self.paused
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.evaluating += now(trainer.strategy.root_device) - self.paused
 
-    def on_train_epoch_end(self, *_: Any) -> None:
-        self.seconds = time.monotonic() - self.started
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.seconds = now(trainer.strategy.root_device) - self.started
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds, "evaluating": self.evaluating}

@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -41,8 +42,24 @@ def peak_memory_gb() -> float:
     return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
 
 
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has done all that it was given. A GPU's host runs ahead of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Makes `device_memory_gb` begin anew: a process may train several nets."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def device_memory_gb(device: torch.device) -> float | None:
-    """The most memory of a GPU that this process's tensors have held, in GB; None where training is on a CPU or MPS."""
+    """The most memory of a GPU that this process's tensors have held since `forget_peak_memory`, in GB; None where
+    training is on a CPU or MPS."""
     return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None
 
 

@@ -31,7 +31,15 @@ from nin.run.checkpoint import CHECKSUMS, AtomicCheckpointIO
 from nin.run.curves import plot_curves
 from nin.run.evaluate import check_limits, evaluate
 from nin.run.loggers import build_logger, log_result, log_settings
-from nin.run.machine import commit, device_memory_gb, device_name, keep_freed_memory, peak_memory_gb, versions
+from nin.run.machine import (
+    commit,
+    device_memory_gb,
+    device_name,
+    forget_peak_memory,
+    keep_freed_memory,
+    peak_memory_gb,
+    versions,
+)
 from nin.run.processes import connect, ending_together, is_left_alone, rank_zero_first, world_size
 from nin.run.progress import EpochLines, Estimate, in_words, say
 from nin.run.record import Record, Start
@@ -158,6 +166,7 @@ def _finished(run: _Run) -> Record | None:
 
 def _train(run: _Run) -> Record:
     L.seed_everything(run.config.seed, verbose=False)
+    forget_peak_memory(run.trainer.strategy.root_device)
     data, start = _load_images(run)
     net = _build_net(run, data, start)
     task = build_task(run.config, _trained_part(run, net, data))

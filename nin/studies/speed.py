@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import lightning as L
@@ -31,7 +31,7 @@ from nin.fold import fold
 from nin.run import capture
 from nin.run.build import build_data, build_net, build_task, captures
 from nin.run.kernels import matrix_products
-from nin.run.machine import device_name, keep_freed_memory
+from nin.run.machine import device_name, keep_freed_memory, now
 from nin.run.trainer import build_trainer, precision_of, quiet
 
 WARMUP = 2  # steps before the clock starts; with trainer.compile two more, and the capture
@@ -147,7 +147,7 @@ def benchmark(
         start = time.monotonic()
         if number and start - began + longest > seconds:
             return
-        for kind in dict.fromkeys((bench.precision, "32-true")):
+        for kind in dict.fromkeys(bench.per_image(row)[1] for row in filter(bench.can, rows)):
             speeds.add_repeats(kind, bench.peaks(kind), begins=True)
         for row in filter(bench.can, rows):
             if speeds.rows and time.monotonic() - began + bench.least(row) > seconds:
@@ -224,7 +224,8 @@ class Bench:
         dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}[kind]
         a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in range(2))
         start, cpu_start = time.perf_counter(), time.process_time()
-        pace = seconds_of(lambda: a @ b, self.device, 50, longest=PEAK_SECONDS)
+        with as_convolutions():
+            pace = seconds_of(lambda: a @ b, self.device, 50, longest=PEAK_SECONDS)
         if self.device.type == "cpu":
             threads_time = (time.perf_counter() - start) * torch.get_num_threads()
             self.given.append((time.process_time() - cpu_start) / threads_time)
@@ -337,6 +338,17 @@ class Bench:
         return number / pace
 
 
+@contextmanager
+def as_convolutions() -> Iterator[None]:
+    """In the block fp32 matrix products on NVIDIA's GPUs are in TF32 where convolutions are, as by torch's default."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def in_a_fresh_process(config: Config, steps: int) -> float:
     """The usual port's images a second where the system gets freed memory back, as every process starts: what this
     process keeps, it keeps."""
@@ -413,13 +425,6 @@ def seconds_of(
     for _ in range(count):
         step()
     return (now(device) - start) / count
-
-
-def now(device: torch.device) -> float:
-    """The time when the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def line(speeds: Speeds, row: str) -> str:

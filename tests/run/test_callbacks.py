@@ -1,12 +1,14 @@
 import resource
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nin.errors import RunError
-from nin.run.callbacks import MetricsFile
+from nin.run import machine
+from nin.run.callbacks import MetricsFile, Stopwatch
 from nin.run.checkpoint import AtomicCheckpointIO
 
 
@@ -47,3 +49,24 @@ def test_a_checkpoint_is_written_beside_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/nonexistent")  # where Lightning's own would write
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["epoch"] == 1
+
+
+def test_the_stopwatch_waits_for_a_gpu(monkeypatch):
+    """Steps and evaluations take their time on the GPU; its host goes on at once."""
+    clock = SimpleNamespace(seconds=5.0, queued=0.0)
+
+    def wait(device):
+        clock.seconds, clock.queued = clock.seconds + clock.queued, 0.0
+
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: clock.seconds))
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    trainer, stopwatch = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 0))), Stopwatch()
+    stopwatch.on_train_start(trainer, None)
+    for _ in range(2):
+        clock.queued += 10  # steps
+        stopwatch.on_validation_start(trainer, None)
+        clock.queued += 3
+        stopwatch.on_validation_end(trainer, None)
+        clock.queued += 1
+        stopwatch.on_train_epoch_end(trainer, None)
+    assert (stopwatch.seconds, stopwatch.evaluating) == (28, 6)

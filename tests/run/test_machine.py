@@ -1,12 +1,14 @@
 import platform
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nin.checks import memory_gb
 from nin.run import machine
+from nin.run import train as training
 from runs import in_a_fork, pages_mapped
 
 
@@ -48,3 +50,26 @@ def test_what_is_recorded_of_a_machine():
 @pytest.mark.parametrize("kept", [True, False])
 def test_freed_memory_is_kept(kept):
     assert (in_a_fork(pages_mapped, kept) < 100) == kept
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("cpu", []), ("cuda", ["cuda"]), ("mps", ["mps"])])
+def test_the_time_is_that_of_the_device(kind, waits, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.append(device.type))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    assert 0 <= machine.now(torch.device(kind)) <= machine.now(torch.device("cpu")) and waited == waits
+
+
+@pytest.mark.parametrize(("kind", "forgotten"), [("cpu", []), ("cuda", ["cuda"])])
+def test_each_run_has_a_peak_memory_of_its_own(kind, forgotten, monkeypatch):
+    found = []
+
+    def load(run):
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: found.append(device.type))
+    monkeypatch.setattr(training, "_load_images", load)
+    strategy = SimpleNamespace(root_device=torch.device(kind))
+    with pytest.raises(InterruptedError):
+        training._train(SimpleNamespace(config=SimpleNamespace(seed=0), trainer=SimpleNamespace(strategy=strategy)))
+    assert found == forgotten

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from builders import StandIn
 from nin.cli import compose
@@ -137,3 +138,21 @@ def test_growth_is_a_table_and_a_picture(script, small, monkeypatch, tmp_path):
     assert code == 0, errors
     assert "images per step" in said and "pixels a side" in said
     assert (tmp_path / "pictures" / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_the_peak_of_fp32_is_in_the_arithmetic_of_convolutions(tf32, small, monkeypatch):
+    found = []
+    monkeypatch.setattr(speed, "seconds_of", lambda *_, **__: found.append(matmul.allow_tf32) or 1.0)
+    convolutions, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, matmul.allow_tf32
+    convolutions.allow_tf32 = tf32
+    speed.Bench(compose(TINY), steps=1).product("32-true", 32)
+    assert found == [tf32] and matmul.allow_tf32 == before[1]
+    convolutions.allow_tf32 = before[0]
+
+
+def test_only_the_peaks_of_the_rows_are_measured(small):
+    settings = compose([*TINY, "trainer.precision=bf16-mixed"])
+    ((speeds, _),) = benchmark(settings, steps=1, rounds=1, rows=("captured step", "eager 1"))
+    assert list(speeds.peaks) == ["32-true"]

@@ -165,7 +165,8 @@ def _against_capture(config: Config) -> Iterator[str]:
     """The reasons why the training step cannot be captured in a CUDA graph; none if it can."""
     trainer, optimiser = config.trainer, config.recipe.optimiser
     if device_type(trainer) != "cuda":
-        yield f"requires an NVIDIA GPU, and {why_no_gpu()}; choose trainer.compile=false"
+        got = f"got trainer.accelerator={trainer.accelerator}" if torch.cuda.is_available() else f"and {why_no_gpu()}"
+        yield f"requires an NVIDIA GPU, {got}; choose trainer.compile=false"
         return
     if trainer.processes > 1:
         yield f"requires one process, got {trainer.processes}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ class CudaGraph:
 
     def __init__(self, step: Callable[[], Any]) -> None:
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        before = torch.cuda.current_stream()  # torch.cuda.graph does not return to it where the capture fails
+        with torch.cuda.stream(before), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.result = step()  # its tensors are the graph's own: each replay fills them again
 
     def replay(self) -> Any:
@@ -86,7 +88,9 @@ class CapturedClassifier(Classifier):
 
         def step() -> Any:
             super(CapturedClassifier, self).optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            return optimizer_closure._result
+            result = optimizer_closure._result
+            result.closure_loss = None  # it would keep the backward pass's nodes, which belong to the graph's stream
+            return result
 
         with self._rates_in_a_tensor(optimizer):
             if self.warmed < WARMUP or not self.fits:
@@ -115,12 +119,19 @@ class CapturedClassifier(Classifier):
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """A stream of its own, as CUDA graphs require of the steps before the capture; nothing on another device."""
+    """A stream beside the current one, as CUDA graphs require of the steps before the capture; nothing on another
+    device."""
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device)
+    stream = _stream_of(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@cache
+def _stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The device's side stream: one for all steps, for torch keeps the freed memory of each stream apart."""
+    return torch.cuda.Stream(device)

@@ -1,5 +1,8 @@
 """The captured training step: on a CPU with a stand-in for the graph, on a GPU with the graph."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
@@ -10,8 +13,9 @@ from nin.cli import compose
 from nin.data import Images
 from nin.errors import SettingError
 from nin.optim import Muon
+from nin.run import capture
 from nin.run.build import check
-from nin.run.capture import WARMUP, CapturedClassifier
+from nin.run.capture import WARMUP, CapturedClassifier, CudaGraph, side_stream
 from nin.task import Classifier
 
 SETTINGS = {"lr": 0.02, "schedule": "linear", "label_smoothing": 0.1, "weight_decay": 0.02, "nesterov": True}
@@ -76,6 +80,7 @@ def test_what_cannot_be_captured_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for override, words in (
+        ("trainer.accelerator=cpu", r"requires an NVIDIA GPU, got trainer\.accelerator=cpu"),
         ("trainer.devices=2", "requires one process"),
         ("recipe.optimiser=rmsprop", "muon or sgd"),
         ("recipe.optimiser=adamw", "muon or sgd"),
@@ -129,3 +134,79 @@ def test_a_batch_of_another_size_is_a_step_of_its_own(damaged, monkeypatch):
         found.append(trainer.callback_metrics["train/loss"])
     assert len(captured) == 1
     torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_graph_keeps_no_backward_pass(monkeypatch):
+    """Its nodes belong to the stream of the capture; a step outside the graph would wait for that."""
+    results = []
+
+    class Kept(StandIn):
+        def __init__(self, step):
+            super().__init__(step)
+            results.append(step())
+
+    monkeypatch.setattr(OnCPU, "graph_type", Kept)
+    losses(OnCPU, "sgd", steps=6)
+    (result,) = results
+    assert result.loss.isfinite() and not any(getattr(value, "requires_grad", False) for value in vars(result).values())
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Streams by name in place of CUDA's: the current one, and those that were made."""
+    found = SimpleNamespace(current="main", made=[])
+
+    class Stream(str):
+        def wait_stream(self, other):
+            pass
+
+    @contextmanager
+    def within(stream):
+        before, found.current = found.current, stream
+        try:
+            yield
+        finally:
+            found.current = before
+
+    def make(device=None):
+        found.made.append(Stream(f"stream {len(found.made)}"))
+        return found.made[-1]
+
+    found.current = Stream("main")
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: found.current)
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    capture._stream_of.cache_clear()
+    yield found
+    capture._stream_of.cache_clear()
+
+
+def test_all_steps_outside_a_graph_share_one_stream(streams):
+    """torch keeps the freed memory of a stream for it: with a stream a step, each step would take memory anew."""
+    for _ in range(5):
+        with side_stream(torch.device("cuda", 0)):
+            assert streams.current is streams.made[0]
+        assert streams.current == "main"
+    with side_stream(torch.device("cpu")):
+        assert streams.current == "main"
+    assert len(streams.made) == 1
+
+
+def test_a_capture_that_fails_returns_to_the_stream_before(streams, monkeypatch):
+    class Graph:
+        """As torch's: where the end of the capture fails, its stream stays the current one."""
+
+        def __init__(self, graph, capture_error_mode):
+            pass
+
+        def __enter__(self):
+            streams.current = "capture"
+
+        def __exit__(self, *_):
+            raise RuntimeError("the capture is invalid")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Graph)
+    with pytest.raises(RuntimeError, match="the capture is invalid"):
+        CudaGraph(lambda: None)
+    assert streams.current == "main"

@@ -16,6 +16,7 @@ from sklearn.metrics import confusion_matrix
 
 from nin.checks import literal
 from nin.errors import ClaimError
+from nin.run.trainer import exact_fp32
 from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
 from nin.studies.tables import mean_and_deviation, table_row, table_rule
@@ -59,6 +60,7 @@ def with_a_map_per_class(subjects: Sequence[Subject]) -> list[Subject]:
     return fitting
 
 
+@exact_fp32()
 @torch.no_grad()
 def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
     """Finds the map with the highest mean for each image.

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from nin.checks import literal
 from nin.errors import ClaimError, NINError
+from nin.run.trainer import exact_fp32
 from nin.studies import maps
 from nin.studies.answer import REFUTED, SUPPORTED, UNDECIDED, Answer, overall
 from nin.studies.nets import Subject, images_in_words, progress
@@ -34,6 +35,7 @@ def answer(subjects: Sequence[Subject]) -> Answer:
     return Answer("objects", title, CLAIM, verdict, finding, table(measured), draw(subjects, measured))
 
 
+@exact_fp32()
 def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
     """Blanks quarters of the test images.
 

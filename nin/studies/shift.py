@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nin.data.augment import PAD_MODES
+from nin.run.trainer import exact_fp32
 from nin.studies.answer import Answer, by_sign, overall
 from nin.studies.comparisons import trained_alike
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
@@ -66,6 +67,7 @@ def moved(images: Tensor, pixels: int, fill: str) -> Tensor:
     return shifted.contiguous(memory_format=torch.channels_last)
 
 
+@exact_fp32()
 @torch.no_grad()
 def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
     """Evaluates each net on shifted images.

@@ -16,6 +16,7 @@ from nin.backbones import BACKBONES
 from nin.checks import literal
 from nin.data.preprocess import Whiten
 from nin.errors import ClaimError, NINError
+from nin.run.trainer import exact_fp32
 from nin.studies.answer import REFUTED, SUPPORTED, Answer, overall
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
 from nin.studies.tables import clean, label, mean_and_deviation, table_row, table_rule
@@ -48,6 +49,7 @@ def answer(subjects: Sequence[Subject], sizes: Sequence[int] | None = None) -> A
     return Answer("size", title, CLAIM, overall(verdicts), finding, table(measured), draw(subjects, measured))
 
 
+@exact_fp32()
 @torch.no_grad()
 def measure(subjects: Sequence[Subject], sizes: Sequence[int]) -> pd.DataFrame:
     """Resizes the test images (bilinear, antialiased) and evaluates each net on them.

@@ -5,7 +5,7 @@ from claims import cells, subject, tiny
 from nin import config, pretrained
 from nin.config import Config, ModelConfig
 from nin.errors import CheckpointError
-from nin.studies import channels
+from nin.studies import channels, objects, shift, size
 from nin.studies.nets import batches, described, error_of, gather, images_in_words, progress
 
 
@@ -97,3 +97,14 @@ def test_an_error_is_a_share_of_the_images():
     assert error_of(net.labels, net) == 0 and error_of(torch.zeros_like(net.labels), net) == 90
     numbers = [net, net, subject(tiny(), "gap", 1200), subject(tiny(), "gap", 1)]
     assert images_in_words(numbers) == "1 test image, 20 test images, 1,200 test images"
+
+
+@pytest.mark.parametrize("claim", [channels, objects, shift, size])
+def test_claims_are_measured_in_full_fp32(claim):
+    """As errors are: NVIDIA's GPUs convolve in TF32 by torch's default."""
+    trained, found = tiny(), []
+    trained.net.register_forward_pre_hook(lambda *_: found.append(torch.backends.cudnn.allow_tf32))
+    trained.net.blocks.register_forward_pre_hook(lambda *_: found.append(torch.backends.cudnn.allow_tf32))
+    claim.measure([subject(trained, "gap", count=10)], *([[32]] if claim is size else []))
+    assert found and not any(found)
+    assert torch.backends.cudnn.allow_tf32

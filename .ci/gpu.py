@@ -3,9 +3,10 @@
 python .ci/gpu.py            on a machine with an NVIDIA GPU; CIFAR-10 is found in NIN_DATA or downloaded
 python .ci/gpu.py rehearse   on a CPU, with narrow nets and few steps: that it runs, not how fast
 
-Its parts: kernels of the captured step by time; images per second of Lightning, captured and not, beside the step and
-its kernels alone; captured against uncaptured losses; recipe=speedrun, one seed after the other until the time is up.
-A part that takes longer than its limit is given up, so that all of them are reached.
+Its parts: kernels of the captured step by time; milliseconds of Lightning, captured and not, beside the step and its
+kernels alone, at batch 128; captured against uncaptured losses; the same milliseconds at batch 1024; recipe=speedrun: two
+seeds, one run as long as the time allows, then further seeds until the time is up. A part that takes longer than its
+limit is given up, so that all of them are reached.
 """
 
 import contextlib
@@ -36,8 +37,9 @@ DEVICE = ["trainer.accelerator=cuda"] if CUDA else ["trainer.accelerator=cpu", N
 if not CUDA:
     speed.PEAK_SIDES["cpu"] = (256,)
 SMALL, LARGE = (128, 1024) if CUDA else (4, 8)  # images a step
-STEPS = 100 if CUDA else 1
-SECONDS = 165  # of all parts together; 10 more are for imports
+STEPS = {128: 100, 1024: 40} if CUDA else {4: 1, 8: 1}  # of a row, by images a step
+SECONDS = 160  # of all parts together; the others of the three minutes are for imports
+EPOCHS = 40, 90  # the fewest and the most of the long run: `modern` has 6.64 % after 40
 BEGAN = time.monotonic()
 
 
@@ -69,9 +71,9 @@ def config(recipe: str, batch: int, *overrides: str) -> Config:
     return compose([*DEVICE, *names, *precision, *overrides])
 
 
-def kernels(recipe: str, batch: int, most: int = 15) -> None:
-    """Time by kernel, and launches, of the captured step."""
-    bench = speed.Bench(config(recipe, batch), STEPS)
+def kernels(recipe: str, batch: int, most: int = 0) -> float:
+    """The milliseconds of a captured step's kernels; prints them, their number, and `most` of them by time."""
+    bench = speed.Bench(config(recipe, batch), STEPS[batch])
     step, steps = bench.captured_step(CudaGraph if CUDA else StandIn), 5 if CUDA else 1
     step()
     kind = torch.profiler.ProfilerActivity.CUDA if CUDA else torch.profiler.ProfilerActivity.CPU
@@ -83,54 +85,80 @@ def kernels(recipe: str, batch: int, most: int = 15) -> None:
     def milliseconds(event: object) -> float:
         return (event.self_device_time_total if CUDA else event.self_cpu_time_total) / steps / 1e3
 
-    events = sorted(profile.key_averages(), key=milliseconds, reverse=True)
-    launches = sum(event.count for event in events) / steps
-    say(f"{recipe} at {batch}: {sum(map(milliseconds, events)):.2f} ms a step in {launches:.0f} kernels")
+    kind_of_device = torch.autograd.DeviceType.CUDA if CUDA else torch.autograd.DeviceType.CPU
+    events = [event for event in profile.key_averages() if event.device_type == kind_of_device]  # no calls of the host
+    events.sort(key=milliseconds, reverse=True)
+    launches, busy = sum(event.count for event in events) / steps, sum(map(milliseconds, events))
+    say(f"{recipe} at {batch}, captured: {busy:.2f} ms a step in {launches:.0f} kernels")
     for event in events[:most]:
         say(f"    {milliseconds(event):8.3f} ms  {event.count / steps:5.0f} ×  {event.key[:110]}")
+    return busy
 
 
-def rates(recipe: str, batch: int) -> None:
-    """Milliseconds of a step, by row; then Lightning's without the capture."""
-    rows = ("kernels alone", "bare step", "captured step", "lightning")
-    for compiled, chosen in (("null", rows), ("false", ("lightning",))):
-        made = config(recipe, batch, f"trainer.compile={compiled}")
-        for speeds, row in speed.benchmark(made, rounds=1, steps=STEPS, rows=chosen, seconds=10):
+def rates(recipe: str, batch: int, busy: float | None) -> None:
+    """Milliseconds of a step, by row, beside those of its kernels; then Lightning's without the capture."""
+    for compiled, chosen in (("null", ("captured step", "bare step", "lightning")), ("false", ("lightning",))):
+        made, left = config(recipe, batch, f"trainer.compile={compiled}"), [*chosen]
+        for speeds, row in speed.benchmark(made, rounds=1, steps=STEPS[batch], rows=chosen, seconds=14):
             images, share = speeds.images_per_second(row), speeds.share(row)
+            milliseconds = 1e3 * batch / images
+            of_kernels = f", {busy / milliseconds:.2f} of it the captured step's kernels" if busy else ""
             name = f"{recipe} at {batch}, trainer.compile={compiled}: {row}"
-            say(f"{name} {1e3 * batch / images:.2f} ms, {images:,.0f} images/s, {share:.3f} of the peak")
+            say(f"{name} {milliseconds:.2f} ms{of_kernels}, {images:,.0f} images/s, {share:.3f} of the peak")
+            left.remove(row)
+        if left:
+            say(f"{recipe} at {batch}, trainer.compile={compiled}: not measured: {', '.join(left)}")
 
 
 def capture() -> None:
-    """Losses of captured steps beside those of steps, without dropout; with dropout as many losses as steps."""
+    """Losses of captured steps beside those of steps, without dropout; on one batch, with dropout as many losses as
+    steps, without it one."""
     spec = importlib.util.spec_from_file_location("captures", ROOT / "tests/run/test_capture.py")
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
     captured, device = (tests.CapturedClassifier, "cuda") if CUDA else (tests.OnCPU, "cpu")
     length = {"steps": 200, "epochs": 5} if CUDA else {"steps": 10, "epochs": 5}
-    for optimiser in ("sgd", "muon"):
-        found = [tests.losses(kind, optimiser, device, **length)[0][:, 0] for kind in (tests.Classifier, captured)]
+    for optimiser, precision in (("sgd", "32-true"), ("muon", "32-true"), ("muon", "bf16-mixed")):
+        found = [
+            tests.losses(kind, optimiser, device, precision=precision, **length)[0][:, 0]
+            for kind in (tests.Classifier, captured)
+        ]
         gaps = (found[0] - found[1]).abs()
         largest = f"{gaps[:20].max():.2e} in the first 20, {gaps.max():.2e} in all"
-        say(f"captured beside uncaptured losses, {optimiser}, {len(gaps)} steps: largest gap {largest}")
-    losses = tests.losses(captured, "sgd", device, dropout=0.5, **length)[0][:, 0]
-    say(f"with dropout {len(losses.unique())} losses in {len(losses)} steps")
+        say(f"captured beside uncaptured losses, {optimiser}, {precision}, {len(gaps)} steps: largest gap {largest}")
+    for dropout in (0.5, 0.0):
+        say(f"dropout {dropout}, one batch, 12 steps: {tests.masks(captured, device, dropout)} losses")
 
 
 def speedrun(until: float) -> None:
-    """Seconds and errors of recipe=speedrun by seed; a seed begins if the longest so far would end in time."""
+    """Seconds and errors of recipe=speedrun: of two seeds, of one long run, then of further seeds. A run begins if it
+    would end in time, by the longest so far."""
+    seconds, longest = one_run(0)
+    if time.monotonic() - BEGAN + longest < until:
+        longest = max(longest, one_run(1)[1])
+    beside = longest - seconds  # reading the set, evaluating, writing
+    fewest, most = EPOCHS
+    epochs = min(most, int((until - (time.monotonic() - BEGAN) - beside) / (seconds / 8)))
+    if epochs >= fewest:
+        one_run(0, epochs)
+    seed = 2
+    while time.monotonic() - BEGAN + longest < until:
+        longest, seed = max(longest, one_run(seed)[1]), seed + 1
+
+
+def one_run(seed: int, epochs: int = 8) -> tuple[float, float]:
+    """Trains, and prints what came of it; returns the seconds of the training and those of the whole run."""
     from nin.run.train import train
 
-    short = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=4"]
-    seed, longest = 0, 0.0
-    while seed == 0 or time.monotonic() - BEGAN + longest < until:
-        start = time.monotonic()
-        made = config("speedrun", LARGE, f"seed={seed}", *([] if CUDA else short))
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
-            record = train(made, Path(folder))
-        longest, seed = max(longest, time.monotonic() - start), seed + 1
-        pace = f"{record.images_per_second:,.0f} images/s, device memory {record.device_memory_gb} GB"
-        say(f"speedrun, seed {record.seed}: {record.test_error} % in {record.seconds} s, {pace}")
+    start = time.monotonic()
+    short = [f"trainer.max_epochs={epochs}"]
+    if not CUDA:
+        short = ["data=digits", "trainer.max_epochs=1", "trainer.limit_train_batches=4"]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        record = train(config("speedrun", LARGE, f"seed={seed}", *short), Path(folder))
+    pace = f"{record.images_per_second:,.0f} images/s, device memory {record.device_memory_gb} GB"
+    say(f"speedrun, {record.epochs} epochs, seed {seed}: {record.test_error} % in {record.seconds} s, {pace}")
+    return record.seconds, time.monotonic() - start
 
 
 def main() -> None:
@@ -138,16 +166,22 @@ def main() -> None:
     keep_freed_memory()
     card = torch.cuda.get_device_name() if CUDA else "a rehearsal on the CPU: no figure here means anything"
     say(card, torch.__version__)
-    for recipe, batch in (("paper", SMALL), ("modern", LARGE)):
+    small, large = [("modern", SMALL), ("paper", SMALL)], [("modern", LARGE), ("paper", LARGE)]
+    busy: dict[tuple[str, int], float] = {}
+    for recipe, batch in small + large:
+        with at_most(12):
+            is_listed = (recipe, batch) in (("paper", SMALL), ("modern", LARGE))
+            busy[recipe, batch] = kernels(recipe, batch, 15 if is_listed else 0)
+    for recipe, batch in small:
         with at_most(20):
-            kernels(recipe, batch)
-    for recipe, batch in (("modern", SMALL), ("paper", SMALL), ("modern", LARGE), ("paper", LARGE)):
-        with at_most(20):
-            rates(recipe, batch)
+            rates(recipe, batch, busy.get((recipe, batch)))
     with at_most(20):
         capture()
-    with at_most(max(30, SECONDS - (time.monotonic() - BEGAN))):
-        speedrun(until=SECONDS - 10 if CUDA else 0)
+    for recipe, batch in large:
+        with at_most(20):
+            rates(recipe, batch, busy.get((recipe, batch)))
+    with at_most(max(30, SECONDS + 5 - (time.monotonic() - BEGAN))):
+        speedrun(until=SECONDS - 5 if CUDA else 0)
 
 
 if __name__ == "__main__":

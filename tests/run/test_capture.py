@@ -26,13 +26,16 @@ class OnCPU(CapturedClassifier):
     graph_type = StandIn
 
 
-def losses(kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, epochs=2, clip=None, precision="32-true"):
+def losses(
+    kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, epochs=2, clip=None, precision="32-true", data=None,
+    **settings,
+):  # fmt: skip
     """The loss of each step, the last epoch's metrics, the weights and the trainer of a training of so many steps."""
     assert steps % epochs == 0 and steps // epochs <= 44  # the digits' batches
     L.seed_everything(0, verbose=False)
     blocks = [Block(8, dropout=True), Block((8, 8, None))]
     net = NIN(blocks, norm="batch", init="kaiming", dropout=dropout).to(memory_format=torch.channels_last)
-    task, found = kind(net, optimiser=optimiser, **SETTINGS), []
+    task, found = kind(net, optimiser=optimiser, **{**SETTINGS, **settings}), []
 
     class Keep(L.Callback):
         def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
@@ -51,7 +54,7 @@ def losses(kind, optimiser, accelerator="cpu", dropout=0.0, steps=STEPS, epochs=
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(task, Images("digits", batch_size=32))
+    trainer.fit(task, data or Images("digits", batch_size=32))
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     return torch.tensor(found), metrics, torch.cat([p.detach().cpu().flatten() for p in net.parameters()]), trainer
 
@@ -101,11 +104,33 @@ def test_captured_losses_are_the_uncaptured_ones_over_200_steps(optimiser, preci
     assert found[1][1]["train/loss"] == pytest.approx(found[0][1]["train/loss"], rel=0.1)
 
 
-@pytest.mark.gpu
-def test_dropout_draws_anew_in_each_replay():
-    """At a rate of almost nothing, on one batch, only the masks make losses differ."""
-    task_losses = losses(CapturedClassifier, "sgd", "cuda", dropout=0.5)[0]
-    assert len(task_losses[:, 0].unique()) == STEPS
+class OneBatch(Images):
+    """The same batch in each step."""
+
+    def train_dataloader(self):
+        class Repeated:
+            def __len__(self):
+                return STEPS
+
+            def __iter__(self):
+                return iter([batch] * STEPS)
+
+        batch = next(iter(super().train_dataloader()))
+        return Repeated()
+
+
+def masks(kind, accelerator, dropout):
+    """How many different losses the steps of a training have whose weights and batch stay: with dropout, its masks."""
+    data, still = OneBatch("digits", batch_size=32), {"lr": 1e-30, "weight_decay": 0.0}
+    found = losses(kind, "sgd", accelerator, dropout, epochs=1, data=data, **still)[0]
+    assert len(found) == STEPS
+    return len(found[:, 0].unique())
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_draws_anew_in_each_step(accelerator):
+    kind = OnCPU if accelerator == "cpu" else CapturedClassifier
+    assert (masks(kind, accelerator, 0.5), masks(kind, accelerator, 0.0)) == (STEPS, 1)
 
 
 @pytest.mark.parametrize("damaged", [(2, 7), (0, 5), (0, 1, 4)])

@@ -29,7 +29,7 @@ __all__ = [
     "literal",
 ]
 __all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "shortened", "sides"]
-__all__ += ["some_of", "times"]
+__all__ += ["some_of", "times", "whole_number"]
 
 
 def is_integer(value: Any) -> bool:
@@ -91,6 +91,15 @@ def boolean(**settings: Any) -> None:
 def integer(least: int, most: int, **settings: Any) -> None:
     """Each setting is an integer from `least` to `most`."""
     _all(settings, lambda v: is_integer(v) and least <= v <= most, f"expected an integer from {least} to {most}")
+
+
+def whole_number(least: int, most: int, **settings: str) -> int:
+    """The integer from `least` to `most` that a setting's text states."""
+    ((name, text),) = settings.items()
+    number = int(text) if text.isdecimal() and len(text) < 20 else -1  # Python reads no integer of 5,000 digits
+    if not least <= number <= most:
+        raise SettingError(name, text, f"expected an integer from {least} to {most}")
+    return number
 
 
 def positive(**settings: Any) -> None:

@@ -45,7 +45,8 @@ def writing(file: str | Path) -> Iterator[Path]:
     """
     file, part = Path(file), None
     try:
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=TEMPORARY, suffix=f"-{file.name[-100:]}")
+        suffix = os.fsencode(file.name)[-100:].decode(errors="ignore")  # a name may have 255 bytes
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=TEMPORARY, suffix=f"-{suffix}")
         part = Path(name)
         os.fchmod(handle, _mode(file))
         os.close(handle)

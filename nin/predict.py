@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import caffe, files
-from nin.checks import integer, literal, memory_gb, one_line, shortened, sides, some_of
+from nin.checks import integer, literal, memory_gb, one_line, shortened, sides, some_of, whole_number
 from nin.cost import inference_cost
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 PictureSource = tuple[str, Path | Image.Image]  # a name for people, and a file or a picture
 Size = str | int  # "training", "native" or a number of pixels
 MAX_PIXELS = 4096  # per side of a chosen size
-TOP, MOST = 3, 1000  # number of best classes that are shown: by default, and at most
+TOP, MOST, MOST_DRAWN = 3, 1000, 100  # number of best classes that are shown: by default, at most, and in a picture
 PANEL, PANELS = 2.6, 6  # width of a panel of a drawing in inches, and panels in a row
 COLOURBAR = 0.9  # its width, and the gaps'
 MOST_NAMED = 20  # failures in one sentence
@@ -126,10 +127,11 @@ def read_size(size: Size) -> Size:
     """A size for `predict`, which may be given as text. Raises SettingError."""
     if size in ("training", "native"):
         return size
-    pixels = int(size) if str(size).isdecimal() and len(str(size)) < 9 else 0
-    if not 0 < pixels <= MAX_PIXELS:
-        raise SettingError("size", size, f"must be training, native or a number of pixels from 1 to {MAX_PIXELS}")
-    return pixels
+    try:
+        return whole_number(1, MAX_PIXELS, size=str(size))
+    except SettingError as error:
+        reason = f"must be training, native or a number of pixels from 1 to {MAX_PIXELS}"
+        raise SettingError("size", size, reason) from error
 
 
 def predict(
@@ -252,7 +254,7 @@ class Many:
     rows: list[dict[str, str]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        integer(1, MOST, top=self.top)
+        integer(1, MOST_DRAWN if self.draws else MOST, top=self.top)
         if self.class_name is not None and self.class_name not in self.trained.classes:
             near = get_close_matches(self.class_name, self.trained.classes, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -272,10 +274,11 @@ class Many:
         if self.draws:
             drawings = name_drawings(self.sources, self.folder, self.label)
         predictions = predict_each(self.trained, self.sources, self.size, maps=self.draws)
-        for (name, prediction), drawing in zip(predictions, drawings, strict=True):
+        for (name, prediction), (_, source), drawing in zip(predictions, self.sources, drawings, strict=True):
             self.rows.append(self._row(name, prediction, drawing))
             if isinstance(prediction, PictureError):
-                failures.append(str(prediction) if name in str(prediction) else f"{name}: {prediction}")
+                is_named = str(prediction).startswith(f"{source}:")
+                failures.append(str(prediction) if is_named else f"{name}: {prediction}")
                 continue
             if drawing:
                 self._draw(prediction, drawing)
@@ -340,20 +343,22 @@ def name_drawings(sources: Sequence[PictureSource], folder: Path, label: str) ->
     """
     taken = {source.resolve() for _, source in sources if isinstance(source, Path)}
     drawings = []
+    numbers: Counter[str] = Counter()  # of the names with a stem so far: a thousand folders may have an image.jpg each
     for name, _ in sources:
-        stem = f"{_cut(Path(name).stem, LONGEST_STEM)}_{_cut(label, LONGEST_STEM)}"
-        file, number = folder / f"{stem}.png", 2
-        while file.resolve() in taken:
-            file, number = folder / f"{stem}_{number}.png", number + 1
+        stem = f"{_cut(Path(name).stem)}_{_cut(label)}"
+        file = None
+        while file is None or file.resolve() in taken:
+            numbers[stem] += 1
+            file = folder / (f"{stem}_{numbers[stem]}.png" if numbers[stem] > 1 else f"{stem}.png")
         taken.add(file.resolve())
         drawings.append(file)
     return drawings
 
 
-def _cut(text: str, most: int) -> str:
-    """The beginning of a text that has at most so many bytes in a file's name."""
-    text = text[:most]
-    while len(os.fsencode(text)) > most:
+def _cut(text: str) -> str:
+    """The beginning of a text that has at most LONGEST_STEM bytes in a file's name."""
+    text = text[:LONGEST_STEM]
+    while len(os.fsencode(text)) > LONGEST_STEM:
         text = text[:-1]
     return text
 
@@ -369,11 +374,12 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def label_of(checkpoint: str) -> str:
-    """A checkpoint's name in the names of pictures: the published name, the run's folder or the weights file."""
+    """A checkpoint's name in the names of pictures: the published name, the run's folder or the weights file. A long
+    one is cut."""
     path = Path(os.path.abspath(checkpoint))
     if path.suffix not in (".safetensors", caffe.SUFFIX):
-        return path.name
-    return path.parent.name if path.stem == "model" else path.stem
+        return _cut(path.name)
+    return _cut(path.parent.name if path.stem == "model" else path.stem)
 
 
 def known_classes(trained: Pretrained, most: int = 20) -> str:

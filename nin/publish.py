@@ -22,6 +22,7 @@ from nin.pretrained import Pretrained
 from nin.run import record as records
 from nin.run.record import Record
 
+WHITENING = "whitening"  # the beginning of the names of files that nets share
 TOLERANCE = 2e-3  # of a whitening's numbers: two whitenings that differ by less share one file
 GOLDEN_BATCHES = 4  # batches (1,000 images of 32×32) whose error a card states too, so that it is checked in seconds
 
@@ -92,6 +93,8 @@ def check_name(name: str, folder: Path | None = None) -> None:
     folder = folder or pretrained.CHECKPOINTS
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
         raise CheckpointError(f"name={one_line(name)}: expected small letters, digits and hyphens")
+    if name == WHITENING:
+        raise CheckpointError(f"name={name}: the files of whitenings have this name; choose another")
     if (folder / f"{name}.json").exists():
         raise CheckpointError(f"name={name}: {folder} already contains this name; remove its card and weights first")
 
@@ -168,7 +171,7 @@ def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path,
     """
     folder = folder or pretrained.CHECKPOINTS
     folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(folder.glob("whitening-*.safetensors")):
+    for file in sorted(folder.glob(f"{WHITENING}-{'[0-9a-f]' * 8}.safetensors")):
         tensors = pretrained.read_whitening(safetensors.torch.load(files.read(file)))
         mean, matrix = (tensors[f"preprocess.{name}"] for name in ("mean", "matrix"))
         pairs = (mean, whiten.mean), (matrix, whiten.matrix)
@@ -176,6 +179,6 @@ def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path,
             return file, Whiten(mean, matrix, whiten.shape)
     stored = {"preprocess.mean": whiten.mean, pretrained.TRIANGLE: upper_triangle(whiten.matrix.half())}
     content = safetensors.torch.save(stored)
-    file = folder / f"whitening-{files.sha256(content)[:8]}.safetensors"
+    file = folder / f"{WHITENING}-{files.sha256(content)[:8]}.safetensors"
     files.write(file, content)
     return file, Whiten(whiten.mean, pretrained.read_whitening(stored)["preprocess.matrix"], whiten.shape)

@@ -31,6 +31,17 @@ BAD = {
 }
 
 
+@settings(max_examples=100)
+@given(st.text() | st.integers(-5, 20).map(str) | st.sampled_from(["9" * 5000, "１２", "1_0", "+3", "3.0", " 3", "٣"]))
+def test_a_whole_number_is_read_or_refused(text):
+    try:
+        number = checks.whole_number(2, 12, images=text)
+        assert 2 <= number <= 12 and int(text) == number
+    except SettingError as error:
+        assert error.setting == "images" and error.reason == "expected an integer from 2 to 12"
+        assert text not in [str(number) for number in range(2, 13)]
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_a_check_accepts_what_it_says_and_names_what_it_refuses(name):
     check, good = GOOD[name]

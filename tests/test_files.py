@@ -22,6 +22,17 @@ def test_a_file_is_written_whole_and_read_back(tmp_path_factory, before, after):
     assert [each.name for each in file.parent.iterdir()] == ["file.bin"]
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "日", "🐈"])
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, letter):
+    for suffix in ("", ".png"):
+        file = tmp_path / (letter * ((255 - len(suffix)) // len(letter.encode())) + suffix)
+        files.write(file, "x")
+        with files.writing(file) as part:
+            assert part.suffix == suffix
+            part.write_text("y")
+        assert file.read_text() == "y"
+
+
 def test_text_is_utf_8_whatever_the_locale(tmp_path):
     files.write(tmp_path / "text", "3×3 ─► Bäume")
     assert (tmp_path / "text").read_bytes().decode() == "3×3 ─► Bäume"

@@ -109,6 +109,9 @@ def test_a_bad_picture_costs_itself_alone(tmp_path):
     for size, expected in (("training", (False, True, True)), ("native", (False, True, False))):
         found = dict(predict.predict_each(tiny(), sources, size))
         assert tuple(isinstance(found[name], predict.Prediction) for name, _ in sources) == expected
+    many = predict.Many(tiny(), [("1", gradient(1, 1))], tmp_path, "net", "native", draws=False)
+    with pytest.raises(PictureError, match=r"^1: 1×1 pixels are too few"):
+        list(many)
     of_fc = [each for _, each in predict.predict_each(fully_connected(), sources, 64)]
     assert all(isinstance(each, PictureError) for each in of_fc)  # each is told why
     with pytest.raises(PictureError, match=r"^\S+bad\.png: not a picture in a supported format.*; made: 1×1 pixels"):
@@ -182,6 +185,9 @@ def test_the_map_of_one_class_and_of_the_ten_best(tmp_path):
         predict.Many(tiny(), [], tmp_path, "net", class_name="dgo")
     with pytest.raises(SettingError, match="top=0"):
         predict.Many(tiny(), [], tmp_path, "net", top=0)
+    with pytest.raises(SettingError, match="top=101"):  # a picture of so many panels is too large for Matplotlib
+        predict.Many(tiny(), [], tmp_path, "net", top=101)
+    predict.Many(tiny(), [], tmp_path, "net", top=1000, draws=False)
 
 
 def test_drawings_are_named_after_their_net(tmp_path, monkeypatch):
@@ -190,6 +196,22 @@ def test_drawings_are_named_after_their_net(tmp_path, monkeypatch):
     labels |= {"cifar10-gap": "cifar10-gap", "runs/A": "A", "runs/A/": "A", "runs/A/model.safetensors": "A"}
     labels["weights/mine.safetensors"] = "mine"
     assert {checkpoint: predict.label_of(checkpoint) for checkpoint in labels} == labels
+    for long in ("a" * 255, "日" * 85, "é" * 127):  # names of folders that a file system may have
+        label = predict.label_of(f"runs/{long}")
+        assert long.startswith(label) and 90 < len(label.encode()) <= 100
+
+
+def test_a_thousand_pictures_of_one_name_are_named_in_a_thousand_steps(tmp_path, monkeypatch):
+    folders = ("cat", "dog")
+    sources = [(name, tmp_path / name) for name in (f"{place % 500}/{folders[place % 2]}.jpg" for place in range(1000))]
+    (tmp_path / "out").mkdir()
+    sources += [("x", tmp_path / "out" / f"cat_net{end}.png") for end in ("", "_3")]  # a picture of before
+    looked, resolve = [], Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path, *_: looked.append(path) or resolve(path))
+    drawings = predict.name_drawings(sources, tmp_path / "out", "net")
+    assert len(set(drawings)) == len(sources) and not set(drawings) & {source for _, source in sources}
+    assert [each.name for each in drawings[:4]] == ["cat_net_2.png", "dog_net.png", "cat_net_4.png", "dog_net_2.png"]
+    assert len(looked) < 4 * len(sources)
 
 
 # drawing --------------------------------------------------------------------------------------------------------------

@@ -197,10 +197,19 @@ def test_a_record_of_another_run_is_not_published(shelf, tmp_path, tried):
 def test_what_cannot_be_published_is_refused(shelf, script, tmp_path):
     (tmp_path / "run").mkdir()
     pretrained.save(tmp_path / "run" / "model.safetensors", tiny())  # a net without the record of a run
-    refused = {(): 2, ("run",): 2, ("nosuch", "name"): 1, ("run", "Name"): 1, ("run", "name"): 1}
+    refused = {
+        (): 2,
+        ("run",): 2,
+        ("nosuch", "name"): 1,
+        ("run", "Name"): 1,
+        ("run", "name"): 1,
+        ("run", "whitening"): 1,
+    }
     for arguments, expected in refused.items():
         code, said, errors = script("publish.py", *arguments)
         assert (code, said) == (expected, "")
         assert errors.startswith("error: ") and len(errors.splitlines()) == 1
+    with pytest.raises(CheckpointError, match=r"name=whitening: .* choose another"):  # its file would look like one
+        publish.check_name("whitening")
     assert record.read(tmp_path / "run") is None
     assert not shelf.exists()

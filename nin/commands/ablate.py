@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin import cli, files
-from nin.checks import counted, one_of
+from nin.checks import counted, one_of, whole_number
 from nin.config import pasted
 from nin.errors import SettingError
 from nin.run.started import spelled
@@ -47,9 +47,10 @@ def main(arguments: list[str]) -> None:
     own = [argument for argument in arguments if argument.partition("=")[0].lstrip("-") in OWN]
     overrides = [argument for argument in arguments if argument not in own]
     settings = cli.plain_settings(own, OWN)
-    file, jobs, number = Path(settings["study"]), settings["jobs"], settings["table"]
-    if not jobs.isdecimal() or int(jobs) == 0:
-        raise SettingError("jobs", jobs, "expected a number of runs from 1")
+    file, jobs, number = Path(settings["study"]), whole_number(1, 1000, jobs=settings["jobs"]), settings["table"]
+    one_of(("true", "false"), train=settings["train"])
+    if settings["train"] == "true" and not number:
+        raise SettingError("train", "true", "requires table=; without it every run is trained")
     if number and settings["train"] != "true":
         print(_listed(number, overrides, file))
         return
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> None:
     if not any(override.lstrip("+").startswith("eval_curve=") for override in overrides):
         points = [point.with_test_curve() for point in points]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C it ends the runs too
-    rows = ablation.study(points, file, Path(settings["runs"]), int(jobs))
+    rows = ablation.study(points, file, Path(settings["runs"]), jobs)
     print(f"\n{report.table(rows)}\n{counted(len(rows), 'row')} in {file}{_report_of(file)}")
 
 

@@ -21,6 +21,7 @@ before every row; the fastest of a round counts.
 from __future__ import annotations
 
 from nin import cli
+from nin.checks import one_of, whole_number
 from nin.config import Config
 from nin.errors import SettingError
 
@@ -32,14 +33,10 @@ GROWTH = ("batch", "size", "threads", "processes")
 def main(arguments: list[str]) -> None:
     own = cli.plain_settings([each for each in arguments if each.partition("=")[0] in OWN], OWN)
     overrides = [each for each in arguments if each.partition("=")[0] not in OWN]
-    numbers = {}
-    for name in ("rounds", "steps", "seconds"):
-        if not own[name].isdecimal() or not 0 < int(own[name]) < 10**6:
-            raise SettingError(name, own[name], "expected an integer from 1 to 999999")
-        numbers[name] = int(own[name])
-    for axis in filter(None, own["growth"].split(",")):
-        if axis not in GROWTH:
-            raise SettingError("growth", axis, f"must be one of {', '.join(GROWTH)}")
+    numbers = {name: whole_number(1, 999_999, **{name: own[name]}) for name in ("rounds", "steps", "seconds")}
+    rows, axes = ([*filter(None, own[name].split(","))] for name in ("rows", "growth"))
+    for axis in axes:
+        one_of(GROWTH, growth=axis)
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0].partition("/")[0] not in SETTINGS:
@@ -50,20 +47,20 @@ def main(arguments: list[str]) -> None:
     from nin.run import build
 
     build.check(config)
-    if own["growth"]:
-        _grow(config, own["growth"].split(","), own["out"])
+    if axes:
+        _grow(config, axes, own["out"])
     else:
-        _time(config, own["rows"], numbers)
+        _time(config, rows, numbers)
 
 
-def _time(config: Config, rows: str, numbers: dict[str, int]) -> None:
+def _time(config: Config, parts: list[str], numbers: dict[str, int]) -> None:
     from nin.run.machine import versions
     from nin.run.trainer import precision_of
     from nin.studies import speed
 
-    chosen = tuple(row for row in speed.ROWS if any(part in row for part in rows.split(",")))
+    chosen = tuple(row for row in speed.ROWS if not parts or any(part in row for part in parts))
     if not chosen:
-        raise SettingError("rows", rows, f"names none of: {'; '.join(speed.ROWS)}")
+        raise SettingError("rows", ",".join(parts), f"names none of: {'; '.join(speed.ROWS)}")
     speeds = None
     for speeds, row in speed.benchmark(config, rows=chosen, **numbers):
         if speeds.rows[row][1:] == [] and row == next(iter(speeds.rows)):
@@ -71,7 +68,7 @@ def _time(config: Config, rows: str, numbers: dict[str, int]) -> None:
             print(f"batch {config.data.batch_size}, {precision_of(config.trainer)}, norm {config.model.norm}\n")
         print(f"round {len(speeds.rows[row])}: {row}, {speeds.rows[row][-1]:,.1f} images/s", flush=True)
     if speeds is None:
-        raise SettingError("rows", rows, "requires a GPU")
+        raise SettingError("rows", ",".join(parts), "requires a GPU")
     print(f"\n{speed.table(speeds)}")
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nin import files
-from nin.checks import is_number, printable
+from nin.checks import is_number, printable, whole_number
 from nin.cli import plain_settings, run_script
 from nin.errors import PictureError, RunError, SettingError, UsageError
 
@@ -56,9 +56,7 @@ PHOTOGRAPH, SHOWS = files.shipped("scripts") / "chelsea.png", "cat"  # CC0; its 
 
 def main(arguments: list[str]) -> None:
     settings = plain_settings(arguments, {"checkpoint": "", "host": HOST, "port": "7860", "data.root": ""})
-    port = int(settings["port"]) if settings["port"].isdecimal() and len(settings["port"]) < 6 else 0
-    if not 0 < port < 65_536:
-        raise SettingError("port", settings["port"], "expected an integer from 1 to 65535")
+    port = whole_number(1, 65_535, port=settings["port"])
     if not settings["checkpoint"]:
         raise UsageError("checkpoint= is required: runs' folders, weights files or published names")
 

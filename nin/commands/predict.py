@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nin import files
-from nin.checks import counted, one_of, printable
+from nin.checks import counted, one_of, printable, whole_number
 from nin.cli import as_setting, looks_like_checkpoint, plain_settings, run_script, similar
 from nin.config import pasted
 from nin.errors import SettingError, UsageError
@@ -93,13 +93,10 @@ def check(settings: dict[str, str], paths: list[str]) -> None:
     if figure:
         one_of(("paper", "blanking"), figure=figure)
     one_of(("true", "false"), pictures=settings["pictures"])
-    top = settings["top"]
-    if not top.isdecimal() or not 1 <= int(top[:9]) <= 1000:
-        raise SettingError("top", top, "expected an integer from 1 to 1000")
+    whole_number(1, 1000, top=settings["top"])
     for name in ("test", "seed"):
-        if not settings[name].isdecimal() or len(settings[name]) > 9:
-            raise SettingError(name, settings[name], "expected an integer from 0 to 999999999")
-        if figure == "paper" and int(settings[name]):
+        number = whole_number(0, 999_999_999, **{name: settings[name]})
+        if figure == "paper" and number:
             raise SettingError(name, settings[name], "figure=paper takes the first test images of each class")
     if figure and settings["size"] != "training":
         raise SettingError("size", settings["size"], f"figure={figure} takes test images as they are")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nin import files
-from nin.checks import one_of
+from nin.checks import integer, one_of, whole_number
 from nin.errors import ClaimError, SettingError, UsageError
 from nin.studies import channels, convergence, nets, objects, overfitting, replacement, rows, shift, size, transfer
 from nin.studies.answer import Answer
@@ -17,7 +17,7 @@ OF_NETS = {"size": size.answer, "shift": shift.answer, "channels": channels.answ
 OF_ROWS = {"convergence": convergence.answers, "overfitting": overfitting.answers, "transfer": transfer.answers}
 OF_ROWS["replacement"] = replacement.answers
 CLAIMS = (*OF_NETS, *OF_ROWS)
-LEAST_IMAGES = "expected a number of test images of at least 2"
+MOST_IMAGES = 10**9
 
 
 @dataclass
@@ -49,13 +49,11 @@ class Questions:
         """
         claims, checkpoints = ([*filter(None, settings[name].split(","))] for name in ("claim", "checkpoint"))
         images = settings["images"]
-        if images and not images.isdecimal():
-            raise SettingError("images", images, LEAST_IMAGES)
         questions = cls(
             claims=claims,
             checkpoints=checkpoints,
             study=settings["study"] or None,
-            images=int(images) if images else None,
+            images=whole_number(2, MOST_IMAGES, images=images) if images else None,
             root=settings["data.root"] or None,
         )
         questions.check()
@@ -76,8 +74,8 @@ class Questions:
             )
         if self.study and not Path(self.study).is_file():
             raise SettingError("study", self.study, "no such file")
-        if self.images is not None and self.images < 2:
-            raise SettingError("images", self.images, LEAST_IMAGES)
+        if self.images is not None:
+            integer(2, MOST_IMAGES, images=self.images)
 
     def answers(self) -> Iterator[tuple[str, str, Answer]]:
         """One answer after the other, with the name of its page, "nets" or "runs", and the page's first paragraph.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 100  # images at a time
+COLUMNS = 100  # class maps of the paper's figure, at most
 SEED = 0  # of the random places
 SMALL, LARGE = 12, 15  # points: of scores, and of names
 TRUE, WRONG = "#1fa187", "#d1495b"  # colours of frames
@@ -29,21 +31,30 @@ TRUE, WRONG = "#1fa187", "#d1495b"  # colours of frames
 
 
 def one_of_each(labels: Tensor, num_classes: int, rows: int) -> list[int]:
-    """Positions of `rows` images, one of each class in turn: the first of each class, then the second, …"""
-    return [int((labels == k % num_classes).nonzero()[k // num_classes]) for k in range(rows)]
+    """Positions of at most `rows` images, one of each class in turn: the first of each class, then the second, …; a
+    class that has no further image is passed over."""
+    of_each_class = [(labels == k).nonzero()[:rows, 0].tolist() for k in range(num_classes)]
+    turns = chain.from_iterable(zip_longest(*of_each_class))
+    return [place for place in turns if place is not None][:rows]
 
 
 def draw_paper_figure(trained: Pretrained, images: Tensor, labels: Tensor, rows: int = 10) -> Figure:
-    """The paper's figure: test images in rows, one of each class in turn, and all class maps in columns.
+    """The paper's figure: test images in rows, one of each class in turn, and all class maps in columns. Of more than
+    `COLUMNS` classes there are the images' own and the net's answers.
 
     Args:
         trained: the net.
         images, labels: a test set, (N, C, H, W) uint8 and (N).
-        rows: number of images.
+        rows: number of images, as far as the set has them.
     """
     chosen = one_of_each(labels, len(trained.classes), rows)
-    scores, maps = class_maps(trained, images[chosen])
-    return draw_maps(images[chosen], labels[chosen], scores, maps, trained.classes)
+    images, labels = images[chosen], labels[chosen]
+    scores, maps = class_maps(trained, images)
+    shown = torch.arange(len(trained.classes))
+    if len(shown) > COLUMNS:
+        shown = torch.cat([labels, scores.argmax(1).cpu()]).unique()
+    classes = [trained.classes[k] for k in shown]
+    return draw_maps(images, torch.searchsorted(shown, labels), scores[:, shown], maps[:, shown], classes)
 
 
 def draw_maps(images: Tensor, labels: Tensor, scores: Tensor, maps: Tensor, classes: Sequence[str]) -> Figure:

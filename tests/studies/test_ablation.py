@@ -259,9 +259,12 @@ def test_a_file_that_is_no_studys_is_refused_before_anything_runs(study):
 def test_a_typo_is_refused_before_anything_runs(script, tmp_path):
     code, printed, error = script("ablate.py", f"study={tmp_path / 'runs.csv'}", "head=gap,gpa")
     assert (code, printed) == (2, "") and error.startswith("error: head=gpa: ") and "gap_article" in error
-    for jobs in ("0", "-1", "two"):
+    for jobs in ("0", "-1", "two", "9" * 5000):
         code, _, error = script("ablate.py", f"jobs={jobs}", "head=gap")
-        assert code == 2 and error.startswith(f"error: jobs={jobs}: expected a number")
+        assert code == 2 and error.startswith(f"error: jobs={jobs[:100]}") and "expected an integer from 1" in error
+    for train, reason in (("yes", "must be one of true, false"), ("true", "requires table=")):
+        code, _, error = script("ablate.py", f"train={train}", "head=gap")
+        assert code == 2 and error.startswith(f"error: train={train}: {reason}")
     assert list(tmp_path.iterdir()) == []
 
 

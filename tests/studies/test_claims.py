@@ -79,7 +79,7 @@ def test_claims_come_in_the_order_in_which_they_are_asked(study):
         (Questions(["convergence"], ["net"]), SettingError, "claim=convergence: requires the rows of a study; add"),
         (Questions(["size"], study="runs.csv"), SettingError, "claim=size: requires nets; add checkpoint="),
         (Questions(study="none.csv"), SettingError, "study=none.csv: no such file"),
-        (Questions(checkpoints=["net"], images=1), SettingError, "images=1: expected a number of test images"),
+        (Questions(checkpoints=["net"], images=1), SettingError, "images=1: expected an integer from 2"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(questions, error, words):
@@ -92,7 +92,8 @@ def test_what_cannot_be_asked_is_refused(questions, error, words):
     [
         ([], 2, "add checkpoint="),
         (["checkpoint=net", "claim=size,speed"], 2, "claim=speed: must be one of size, shift, channels"),
-        (["checkpoint=net", "images=few"], 2, "images=few: expected a number of test images"),
+        (["checkpoint=net", "images=few"], 2, "images=few: expected an integer from 2"),
+        (["checkpoint=net", "images=" + "9" * 5000], 2, "expected an integer from 2"),
         (["checkpoint=net", "size=3"], 2, "size=3: "),
         (["checkpoint=net"], 1, "checkpoint=net: no such file or folder"),
     ],

@@ -91,3 +91,28 @@ def test_the_papers_figure():
     solid = [[k for k, axis in enumerate(row[1:]) if is_framed(axis, maps.TRUE)] for row in rows]
     assert solid == [[0], [1], [2], [3]]
     assert maps.one_of_each(torch.arange(40) % 10, 10, 12)[-2:] == [10, 11]  # the second of their classes
+
+
+def test_one_image_of_each_class_in_turn_as_far_as_there_are():
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        count, classes, rows = (int(torch.randint(1, 13, (), generator=draws)) for _ in range(3))
+        labels = torch.randint(0, classes, (count,), generator=draws)
+        chosen = maps.one_of_each(labels, classes, rows)
+        assert len(chosen) == len(set(chosen)) == min(rows, count)
+        known = labels.unique().tolist()
+        assert labels[chosen[: len(known)]].tolist() == known[:rows]
+        numbers = labels[chosen].bincount(minlength=classes)
+        assert all(numbers[k] == (labels == k).sum() or numbers[k] >= numbers.max() - 1 for k in known)
+
+
+def test_of_many_classes_the_papers_figure_shows_those_of_its_images(monkeypatch):
+    monkeypatch.setattr(maps, "COLUMNS", 9)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    trained, labels = tiny(), torch.tensor([7, 2, 7])
+    figure = maps.draw_paper_figure(trained, images, labels)
+    answers = {trained.classes[k] for k in trained(images).argmax(1)}
+    shown = sorted({"2", "7"} | answers)
+    assert len(figure.axes) == 3 * (1 + len(shown))
+    assert [axis.get_title() for axis in figure.axes[1 : 1 + len(shown)]] == shown
+    assert [axis.get_ylabel().split(",")[0] for axis in figure.axes[:: 1 + len(shown)]] == ["2", "7", "7"]

@@ -127,14 +127,15 @@ def test_what_the_command_refuses(arguments, words, script):
 
 
 def test_the_command_prints_as_it_goes(script, small):
-    code, said, _ = script("benchmark.py", *TINY, "rows=bare step", "rounds=1")
+    code, said, _ = script("benchmark.py", *TINY, "rows=bare step,", "rounds=1")
     lines = said.splitlines()
     assert code == 0 and lines[0].startswith("cpu: ") and lines[3].startswith("round 1: bare step, ")
+    assert lines[4] == ""  # no other row
 
 
 def test_growth_is_a_table_and_a_picture(script, small, monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "AXES", {"batch": ("images per step", (1, 2)), "size": ("pixels a side", (16, 32))})
-    code, said, errors = script("benchmark.py", *TINY, "growth=batch,size", "out=pictures")
+    code, said, errors = script("benchmark.py", *TINY, "growth=batch,size,", "out=pictures")
     assert code == 0, errors
     assert "images per step" in said and "pixels a side" in said
     assert (tmp_path / "pictures" / "growth.png").stat().st_size > 10_000

@@ -128,8 +128,8 @@ class Record:
 
     @property
     def at_chance(self) -> bool:
-        """Whether the test error is no better than chance: not by three standard errors of the binomial. False where so
-        few test images cannot tell."""
+        """Whether the test error is above chance minus three standard errors of the binomial. False where that is below
+        0, since no error could be lower."""
         if None in (self.test_error, self.test_images, self.chance_error):
             return False
         chance = self.chance_error / 100

@@ -421,8 +421,9 @@ def closing_lines(record: Record, folder: Path) -> str:
     chance = ""
     if record.at_chance:
         chance = (
-            f"\nThe test error is no better than chance, which is {record.chance_error:.2f} %: choose a higher "
-            "recipe.lr, a longer run or another seed.\n"
+            f"\nThe test error does not differ from chance, {record.chance_error:.2f} %, by three standard errors of "
+            f"{counted(record.test_images, 'image')}: choose a higher recipe.lr, a longer run, another seed or more "
+            "test images.\n"
         )
     of_classes = _lines_of_classes(record)
     return f"""

@@ -46,7 +46,7 @@ def test_the_closing_lines(ended):
     assert said.count("%") == 3 + kept.at_chance and f"python scripts/evaluate.py checkpoint={folder}" in said
     good, bad = (replace(kept, val_error=None, test_error=error) for error in (2.5, 89.5))
     assert closing_lines(good, folder).count("%") == 2
-    assert re.search(r"The test error is no better than chance, which is \d\d\.\d\d %: ", closing_lines(bad, folder))
+    assert re.search(r"The test error does not differ from chance, \d\d\.\d\d %, by three", closing_lines(bad, folder))
     assert "\n1 epoch in " in closing_lines(replace(kept, settings=with_epochs(kept, 1)), folder)
 
 
@@ -176,7 +176,7 @@ def test_a_short_run_that_collapses_is_dead(tmp_path):
 
 def test_a_run_that_learns_nothing_says_so(tmp_path, script):
     code, said, _ = script("train.py", *SHORT, "recipe.lr=1e-9", "trainer.max_epochs=1", "hydra.run.dir=run")
-    assert code == 0 and "The test error is no better than chance" in said
+    assert code == 0 and "The test error does not differ from chance" in said
     assert record.read(tmp_path / "run").at_chance
 
 

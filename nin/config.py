@@ -372,14 +372,14 @@ def from_settings(settings: Any) -> Config:
 def check_types(settings: dict[str, Any]) -> None:
     """Raises SettingError where a setting of a flat dictionary has a value of another type. Names that are unknown here
     are left alone."""
-    types = _flat_types()
+    types = flat_types()
     for name, value in settings.items():
         if name in types and not _fits(_number(value, types[name]), types[name]):
             raise SettingError(name, value, f"expected {type_in_words(types[name])}")
 
 
 @cache
-def _flat_types() -> dict[str, Any]:
+def flat_types() -> dict[str, Any]:
     """The type of each setting by dotted name."""
     types: dict[str, Any] = {}
     for name, kind in hints_of(Config).items():

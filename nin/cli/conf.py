@@ -87,14 +87,6 @@ def default_values() -> dict[str, Any]:
     return config.flat(config.settings_of(Config()))
 
 
-def type_name(name: str) -> str:
-    """The type of a setting: "float | null"."""
-    kind: Any = Config
-    for part in name.split("."):
-        kind = config.hints_of(kind)[part]
-    return kind.__name__ if type(kind) is type else str(kind).replace("None", "null").replace("typing.", "").lower()
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, for people."""
     return one_line((str(error) or type(error).__name__).strip().splitlines()[0])

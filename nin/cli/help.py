@@ -8,7 +8,7 @@ from typing import Any
 
 from nin import config
 from nin.checks import one_line
-from nin.cli.conf import names_in, type_name
+from nin.cli.conf import names_in
 from nin.cli.configuration import compose
 from nin.cli.overrides import spelled_as
 from nin.cli.refusals import as_setting, looks_like_checkpoint, similar
@@ -33,7 +33,7 @@ def help_text(about: str, settings: Sequence[str] | None = None) -> str:
     for name, value in config.flat(config.settings_of(compose())).items():
         if settings is None or is_among(name, settings):
             about_it = config.field_named(name).metadata
-            allowed = ", ".join(about_it["choices"]) or type_name(name)
+            allowed = ", ".join(about_it["choices"]) or config.type_in_words(config.flat_types()[name])
             lines.append(f"  {f'{name}={_short(name, value)}':<38} {about_it['says']} ({allowed})")
     lines += ["", "hydra.run.dir=FOLDER is the folder for results; --multirun seed=0,1 runs one job for each value."]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ import yaml
 
 from nin import config, files
 from nin.cli import conf
-from nin.cli.conf import State, current_state, default_values, files_unchanged, names_in, type_name
+from nin.cli.conf import State, current_state, default_values, files_unchanged, names_in
 from nin.cli.configuration import Composed, compose, sweep
 from nin.cli.tree import of_files
 from nin.config import quoted
@@ -151,7 +151,8 @@ def _brought(state: State, stated: tuple[str, ...]) -> dict[str, Any]:
 def spelled_as(name: str, value: Any) -> str:
     """The value of a setting in Hydra's grammar. What is always a float is written 1, not 1.0."""
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-    return str(int(value)) if is_whole and type_name(name) in ("float", "float | null") else _spelled(value)
+    is_of_float = config.flat_types()[name] in (float, float | None)
+    return str(int(value)) if is_whole and is_of_float else _spelled(value)
 
 
 def _spelled(value: Any) -> str:

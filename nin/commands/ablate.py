@@ -1,6 +1,6 @@
 """Runs an ablation study: each combination of the given values is one run and one row of a CSV file.
 
-python scripts/ablate.py data=digits head=gap,fc seed=0,1                       four short runs
+python scripts/ablate.py study=my.csv data=digits head=gap,fc seed=0,1          four short runs, rows in my.csv
 python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the heads of the paper's Table 5
 python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
 python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_epochs=800 eval_curve=false
@@ -11,8 +11,8 @@ unless eval_curve=false is given or data.val holds training images out. Recorded
 interrupted study continues where it stopped. A run is known by its settings: after an edit of a recipe its runs are
 made anew, and the report keeps them apart from the old ones. More settings:
 
-study=FILE    the CSV file; by default runs.csv, in a checkout checkpoints/runs.csv, from which README.md is made. Use
-              your own for a new study
+study=FILE    the CSV file; by default runs.csv, in a checkout checkpoints/runs.csv, from which README.md is made: name
+              another for a study of your own
 runs=FOLDER   the folder of the runs' folders, by default runs/ablation; name another where this checkout is read-only
 jobs=N        runs side by side, by default 1
 table=N       one of the paper's tables, 1 to 5: lists its runs, and the paper's figures beside the study's. Overrides

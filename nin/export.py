@@ -165,8 +165,9 @@ def _size(trained: Pretrained) -> tuple[int, int]:
 def _facts(trained: Pretrained) -> dict[str, str]:
     """The metadata of the file; where the images were on the machine that trained it is left out."""
     facts = json.loads(json.dumps(trained.facts))
-    if isinstance(facts.get("settings"), dict) and "root" in facts["settings"].get("data", {}):
-        facts["settings"]["data"]["root"] = None
+    data = (facts.get("settings") or {}).get("data")
+    if isinstance(data, dict) and "root" in data:
+        data["root"] = None
     return {
         "classes": json.dumps(trained.classes, ensure_ascii=False),
         "card": json.dumps(facts, ensure_ascii=False),

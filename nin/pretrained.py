@@ -519,7 +519,7 @@ def _shapes(net: nn.Module) -> dict[str, torch.Size]:
 
 def available() -> list[str]:
     """The names of the published nets."""
-    return sorted(card.stem for card in CHECKPOINTS.glob("*.json"))
+    return sorted(card.stem for card in CHECKPOINTS.glob("*.json") if not card.name.startswith(UNFINISHED))
 
 
 def read_card(name: str, *, whole: bool = False) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 import nin
 from claims import tiny
-from nin import NIN, Block, cli, config, pretrained, publish
+from nin import NIN, Block, cli, config, files, pretrained, publish
 from nin.data.preprocess import Whiten
 from nin.errors import CheckpointError, RunError
 from nin.pretrained import Pretrained, golden_images
@@ -57,6 +57,12 @@ def test_a_name_is_given_once_and_stays_on_the_shelf(shelf):
     publish.publish_net(nin.load("small"), "again", {"data": "digits"})
     assert json.loads((shelf / "again.json").read_text())["file"].startswith("again-")
     torch.testing.assert_close(nin.load("again")(golden_images()), nin.load("small")(golden_images()))
+
+
+def test_a_card_that_a_power_cut_left_half_written_is_no_net(shelf):
+    publish.publish_net(tiny(), "small", {"data": "digits"})
+    (shelf / f"{files.TEMPORARY}abc-other.json").write_text("")
+    assert pretrained.available() == ["small"]
 
 
 def test_a_card_that_cannot_be_written_leaves_no_weights(shelf, monkeypatch):

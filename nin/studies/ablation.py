@@ -279,7 +279,11 @@ class _Study:
 
     def record(self, run: RunningRun) -> None:
         """Adds the row of a run."""
-        recorded = record.read(run.folder)
+        try:
+            recorded = record.read(run.folder)
+        except RunError as error:
+            self.failed.append(f"the run {run.point.command} left a record that cannot be read: {error}")
+            return
         if recorded is None:
             if run.process.returncode not in INTERRUPTED:
                 self.failed.append(f"the run {run.point.command} left no record in {run.folder}")

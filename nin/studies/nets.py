@@ -87,11 +87,13 @@ def gather(
         the subjects in the order of the table of heads, then of their names.
 
     Raises:
-        CheckpointError: a checkpoint cannot be read, does not fit its set, or has scores that are not finite.
+        CheckpointError: a checkpoint cannot be read, does not fit its set, has scores that are not finite, or is the
+            same net as another one.
         DataError: a set is missing or damaged.
         SettingError: a net was trained on an unknown set.
     """
     nets = [pretrained.load(checkpoint) for checkpoint in checkpoints]
+    _check_distinct(nets, checkpoints)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     drawn: dict[tuple, tuple[ImageSet, Tensor, Tensor, Tensor]] = {}
     names = _names(nets, checkpoints)
@@ -108,6 +110,16 @@ def gather(
             raise CheckpointError(f"checkpoint={one_line(checkpoint)}: {error}") from error
         subjects.append(Subject(name, styles[name], trained, test_images, labels.to(device), blank))
     return sorted(subjects, key=lambda subject: ([*HEADS].index(subject.head), subject.name))
+
+
+def _check_distinct(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> None:
+    """Raises CheckpointError where a net is there twice, which would count as two seeds."""
+    first: dict[str | None, str] = {}
+    for trained, checkpoint in zip(nets, checkpoints, strict=True):
+        if trained.sha256 in first:
+            same = f"is the same net as {one_line(first[trained.sha256])}; name it once"
+            raise CheckpointError(f"checkpoint={one_line(checkpoint)}: {same}")
+        first[trained.sha256] = checkpoint
 
 
 def _set_of(trained: Pretrained) -> tuple:

@@ -127,8 +127,9 @@ def made_with(rows: pd.DataFrame) -> str:
 
 
 def table_row(*cells: str) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+    """A row of a Markdown table; a bar in a cell ends none."""
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def table_rule(columns: int) -> str:

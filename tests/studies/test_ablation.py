@@ -104,6 +104,14 @@ def test_a_curve_that_is_not_finite_ends_before_and_the_study_stays_readable(stu
     assert set(ended.test_curve) == {(50.0, 20.0), (50.0, 20.0, 9.0)}
 
 
+def test_a_damaged_record_costs_its_own_run_alone(study, tmp_path):
+    (tmp_path / "damaged").write_text("{")
+    damaged = study.point(status="", more=(f"record={tmp_path / 'damaged'}",))
+    with pytest.raises(StudyStoppedError, match=r"seed=0 \S.* left a record that cannot be read: .*summary\.json"):
+        study(damaged, study.point(1))
+    assert list(rows.ended(study.file).seed) == [1]
+
+
 def test_an_edited_recipe_is_trained_anew(study):
     for lr in (0.04, 0.05, 0.04, 0.05):
         ended = study(study.point(recipe=RecipeConfig(name="quick", lr=lr)))

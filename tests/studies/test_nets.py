@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ def test_seeds_have_one_name_and_what_differs_is_named(saved):
     assert [net.name for net in gather([fc, gap, again])] == ["gap", "gap", "fc"]
     assert [net.name for net in gather([longer, gap])] == ["gap 20 epochs", "gap 8 epochs"]
     assert [net.name for net in gather([gap, saved("f", epochs=1)])] == ["gap 1 epoch", "gap 8 epochs"]
-    other = saved("e", "fc")
+    other = saved("e", "fc", test_error=8.0)
     assert [net.name for net in gather([fc, other])] == [f"fc {fc}", f"fc {other}"]  # one seed: no seeds of one thing
 
 
@@ -70,6 +72,14 @@ def test_images_are_drawn_once_for_all_nets_of_a_set(saved):
 def test_seeds_are_averaged_in_a_table(saved):
     answer = channels.answer(gather([saved("a"), saved("b", seed=1)], images=50))
     assert all(" ± " in cell for cell in cells(answer.table, "`gap`"))
+
+
+def test_a_net_that_is_there_twice_is_refused(saved, tmp_path):
+    again = tmp_path / "run"
+    again.mkdir()
+    (again / "model.safetensors").write_bytes(Path(saved("a")).read_bytes())
+    with pytest.raises(CheckpointError, match=r"checkpoint=\S+run: is the same net as \S+a\.safetensors; name it once"):
+        gather([saved("a"), saved("b", "fc"), str(again)])
 
 
 def test_a_checkpoint_that_does_not_exist_is_refused():

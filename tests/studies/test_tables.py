@@ -55,6 +55,7 @@ def test_the_error_of_each_seed(frame, row):
 def test_the_stem_of_a_file():
     assert tables.file_stem("cifar10-quick", "", "a=[b, c]").startswith("cifar10-quick-a-b-c--")
     assert tables.file_stem("cifar10-quick", "model=cnn a.b=1e-05") == "cifar10-quick-model-cnn-a.b-1e-05"
+    assert tables.table_row("a|b", "`x=[a|b]`").replace(r"\|", "").count("|") == 3
     odd = ["x=-1", "x=1", "x=1e-05", "x=1e+05", "x=[1, 2]", "x=[1 2]", "x=[12]", "x='1'", "x=1\n", "x= 1", "x=日本"]
     assert len({tables.file_stem("c", each) for each in odd}) == len(odd)
     long = [tables.file_stem("x", "ä" * 200 + end) for end in "ab"]

@@ -4,9 +4,9 @@ python .ci/gpu.py            on a machine with an NVIDIA GPU; CIFAR-10 is found 
 python .ci/gpu.py rehearse   on a CPU, with narrow nets and few steps: that it runs, not how fast
 
 Its parts: kernels of the captured step by time; milliseconds of Lightning, captured and not, beside the step and its
-kernels alone, at batch 128; captured against uncaptured losses; the same milliseconds at batch 1024; recipe=speedrun: two
-seeds, one run as long as the time allows, then further seeds until the time is up. A part that takes longer than its
-limit is given up, so that all of them are reached.
+kernels alone, at batch 128; captured against uncaptured losses; the same milliseconds at batch 1024; recipe=speedrun:
+two seeds, one run as long as the time allows, then further seeds until the time is up. A part that takes longer than
+its limit is given up, so that all of them are reached.
 """
 
 import contextlib

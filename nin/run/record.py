@@ -58,7 +58,7 @@ class Record:
         seconds: of training.
         images_per_second: of training, without the evaluations after an epoch.
         peak_memory_gb: the most memory that the process held.
-        device_memory_gb: the most memory of the GPU that its tensors held.
+        device_memory_gb: the most memory of the GPU that the run's tensors held.
         test_images: number of test images of which `test_error` is the error.
         chance_error: error in % of a net that always answers the most frequent class of these images.
         class_errors: of a folder of pictures, by class: number of test `images`, and their `error` in %.

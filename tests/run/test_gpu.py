@@ -1,14 +1,18 @@
-"""Runs on a GPU: training, evaluation, resumption, the precisions. Capture is in test_capture.py."""
+"""Runs on a GPU: training, evaluation, resumption, the precisions, pictures of a folder. Capture is in test_capture.py."""
 
 import pytest
+import torch
 
+from builders import NARROW
 from nin import pretrained
 from nin.cli import compose
+from nin.data import Images
 from nin.errors import InterruptedRunError
 from nin.optim import computes_bfloat16
 from nin.run.callbacks import MetricsFile
 from nin.run.evaluate import evaluate_pretrained
 from nin.run.train import train
+from photographs import make_folder
 from runs import SHORT, results
 
 pytestmark = pytest.mark.gpu
@@ -48,3 +52,32 @@ def test_a_deterministic_run_resumes_to_the_last_bit(capture, tmp_path, monkeypa
 def test_a_run_learns(tmp_path):
     kept = train(compose([*ON_GPU, "trainer.limit_train_batches=null"]), tmp_path)
     assert kept.test_error < 60
+
+
+FOLDER = ["data=folder", "data.batch_size=8", "trainer.max_epochs=3", "trainer.progress_bar=false", "recipe.warmup=0"]
+FOLDER += ["trainer.accelerator=gpu", "trainer.deterministic=true"]
+
+
+@pytest.mark.filterwarnings("ignore:under 10 pictures")
+def test_a_run_is_the_same_wherever_its_pictures_are(tmp_path, monkeypatch):
+    """On the GPU, in the machine's memory, on the disk; several batches are made at once."""
+    own = [*FOLDER, f"data.root={make_folder(tmp_path / 'photos', (23, 22, 21))}", "data.size=16", NARROW]
+    train(compose(own), tmp_path / "gpu")
+    train(compose([*own, "data.memory=1e-6", "data.workers=1"]), tmp_path / "disk")
+    monkeypatch.setattr(Images, "_room", lambda data, device: 0)
+    train(compose(own), tmp_path / "memory")
+    assert results(tmp_path / "gpu") == results(tmp_path / "disk") == results(tmp_path / "memory")
+
+
+@pytest.mark.filterwarnings("ignore:under 10 pictures")
+def test_frozen_features_are_the_same_kept_or_computed_anew(tmp_path, monkeypatch):
+    own = [*FOLDER, f"data.root={make_folder(tmp_path / 'photos')}", "data.size=32", "model=squeezenet1_1"]
+    own += ["model.weights=none", "data.pad=0", "data.flip=false", "recipe.optimiser=sgd", "recipe.lr=0.001"]
+    train(compose([*own, "head=gap_article", "trainer.max_epochs=1"]), tmp_path / "first")
+    then = [*own, "head=fc_article", f"checkpoint={tmp_path / 'first'}", "freeze=true"]
+    train(compose(then), tmp_path / "kept")
+    monkeypatch.setattr(Images, "_room", lambda data, device: 0)
+    train(compose(then), tmp_path / "anew")
+    kept, anew = (pretrained.load(tmp_path / name).net.state_dict() for name in ("kept", "anew"))
+    for name, value in kept.items():
+        torch.testing.assert_close(anew[name], value, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Runs on a GPU: training, evaluation, resumption, the precisions, pictures of a folder. Capture is in test_capture.py."""
+"""Runs on a GPU: training, evaluation, resumption, precisions, a folder. Capture is in test_capture.py."""
 
 import pytest
 import torch

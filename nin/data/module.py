@@ -27,7 +27,8 @@ MOST_FITTED = 2000  # images of a folder that its preprocessing is fitted on
 ENCODED_AT_ONCE = 50  # images of frozen layers
 LARGEST_WHITENED = 64  # pixels a side; the matrix for larger images does not fit into memory
 EVALUATION_BATCH = 250  # images of 32×32 at a time; more are no faster on a CPU and need more memory
-GPU_EVALUATION_BATCH = 2000  # a GPU is idle between small batches
+GPU_EVALUATION_BATCH = 2000  # a GPU is idle between small batches; they take up to 6 GB
+EVALUATED_PER_GB = 125  # on a GPU with little memory fewer, so that they take under half of it
 GPU_AHEAD = 16 * 128 * 32 * 32  # pixels that a GPU crops and mirrors at once: 16 usual batches, in 14 launches for all
 
 Transform = Callable[[Tensor], Tensor]  # a module or a function
@@ -35,7 +36,10 @@ Transform = Callable[[Tensor], Tensor]  # a module or a function
 
 def evaluation_batch(device: torch.device, pixels: int) -> int:
     """Returns how many images of so many pixels an evaluation takes at a time on a device."""
-    most = GPU_EVALUATION_BATCH if device.type == "cuda" else EVALUATION_BATCH
+    most = EVALUATION_BATCH
+    if device.type == "cuda":
+        gigabytes = torch.cuda.get_device_properties(device).total_memory / 1e9
+        most = min(GPU_EVALUATION_BATCH, int(EVALUATED_PER_GB * gigabytes))
     return max(1, most * 32 * 32 // pixels)
 
 

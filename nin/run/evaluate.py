@@ -20,7 +20,7 @@ from nin.errors import CheckpointError, DataError, SettingError
 from nin.pretrained import NOT_FINITE, Pretrained, check_fit
 from nin.run.machine import keep_freed_memory
 from nin.run.signals import HeedSignals, stoppable
-from nin.run.trainer import build_trainer, exact_fp32, precision_of, quiet
+from nin.run.trainer import build_trainer, enough_memory, exact_fp32, precision_of, quiet
 from nin.task import Classifier
 
 PARTS = {"test": "test set", "train": "training images", "val": "held-out images"}
@@ -109,11 +109,12 @@ def evaluate_pretrained(trained: Pretrained, config: Config) -> Evaluation:
         CheckpointError: the net does not say on which set it was trained, does not fit it, needs more memory than this
             machine has, or has scores that are not finite.
         DataError: the set is missing or damaged.
+        RunError: the GPU has too little memory.
         InterruptedRunError: Ctrl-C or SIGTERM.
     """
     quiet()
     keep_freed_memory()
-    with stoppable("run the same command again"):
+    with stoppable("run the same command again"), enough_memory("set trainer.accelerator=cpu"):
         own = {name: getattr(config.data, name) for name in ("download", "urls", "memory", "workers")}
         own["processes"] = config.trainer.devices
         data = images_of(trained, config.data.root, **own)

@@ -45,7 +45,7 @@ from nin.run.progress import EpochLines, Estimate, in_words, say
 from nin.run.record import Record, Start
 from nin.run.signals import HeedSignals, stoppable
 from nin.run.started import spelled
-from nin.run.trainer import build_trainer, exact_fp32, precision_of, quiet
+from nin.run.trainer import build_trainer, enough_memory, exact_fp32, precision_of, quiet
 from nin.run.watch import DeadNetWatch
 from nin.task import Classifier
 
@@ -92,7 +92,8 @@ def train(config: Config, folder: Path) -> Record:
     Raises:
         SettingError: a folder that contains another run; settings that do not fit the set, the checkpoint or the number
             of processes.
-        RunError: another process trains in the folder; a checkpoint that cannot be written or resumed.
+        RunError: another process trains in the folder; a checkpoint that cannot be written or resumed; the GPU has
+            too little memory.
         LeftAloneError: another process of this run has exited.
         InterruptedRunError: Ctrl-C or SIGTERM.
         DataError: the set is missing or damaged.
@@ -104,7 +105,8 @@ def train(config: Config, folder: Path) -> Record:
     _check_processes(config.trainer)
     same_folder = pasted("hydra.run.dir", folder)
     advice = f"to resume after the last whole epoch, run the same command with resume=auto {same_folder}"
-    with stoppable(advice), ending_together():
+    smaller = f"choose a data.batch_size below {config.data.batch_size}, or trainer.accelerator=cpu"
+    with stoppable(advice), ending_together(), enough_memory(smaller):
         run = _begin(config, folder)
         connect(run.trainer)
         run.config = run.trainer.strategy.broadcast(identified(config) if run.writes else config)

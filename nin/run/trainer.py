@@ -12,7 +12,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from nin.checks import one_line
 from nin.config import Config, TrainerConfig
+from nin.errors import RunError
 from nin.optim import computes_bfloat16
 from nin.run.progress import RunProgress
 
@@ -85,6 +87,19 @@ def exact_fp32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turns a GPU's lack of memory in the block into RunError.
+
+    Args:
+        advice: what to do, the end of the sentence.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{one_line(error).partition('. GPU')[0]}; {advice}") from error
 
 
 def quiet() -> None:

@@ -2,6 +2,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -14,7 +15,7 @@ from nin import NIN, Block, files
 from nin.config import DataConfig
 from nin.data import SETS, Batches, Images, ImageSet, Normalise, Set, archive
 from nin.data.archive import md5
-from nin.data.module import EVALUATION_BATCH
+from nin.data.module import EVALUATION_BATCH, evaluation_batch
 from nin.errors import DataError, SettingError
 from nin.task import Classifier
 
@@ -127,6 +128,14 @@ def test_whitened_batches_are_those_of_the_preprocessing(flowers_root):
     torch.testing.assert_close(images, data.preprocess(data.train_images[: len(images)]), atol=1e-4, rtol=1e-4)
     assert len(images) == 1190  # smaller images are evaluated in larger batches
     assert data.test_dataloader().batch_size == EVALUATION_BATCH * 16
+
+
+@pytest.mark.parametrize(("memory", "images"), [(141e9, 2000), (16e9, 2000), (6e9, 750), (1e6, 1)])
+def test_a_small_gpu_evaluates_fewer_images_at_a_time(memory, images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    assert evaluation_batch(torch.device("cuda", 0), 32 * 32) == images
+    assert evaluation_batch(torch.device("cuda", 0), 64 * 64) == max(1, images // 4)
+    assert evaluation_batch(torch.device("cpu"), 32 * 32) == EVALUATION_BATCH
 
 
 def test_a_class_without_training_images_is_named():

@@ -21,8 +21,8 @@ from builders import CONF, NARROW
 from nin.cli import compose
 from nin.config import OPTIMISERS
 from nin.data import module
-from nin.data.streamed import Streamed
 from nin.data.preprocess import PREPROCESSINGS, Whiten
+from nin.data.streamed import Streamed
 from nin.plan import CLASS_MAP_HEADS, HEADS
 from nin.run import build, capture
 from nin.run.watch import DeadNetWatch

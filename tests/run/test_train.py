@@ -14,8 +14,9 @@ from builders import ROOT
 from nin import files, pretrained
 from nin.cli import compose
 from nin.data.sets import SETS
-from nin.errors import CheckpointError, DeadNetError, SettingError
+from nin.errors import CheckpointError, DeadNetError, RunError, SettingError
 from nin.run import record
+from nin.run import train as training
 from nin.run.build import build_net
 from nin.run.record import Start
 from nin.run.train import closing_lines, train
@@ -235,3 +236,17 @@ def test_training_without_hydra_as_the_readme_of_nin_shows_it(tmp_path, monkeypa
         {},
     )
     assert 0 <= float(re.search(r"'test/error': ([\d.]+)", capsys.readouterr().out)[1]) <= 100
+
+
+def test_too_little_memory_of_a_gpu_is_a_sentence(tmp_path, monkeypatch):
+    def fit(*_):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.9 GiB"
+        )
+
+    monkeypatch.setattr(training, "fit", fit)
+    with pytest.raises(RunError) as error:
+        train(compose(SHORT), tmp_path)
+    assert str(error.value) == (
+        "CUDA out of memory. Tried to allocate 2.00 GiB; choose a data.batch_size below 32, or trainer.accelerator=cpu"
+    )

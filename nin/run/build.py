@@ -170,6 +170,8 @@ def _against_capture(config: Config) -> Iterator[str]:
         return
     if trainer.processes > 1:
         yield f"requires one process, got {trainer.processes}"
+    if trainer.strategy == "ddp":  # its hooks on the gradients belong to another stream than the graph's
+        yield "requires trainer.strategy=auto, got ddp"
     if trainer.accumulate_grad_batches > 1:
         yield f"requires a step for each batch, got accumulate_grad_batches={trainer.accumulate_grad_batches}"
     if optimiser not in ("muon", "sgd"):

@@ -14,7 +14,7 @@ from nin.data import Images
 from nin.errors import SettingError
 from nin.optim import Muon
 from nin.run import capture
-from nin.run.build import check
+from nin.run.build import captures, check
 from nin.run.capture import WARMUP, CapturedClassifier, CudaGraph, side_stream
 from nin.task import Classifier
 
@@ -82,9 +82,12 @@ def test_what_cannot_be_captured_is_refused_by_name(monkeypatch):
         check(compose(["trainer.compile=true", "trainer.accelerator=cpu"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("nin.run.trainer.computes_bfloat16", lambda device: True)
+    assert captures(compose([]))
     for override, words in (
         ("trainer.accelerator=cpu", r"requires an NVIDIA GPU, got trainer\.accelerator=cpu"),
         ("trainer.devices=2", "requires one process"),
+        ("trainer.strategy=ddp", "requires trainer.strategy=auto"),
         ("recipe.optimiser=rmsprop", "muon or sgd"),
         ("recipe.optimiser=adamw", "muon or sgd"),
         ("trainer.accumulate_grad_batches=2", "a step for each batch"),
@@ -92,6 +95,7 @@ def test_what_cannot_be_captured_is_refused_by_name(monkeypatch):
     ):
         with pytest.raises(SettingError, match=rf"trainer\.compile=true: .*{words}"):
             check(compose(["trainer.compile=true", override, "recipe.nesterov=false"]))
+        assert not captures(compose([override, "recipe.nesterov=false"]))  # by default
 
 
 @pytest.mark.gpu

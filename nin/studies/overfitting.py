@@ -111,7 +111,7 @@ def draw(runs: pd.DataFrame, error_name: str) -> Figure:
     """Errors over the share and, if GAP can be compared, each head's excess minus GAP's. No line joins the shares: they
     differ in steps too."""
     compared = runs.more.notna().any()
-    figure = Figure(figsize=(9.4 if compared else 5.6, 4.0), layout="constrained")
+    figure = Figure(figsize=(9.4 if compared else 5.6, 4.3), layout="constrained")
     axes = figure.subplots(1, 2 if compared else 1, squeeze=False)[0]
     epochs = runs.groupby("share").epochs.first()
     ticks = [f"{100 * share:g} %\n{counted(number, 'epoch')}" for share, number in epochs.items()]
@@ -122,6 +122,7 @@ def draw(runs: pd.DataFrame, error_name: str) -> Figure:
     _draw_errors(axes[0], runs, error_name)
     if compared:
         _draw_more(axes[1], runs, error_name)
+    figure.legend(frameon=False, fontsize=9, ncols=4 if compared else 2, loc="outside upper left")
     return figure
 
 
@@ -136,11 +137,10 @@ def _draw_errors(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
     axis.scatter([], [], s=MARK, color=GREY, label=error_name, linewidths=0)
     axis.scatter([], [], s=MARK, facecolors="none", edgecolors=GREY, label="training error")
     axis.set(ylabel="error (%)", ylim=(0, None))
-    axis.legend(frameon=False, fontsize=9)
 
 
 def _draw_more(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
-    axis.axhline(0, color=COLOURS["gap"], linewidth=1.5, label="gap")
+    axis.axhline(0, color=COLOURS["gap"], linewidth=1.5)
     axis.margins(x=0.1)
     compared = runs.dropna(subset="more")
     heads = [head for head in HEADS if (compared["head"] == head).any()]
@@ -150,11 +150,9 @@ def _draw_more(axis: Axes, runs: pd.DataFrame, error_name: str) -> None:
         axis.scatter(aside * of_head.share, of_head.more, s=10, color=COLOURS[head], alpha=0.6, linewidths=0)
         means = of_head[of_head.duplicated("share", keep=False)].groupby("share").more.mean()
         axis.scatter(aside * means.index, means, s=110, marker="_", color=COLOURS[head], linewidths=2)
-        axis.scatter([], [], s=MARK, color=COLOURS[head], label=head, linewidths=0)
-    axis.scatter([], [], s=10, color=GREY, label="one seed", linewidths=0)
-    axis.scatter([], [], s=110, marker="_", color=GREY, label="mean of the seeds", linewidths=2)
+    axis.scatter([], [], s=10, color=GREY, label="one seed, right", linewidths=0)
+    axis.scatter([], [], s=110, marker="_", color=GREY, label="mean of the seeds, right", linewidths=2)
     axis.set_ylabel(f"{error_name} − training error, minus gap's (points)", fontsize=9)
-    axis.legend(frameon=False, fontsize=9)
 
 
 def _aside(head: str, heads: Sequence[str]) -> float:

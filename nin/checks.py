@@ -57,9 +57,9 @@ def literal(text: Any) -> str:
     return printable(" ".join(str(text).split())).replace("$", r"\$")
 
 
-def counted(number: int, noun: str) -> str:
-    """A number of things in words: "1 epoch", "1,200 images". The plural of `noun` ends in s."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words: "1 epoch", "1,200 images". The plural of `noun` ends in s, if it is not given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def some_of(names: Sequence[object], most: int) -> str:

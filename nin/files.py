@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
-from nin.errors import LockedError, RunError
+from nin.errors import LockedError, RunError, one_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,17 +69,23 @@ def write(file: str | Path, content: str | bytes) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def make_folder(folder: str | Path) -> Path:
+    """A folder, which is created if need be. Raises RunError."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{one_line(folder)}: this folder cannot be created ({reason})") from error
+    return Path(folder)
+
+
 def save_figure(figure: Figure, file: str | Path, dpi: int = 150) -> None:
     """Writes a figure as a PNG that depends on nothing but the figure, and creates its folder if need be.
 
     Raises:
         RunError: the folder cannot be created, or the file cannot be written.
     """
-    file = Path(file)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{file.parent} cannot be created ({error.strerror})") from error
+    make_folder(Path(file).parent)
     with writing(file) as part:
         figure.savefig(part, dpi=dpi, metadata={"Software": None})  # Matplotlib's version
 
@@ -166,9 +172,13 @@ def is_locked(file: str | Path) -> bool:
 
 
 def _mode(file: Path) -> int:
-    """The permissions that `open` would give a new file, or those of the file that is replaced."""
-    with suppress(OSError):
-        return stat.S_IMODE(file.stat(follow_symlinks=False).st_mode) if not file.is_symlink() else 0o644
+    """The permissions that `open` would give a new file, or those of the file that is replaced. Raises OSError for what
+    is not to be replaced: a device, a pipe or a folder."""
+    with suppress(FileNotFoundError):
+        mode = file.lstat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise OSError("it is not a regular file")
+        return 0o644 if stat.S_ISLNK(mode) else stat.S_IMODE(mode)
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nin import caffe, files
-from nin.checks import integer, literal, memory_gb, one_line, shortened, sides, some_of, whole_number
+from nin.checks import counted, integer, literal, memory_gb, shortened, sides, some_of, whole_number
 from nin.cost import inference_cost
 from nin.errors import CheckpointError, DataError, PictureError, SettingError
 from nin.pictures import read_picture, resize, to_picture, to_tensor
@@ -266,9 +266,9 @@ class Many:
 
         Raises:
             PictureError: after all other pictures: those that could not be predicted, each with its reason.
-            RunError: a drawing cannot be written.
+            RunError: the folder cannot be created, or a drawing cannot be written.
         """
-        make_folder(self.folder)
+        files.make_folder(self.folder)
         self.rows, failures = [], []
         drawings: Sequence[Path | None] = [None] * len(self.sources)
         if self.draws:
@@ -300,8 +300,7 @@ class Many:
     def _draw(self, prediction: Prediction, drawing: Path) -> None:
         shown = self.shown(prediction)
         rows = math.ceil((len(shown) + 2) / PANELS)
-        with files.writing(drawing) as temporary:
-            draw(self.trained, prediction, rows=rows, shown=shown).savefig(temporary, dpi=150)
+        files.save_figure(draw(self.trained, prediction, rows=rows, shown=shown), drawing)
 
     def _row(self, name: str, prediction: Prediction | PictureError, drawing: Path | None) -> dict[str, str]:
         if isinstance(prediction, PictureError):
@@ -363,16 +362,6 @@ def _cut(text: str) -> str:
     return text
 
 
-def make_folder(folder: str | Path) -> Path:
-    """A folder for pictures, which is created if need be. Raises PictureError."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PictureError(f"{one_line(folder)}: this folder cannot be created ({reason})") from error
-    return Path(folder)
-
-
 def label_of(checkpoint: str) -> str:
     """A checkpoint's name in the names of pictures: the published name, the run's folder or the weights file. A long
     one is cut."""
@@ -384,8 +373,7 @@ def label_of(checkpoint: str) -> str:
 
 def known_classes(trained: Pretrained, most: int = 20) -> str:
     """The number of classes and the names of at most `most` of them: "2 classes: cat, dog"."""
-    count = len(trained.classes)
-    return f"{count:,} {'class' if count == 1 else 'classes'}: {some_of(trained.classes, most)}"
+    return f"{counted(len(trained.classes), 'class', 'classes')}: {some_of(trained.classes, most)}"
 
 
 # test images ----------------------------------------------------------------------------------------------------------

@@ -453,16 +453,13 @@ def check_fit(trained: Pretrained, images: ImageSet, name: str, *, same_classes:
     elif (same_classes and tuple(size) != expected) or tuple(whitened) != (channels, *size):
         wrong = f"its images have {times(size)} pixels, the net's {times(expected)}"
     elif same_classes and len(images.classes) != len(trained.classes):
-        wrong = f"it has {_classes(images.classes)}, the net {_classes(trained.classes)}"
+        here, there = (counted(len(names), "class", "classes") for names in (images.classes, trained.classes))
+        wrong = f"it has {here}, the net {there}"
     elif same_classes and images.classes != trained.classes:
         first, of_net = next(pair for pair in zip(images.classes, trained.classes, strict=True) if len(set(pair)) > 1)
         wrong = f"it has the class {one_line(first)} where the net has {of_net}"
     if wrong:
         raise CheckpointError(f"the net does not fit data={one_line(name)}: {wrong}; was it trained on another set?")
-
-
-def _classes(names: Sequence[str]) -> str:
-    return "1 class" if len(names) == 1 else f"{len(names):,} classes"
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone, classes: Sequence[str] | None = None) -> list[str]:

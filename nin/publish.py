@@ -115,9 +115,8 @@ def publish_net(
         CheckpointError: the name is taken, or not a name.
         RunError: a file cannot be written; neither weights nor card are left then.
     """
-    folder = folder or pretrained.CHECKPOINTS
+    folder = files.make_folder(folder or pretrained.CHECKPOINTS)
     check_name(name, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     of_file = Pretrained(trained.net, trained.preprocess, trained.classes, {"data": facts["data"]})
     content = pretrained.serialise(of_file, whitening)
     file = folder / f"{name}-{files.sha256(content)[:8]}.safetensors"
@@ -169,8 +168,7 @@ def publish_whitening(whiten: Whiten, folder: Path | None = None) -> tuple[Path,
     Raises:
         RunError: it cannot be written.
     """
-    folder = folder or pretrained.CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.make_folder(folder or pretrained.CHECKPOINTS)
     for file in sorted(folder.glob(f"{WHITENING}-{'[0-9a-f]' * 8}.safetensors")):
         tensors = pretrained.read_whitening(safetensors.torch.load(files.read(file)))
         mean, matrix = (tensors[f"preprocess.{name}"] for name in ("mean", "matrix"))

@@ -55,6 +55,16 @@ def test_a_link_is_replaced_and_never_written_through(tmp_path):
     assert not (tmp_path / "file").is_symlink() and (tmp_path / "file").read_text() == "ours"
 
 
+def test_a_pipe_and_a_folder_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(RunError, match=f"{name} cannot be written"):
+            files.write(tmp_path / name, "ours")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(5, "Input/output error")])
 def test_what_cannot_be_written_leaves_the_file_before(tmp_path, error):
     file = tmp_path / "file"

@@ -17,7 +17,7 @@ from damaged import FORMATS, damaged_pictures, gradient
 from nin import GAP, NIN, Block, predict, pretrained
 from nin.data.preprocess import Normalise, Whiten
 from nin.data.sets import SETS
-from nin.errors import CheckpointError, PictureError, SettingError
+from nin.errors import CheckpointError, PictureError, RunError, SettingError
 from nin.pretrained import Pretrained
 
 
@@ -145,7 +145,7 @@ def test_a_drawing_overwrites_nothing(tmp_path):
     assert drawn == ["good_net_2.png", "good_net_net.png", "good_net_3.png"]
     assert [(tmp_path / name).read_bytes() for name, _ in sources[:2]] == before
     (tmp_path / "file").touch()
-    with pytest.raises(PictureError, match="this folder cannot be created"):
+    with pytest.raises(RunError, match="this folder cannot be created"):
         list(predict.Many(tiny(), sources, tmp_path / "file", "net"))
 
 

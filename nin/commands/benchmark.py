@@ -73,10 +73,10 @@ def _time(config: Config, parts: list[str], numbers: dict[str, int]) -> None:
 
 
 def _grow(config: Config, axes: list[str], out: str) -> None:
-    from nin import files, predict
+    from nin import files
     from nin.studies import growth
 
-    folder, curves = predict.make_folder(out), {}  # before minutes of measurements
+    folder, curves = files.make_folder(out), {}  # before minutes of measurements
     for axis in axes:
         curves[axis] = growth.measure(config, axis)
         print(growth.table(axis, curves[axis]), flush=True)

@@ -37,14 +37,14 @@ DEFAULTS = {"checkpoint": "", "study": "", "claim": "", "images": "", "out": "cl
 
 def main(arguments: list[str]) -> None:
     settings = cli.plain_settings(arguments, DEFAULTS)
-    from nin import predict
+    from nin import files
     from nin.run.machine import keep_freed_memory
     from nin.studies.claims import Pages, Questions
 
     keep_freed_memory()
     questions = Questions.of_settings(settings)
     stated = [argument for argument in arguments if not argument.startswith("data.root=")]
-    out = predict.make_folder(settings["out"])  # before minutes of measurements
+    out = files.make_folder(settings["out"])  # before minutes of measurements
     try:
         pages = Pages(out, f"python scripts/claims.py {shlex.join(stated)}")
         for page, heading, answer in questions.answers():

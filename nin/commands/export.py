@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     export.check_installed()
     trained = pretrained.load(settings["checkpoint"])
     file = Path(settings["out"] or f"{predict.label_of(settings['checkpoint'])}.onnx")
-    predict.make_folder(file.parent)  # before the work
+    files.make_folder(file.parent)  # before the work
     content = export.to_onnx(trained)
     print("images  size       difference of logits  of maps   (largest value)")
     for row in export.compare(content, trained):

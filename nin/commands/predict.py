@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
     predict.read_size(settings["size"])
     root, number = settings["data.root"] or None, int(settings["test"])
     trained = unfinished.load(settings["checkpoint"], fold=True, root=root)
-    label, out = predict.label_of(settings["checkpoint"]), predict.make_folder(settings["out"])
+    label, out = predict.label_of(settings["checkpoint"]), files.make_folder(settings["out"])
     if settings["figure"] == "paper":
         draw_paper(trained, out / f"paper_{label}.png", root)
         return
@@ -113,8 +113,7 @@ def draw_paper(trained: Pretrained, file: Path, root: str | None) -> None:
     from nin.studies import maps, nets
 
     test = images_of(trained, root, memory=nets.WHOLE).set
-    with files.writing(file) as temporary:
-        maps.draw_paper_figure(trained, test.test_images, test.test_labels).savefig(temporary, dpi=80)
+    files.save_figure(maps.draw_paper_figure(trained, test.test_images, test.test_labels), file, dpi=80)
     print(printable(file))
 
 
@@ -124,10 +123,9 @@ def draw_blanking(settings: dict[str, str]) -> None:
 
     checkpoint, number, seed = settings["checkpoint"], int(settings["test"]) or 1000, int(settings["seed"])
     subjects = nets.gather([checkpoint], settings["data.root"] or None, number, seed)
-    file = predict.make_folder(settings["out"]) / f"blanking_{predict.label_of(checkpoint)}.png"
+    file = files.make_folder(settings["out"]) / f"blanking_{predict.label_of(checkpoint)}.png"
     answer = objects.answer(subjects)
-    with files.writing(file) as temporary:
-        answer.figure.savefig(temporary, dpi=150)
+    files.save_figure(answer.figure, file)
     print(f"{answer.title}\n\n{answer.table}\n\n{answer.finding}\n")
     print(printable(file))
 

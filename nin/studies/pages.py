@@ -148,14 +148,15 @@ def _elsewhere(rows: pd.DataFrame, results: Sequence[Result]) -> str:
 
 
 def _runs_of(rows: pd.DataFrame, results: Sequence[Result]) -> dict[str, pd.DataFrame]:
-    """The runs of each result by head. Raises RowsError where a result has none."""
-    plain = rows[(rows.label == "") & (rows.held_out == 0) & (rows.status == "ok")]
+    """The runs of each result by head; those of files that no commit has do not count. Raises RowsError where a
+    result has none."""
+    plain = rows[(rows.label == "") & (rows.held_out == 0) & (rows.status == "ok") & rows.clean]
     facts = [plain[name] for name in ("data", "recipe", "head", "epochs")]
     by_facts = {key: runs[runs.precision == _usual(runs.precision)] for key, runs in plain.groupby(facts)}
     for each in results:
         if (each.data, each.recipe, each.head, each.epochs) not in by_facts:
             line = f"data={each.data} recipe={each.recipe} head={each.head} trainer.max_epochs={each.epochs}"
-            raise RowsError(f"the front page's table requires runs of {line} without a variant, and there are none")
+            raise RowsError(f"the front page requires runs of {line}, of a commit and without a variant; train some")
     return {each.head: by_facts[each.data, each.recipe, each.head, each.epochs] for each in results}
 
 
@@ -174,9 +175,8 @@ def _points(difference: float) -> str:
 
 def _machine(hardware: str) -> str:
     """A row's hardware in a few words: "cpu: AMD EPYC, 2 threads" is "2 CPU threads", "NVIDIA H200" is "H200"."""
-    if not hardware.startswith("cpu"):
-        return hardware.removeprefix("NVIDIA ")
-    return f"{counted(int(hardware.split(', ')[-1].split()[0]), 'CPU thread')}"
+    threads = re.fullmatch(r"cpu: .*, (\d+) threads?", hardware)
+    return counted(int(threads[1]), "CPU thread") if threads else hardware.removeprefix("NVIDIA ")
 
 
 def settings_table(kind: type = Config, prefix: str = "") -> str:

@@ -108,7 +108,7 @@ def test_a_wrong_command_is_one_sentence(script, tmp_path, arguments, code, word
 def test_pages_that_cannot_be_written_are_an_error(tmp_path, study):
     (tmp_path / "file").touch()
     page, heading, answer = next(Questions(claims=["transfer"], study=study).answers())
-    with pytest.raises(RunError, match="file cannot be created"):
+    with pytest.raises(RunError, match="file: this folder cannot be created"):
         Pages(tmp_path / "file", "command").add(page, heading, answer)
 
 

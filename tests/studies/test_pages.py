@@ -1,0 +1,45 @@
+"""The front page's table and findings: what they count, and what they refuse. The other pages: tests/test_pages.py."""
+
+import pytest
+
+from nin.errors import RowsError
+from nin.studies import pages
+
+
+@pytest.fixture
+def published(row):
+    """One run of each line of the front page."""
+
+    def make(error=10.0, **changes):
+        return [
+            row(each.head, error=error, recipe__name=each.recipe, data__name=each.data, trainer__max_epochs=each.epochs)
+            | changes
+            for each in pages.RESULTS
+        ]
+
+    return make
+
+
+def test_two_seeds_are_too_few_for_a_significant_difference(frame, row, published):
+    found = pages.findings(frame(*published(), row(seed=1, error=9.0)))
+    assert "`fc` minus `gap` is 0.00 points (n = 1, too few to judge)" in found
+    more = [row(head, seed, 10.0 + seed + 3.0 * (head == "fc")) for head in ("gap", "fc") for seed in (1, 2)]
+    assert "is 2.00 points (95 % interval " in pages.findings(frame(*published(), *more))
+    assert "unknown (n = 0, too few to judge)" in pages.findings(
+        frame(*(each for each in published() if (each["recipe"], each["head"]) != ("quick", "fc")), row("fc", 5))
+    )
+
+
+def test_runs_of_another_precision_and_of_uncommitted_files_do_not_count(frame, row, published):
+    plain = pages.results_table(frame(*published()))
+    others = [row(seed=seed, error=50.0, precision="bf16-mixed", torch="x") for seed in range(1)]
+    others += [row(seed=seed, error=50.0, clean=False) for seed in range(1, 5)]
+    assert pages.results_table(frame(*published(), *others)) == plain
+
+
+def test_a_line_without_runs_is_named_instead_of_left_out(frame, row, published):
+    edited = [row(recipe__lr=0.05, seed=1)]  # after an edit of the recipe all its rows have a label
+    for rows in (published()[1:], published(clean=False), [*published(), *edited]):
+        for page in (pages.results_table, pages.findings):
+            with pytest.raises(RowsError, match="the front page requires runs of data=cifar10 recipe="):
+                page(frame(*rows))

@@ -50,18 +50,28 @@ FACTS = {
     **dict.fromkeys(("epochs", "parameters", "bytes"), (lambda value: is_integer(value) and value >= 0, "a number")),
     "test_error": (lambda value: is_number(value) and 0 <= value <= 100, "a number from 0 to 100"),
 }
-START = (("name", str), ("sha256", type(None)), ("head", type(None)))  # texts; the last two may be null
+
+
+def _is_start(value: Any) -> bool:
+    """Whether it is the net that a run started from: its name, and the sha256 and head as far as they are known."""
+    types = {"name": str, "sha256": str | None, "head": str | None}
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in types.items())
+
+
+def _are_settings(value: Any) -> bool:
+    """Whether they are nested settings. Raises SettingError for one of another type."""
+    check_types(flat(value) if isinstance(value, dict) else {})
+    return isinstance(value, dict)
+
+
 # facts that claims read, where they are there
 MORE_FACTS = {
     "seed": (lambda value: is_integer(value) and value >= 0, "a number"),
     **dict.fromkeys(("commit", "precision"), FACTS["data"]),
     "started_from": (lambda value: isinstance(value, str), "a name"),
     "frozen": (lambda value: isinstance(value, bool), "true or false"),
-    "start": (
-        lambda value: isinstance(value, dict) and all(isinstance(value.get(name), str | kind) for name, kind in START),
-        "an object with name, sha256 and head",
-    ),
-    "settings": (lambda value: isinstance(value, dict) and check_types(flat(value)) is None, "an object"),
+    "start": (_is_start, "an object with name, sha256 and head"),
+    "settings": (_are_settings, "an object"),
 }
 UNFINISHED = (files.TEMPORARY, "part.")  # beginnings of the names of half-written files; "part." in older runs
 TRIANGLE = "preprocess.triangle"  # name of the upper triangle of a shared whitening's matrix

@@ -281,8 +281,8 @@ class _Study:
         """Adds the row of a run."""
         try:
             recorded = record.read(run.folder)
-        except RunError as error:
-            self.failed.append(f"the run {run.point.command} left a record that cannot be read: {error}")
+        except RunError as reason:
+            self.failed.append(f"the run {run.point.command} left a record that cannot be read: {reason}")
             return
         if recorded is None:
             if run.process.returncode not in INTERRUPTED:

@@ -62,6 +62,12 @@ def _addresses(**settings: Any) -> None:
             raise SettingError(name, value, "expected a list of addresses, or null")
 
 
+def _name(**settings: Any) -> None:
+    for name, value in settings.items():
+        if not value or not value.isprintable() or "/" in value or len(value) > 80:
+            raise SettingError(name, value, "expected a name of at most 80 letters, in one line and without /")
+
+
 def _path(**settings: Any) -> None:
     for name, value in settings.items():
         if value is not None and (not isinstance(value, str) or not value or "\0" in value):
@@ -169,7 +175,7 @@ class DataConfig:
 class RecipeConfig:
     """How a net is trained. These defaults are the authors' settings; conf/config.yaml chooses recipe=modern."""
 
-    name: str = setting("unnamed", "name of the recipe, for the record")
+    name: str = setting("unnamed", "name of the recipe, for the record", _name)
     optimiser: str = setting("sgd", "the optimiser", choices=OPTIMISERS)
     lr: float = setting(0.1, "learning rate of the weights; with muon the size of a step", positive)
     bias_lr: float = setting(2.0, "rate of biases and normalisation, as a multiple of lr", non_negative)

@@ -3,15 +3,20 @@ import io
 import json
 import random
 import subprocess
+from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 
 from builders import ROOT
 from nin import config
 from nin.config import Config
-from nin.errors import RowsError
+from nin.errors import RowsError, SettingError
 from nin.run.record import Record, Start
 from nin.studies import rows
+from nin.studies.ablation import Point
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
@@ -173,6 +178,21 @@ def test_what_a_study_adds_it_can_read_again(tmp_path, row, tried):
             assert file.read_bytes() == before
         assert len(rows.read(file)) == file.read_bytes().count(b"\n") - 1
         tried((column, odd))
+
+
+@hypothesis.settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text() | st.sampled_from(["a\nb", "../up", "a\u3000b", "x" * 81, "été 日本", "=,[]'"]))
+def test_a_recipe_of_any_name_is_refused_or_recorded(tmp_path, row, name):
+    file = tmp_path / "runs.csv"
+    try:
+        config.check(Config(recipe=config.RecipeConfig(name=name)))
+    except SettingError as error:
+        assert error.setting == "recipe.name" and not (name.isascii() and name.isalnum() and len(name) <= 80)
+        return
+    file.unlink(missing_ok=True)
+    rows.append(file, [row(recipe__name=name)])
+    (read,) = rows.read(file).itertuples()
+    assert read.recipe == name and Path(Point((), Config(recipe=config.RecipeConfig(name=name))).folder).name
 
 
 @pytest.mark.parametrize(

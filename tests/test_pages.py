@@ -31,7 +31,7 @@ def test_tables_of_results_are_those_of_the_rows_and_cards():
     assert block("README.md", "results") == pages.results_table(ended)
     assert block("README.md", "findings") == pages.findings(ended)
     assert block("checkpoints/README.md", "nets") == report.nets_table()
-    assert block("checkpoints/README.md", "rows") == report.text(ended, RUNS, RUNS.parent)
+    assert block("checkpoints/README.md", "rows") == report.text(ended, RUNS)
 
 
 def test_tables_of_settings_are_those_of_the_schema():

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     ended = rows.ended(file)
     for figure_file, figure in report.figures(ended, file):
         files.save_figure(figure, figure_file)
-    text = report.text(ended, file, file.parent)
+    text = report.text(ended, file)
     if file.resolve() == PUBLISHED:
         recipes = {name: cli.compose([f"recipe={name}"]) for name in RECIPES}
         tables = {"recipes": pages.recipes_table(recipes), "heads": pages.heads_table()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import textwrap
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACCURACIES = (80, 85, 90)  # %
+FIGURES = "figures"  # folder of a study's figures, beside its file
 PAPERS_GREY = "#888888"
 
 
@@ -315,13 +315,12 @@ class Picture:
         return {"heads": draw_heads, "curves": draw_curves}[self.kind](self.rows, self.title)
 
 
-def text(rows: pd.DataFrame, file: Path, page: Path) -> str:
-    """The tables of a study in Markdown, with links to its figures.
+def text(rows: pd.DataFrame, file: Path) -> str:
+    """The tables of a study in Markdown, with links to its figures, for a page beside the study's file.
 
     Args:
         rows: the study's, as returned by `nin.studies.rows.ended`.
         file: the study's file, beside which its figures stand.
-        page: the folder of the page that shows the text.
     """
     of_heads = without_claims(rows)
     parts = [f"{papers.tables(rows)}\n"] if papers.tables(rows) else []
@@ -329,16 +328,16 @@ def text(rows: pd.DataFrame, file: Path, page: Path) -> str:
         of_condition = of_heads[of_heads.condition == condition]
         parts.append(table(of_condition))
         for variant, pictures in _pictures(condition, of_condition, file).items():
-            parts += [_link(picture, page) for picture in pictures]
+            parts += [_link(picture) for picture in pictures]
             reaches = _reaches_an_accuracy(pictures)
             parts.append(f"\n{epochs_table(of_condition[of_condition.label == variant])}\n" if reaches else "")
     if others := len(rows) - len(of_heads):
-        parts.append(_of_claims(others, os.path.relpath(file, page)))
+        parts.append(_of_claims(others, file.name))
     return "\n".join(parts)
 
 
-def _link(picture: Picture, page: Path) -> str:
-    return f"![{picture.kind}: {picture.title}]({os.path.relpath(picture.file, page)})"
+def _link(picture: Picture) -> str:
+    return f"![{picture.kind}: {picture.title}]({FIGURES}/{picture.file.name})"
 
 
 def _of_claims(number: int, file: str) -> str:
@@ -367,7 +366,7 @@ def _pictures(condition: Condition, rows: pd.DataFrame, file: Path) -> dict[str,
         if of_variant["head"].nunique() == 1:
             continue
         title = ", ".join(filter(None, [condition.title, variant]))
-        stem = file.parent / "figures" / file_stem(condition.stem, variant)
+        stem = file.parent / FIGURES / file_stem(condition.stem, variant)
         by_variant[variant] = [Picture("heads", title, Path(f"{stem}-heads.png"), of_variant)]
         if of_variant.test_curve.map(bool).any() and not condition.held_out:
             by_variant[variant].append(Picture("curves", title, Path(f"{stem}-curves.png"), of_variant))

@@ -320,13 +320,13 @@ class Many:
         columns = ["file", "class", "probability"]
         for place in range(2, min(self.top, len(self.trained.classes)) + 1):
             columns += [f"class_{place}", f"probability_{place}"]
-        text = io.StringIO()
-        writer = csv.DictWriter(
-            text, [*columns, *(["picture"] if self.draws else []), "error"], lineterminator="\n", extrasaction="ignore"
-        )
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue().encode("utf-8", "surrogateescape")
+        columns += [*(["picture"] if self.draws else []), "error"]
+        lines = []
+        for row in (dict(zip(columns, columns, strict=True)), *self.rows):
+            line = io.StringIO()  # Python quotes the ends of lines that it writes, and a file's name may have either
+            csv.DictWriter(line, columns, lineterminator="\r\n", extrasaction="ignore").writerow(row)
+            lines.append(line.getvalue().removesuffix("\r\n"))
+        return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
 def _several(failures: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Predictions: probabilities, scores and class maps of pictures, and their drawings."""
 
 import csv
+import io
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -170,6 +171,30 @@ def test_many_pictures_are_a_table(tmp_path):
             assert (row["class"], row["class_2"]) == (trained.classes[first], trained.classes[second])
             assert float(row["probability_2"]) == pytest.approx(prediction.probabilities[second].item(), abs=6e-5)
         assert "not a picture" in plain[3]["error"] and not plain[3]["class"]
+
+
+def test_a_file_of_any_name_has_one_line_in_the_table(tmp_path):
+    names = [
+        "a b",
+        "a,b",
+        'a"b',
+        "a\nb",
+        "a\rb",
+        "a\r\nb",
+        "=1+1",
+        "日本",
+        "\udcff",
+        "a;b",
+        "'",
+        " ",
+        "a\tb",
+        "é\u2028",
+    ]
+    many = predict.Many(tiny(), [(name, gradient()) for name in names], tmp_path, "net", draws=False)
+    assert len(list(many)) == len(names)
+    text = many.table().decode("utf-8", "surrogateescape")
+    assert [row["file"] for row in csv.DictReader(io.StringIO(text, newline=""))] == names
+    assert text.startswith("file,class,probability,class_2,probability_2,class_3,probability_3,error\na b,")
 
 
 def test_the_map_of_one_class_and_of_the_ten_best(tmp_path):

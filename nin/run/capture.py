@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nin.checks import one_line
+from nin.errors import RunError
 from nin.run.kernels import matrix_products
 from nin.task import Classifier
 
@@ -100,8 +102,22 @@ class CapturedClassifier(Classifier):
                 return
             if self.graph is None:
                 optimizer.zero_grad(set_to_none=True)  # the graph's gradients are its own
-                self.graph = self.graph_type(step)
+                self.graph = self._captured(step)
             optimizer_closure._result = self.graph.replay()
+
+    def _captured(self, step: Callable[[], Any]) -> Any:
+        """The step as a graph.
+
+        Raises:
+            RunError: CUDA refuses to capture it. What ran of it is undefined, so no step can follow.
+        """
+        try:
+            return self.graph_type(step)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = one_line(str(error).partition("\n")[0])
+            raise RunError(f"the training step cannot be captured ({reason}); set trainer.compile=false") from error
 
     @contextmanager
     def _rates_in_a_tensor(self, optimizer: Any) -> Iterator[None]:

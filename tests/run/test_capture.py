@@ -11,7 +11,7 @@ from builders import StandIn
 from nin import NIN, Block
 from nin.cli import compose
 from nin.data import Images
-from nin.errors import SettingError
+from nin.errors import RunError, SettingError
 from nin.optim import Muon
 from nin.run import capture
 from nin.run.build import captures, check
@@ -239,3 +239,13 @@ def test_a_capture_that_fails_returns_to_the_stream_before(streams, monkeypatch)
     with pytest.raises(RuntimeError, match="the capture is invalid"):
         CudaGraph(lambda: None)
     assert streams.current == "main"
+
+
+def test_a_step_that_cannot_be_captured_ends_the_run_with_advice(monkeypatch):
+    class Refused:
+        def __init__(self, step):
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with …")
+
+    monkeypatch.setattr(OnCPU, "graph_type", Refused)
+    with pytest.raises(RunError, match=r"captured \(CUDA error: .* is capturing\); set trainer\.compile=false$"):
+        losses(OnCPU, "sgd", steps=6)

@@ -297,8 +297,8 @@ class _Study:
                 "checkpoint has changed meanwhile; its row has the settings that it was trained with"
             )
         error_name = "held-out error" if recorded.held_out else "test error"
-        error = row["val_error"] if recorded.held_out else row["test_error"]
-        result = row["status"] if error is None else f"{error_name} {error:.2f} %"
+        measured = row["val_error"] if recorded.held_out else row["test_error"]
+        result = row["status"] if measured is None else f"{error_name} {measured:.2f} %"
         print(f"{run.point.command}: {result}, {len(self.todo) + len(self.running)} to go", flush=True)
 
 

@@ -361,21 +361,21 @@ def test_an_older_checkpoint_with_other_types_is_refused_or_trains(copy, part, t
 
 
 @pytest.mark.parametrize(
-    ("befalls", "said"),
+    ("befalls", "refusal", "words"),
     [
-        (torch.distributed.DistNetworkError("closed"), LeftAloneError),
-        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"), LeftAloneError),
-        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.distributed.DistNetworkError("closed"), LeftAloneError, "process"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer"), LeftAloneError, "process"),
+        (torch.OutOfMemoryError("CUDA out of memory. GPU 0 has …"), RunError, "^CUDA out of memory; choose a data"),
     ],
 )
 def test_what_befalls_a_resumed_run_before_its_first_step_is_not_its_checkpoints_fault(
-    copy, monkeypatch, befalls, said
+    copy, monkeypatch, befalls, refusal, words
 ):
     def fit_start(self):
         raise befalls
 
     monkeypatch.setattr(Classifier, "on_fit_start", fit_start)
-    with pytest.raises(said):
+    with pytest.raises(refusal, match=words):
         train(compose(TWO_EPOCHS), copy)
 
 

@@ -437,7 +437,8 @@ def line(speeds: Speeds, row: str) -> str:
 def table(speeds: Speeds) -> str:
     """Medians, shares of the peak and ranges, then the ratios, then a warning where the machine is busy."""
     rounds = max(len(values) for values in speeds.rows.values())
-    lines = [f"{'':30}{'images/s':>10}  share of the peak; range of {rounds} rounds"]
+    spread = f"; range of {rounds} rounds" if rounds > 1 else ", one round"
+    lines = [f"{'':30}{'images/s':>10}  share of the peak{spread}"]
     lines += [line(speeds, row) for row in speeds.rows]
     lines += [
         f"  matrix peak, {kind}: {2 * statistics.median(peaks) / 1e9:,.0f} GFLOP/s"

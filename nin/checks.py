@@ -16,20 +16,9 @@ from nin.errors import SettingError, one_line, printable
 
 LONGEST_NAME = 22  # letters of a class's name in a figure
 
-__all__ = [
-    "boolean",
-    "cores",
-    "counted",
-    "fraction",
-    "integer",
-    "is_integer",
-    "is_number",
-    "is_real",
-    "is_sha256",
-    "literal",
-]
-__all__ += ["memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "shortened", "sides"]
-__all__ += ["some_of", "times", "whole_number"]
+__all__ = ["boolean", "cores", "counted", "fraction", "integer", "is_integer", "is_number", "is_real", "is_sha256"]
+__all__ += ["literal", "memory_gb", "non_negative", "one_line", "one_of", "positive", "printable", "share", "shortened"]
+__all__ += ["sides", "some_of", "times", "whole_number"]
 
 
 def is_integer(value: Any) -> bool:

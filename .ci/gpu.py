@@ -111,8 +111,8 @@ def rates(recipe: str, batch: int, busy: float | None) -> None:
 
 
 def capture() -> None:
-    """Losses of captured steps beside those of steps, without dropout; on one batch, with dropout as many losses as
-    steps, without it one."""
+    """Losses of captured steps beside those of steps, without dropout. On one batch with dropout, each step has another
+    loss; without it all have one."""
     spec = importlib.util.spec_from_file_location("captures", ROOT / "tests/run/test_capture.py")
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
@@ -127,7 +127,7 @@ def capture() -> None:
         largest = f"{gaps[:20].max():.2e} in the first 20, {gaps.max():.2e} in all"
         say(f"captured beside uncaptured losses, {optimiser}, {precision}, {len(gaps)} steps: largest gap {largest}")
     for dropout in (0.5, 0.0):
-        say(f"dropout {dropout}, one batch, 12 steps: {tests.masks(captured, device, dropout)} losses")
+        say(f"dropout {dropout}, one batch, 12 steps, different losses: {tests.masks(captured, device, dropout)}")
 
 
 def speedrun(until: float) -> None:

@@ -42,7 +42,7 @@ def find_pictures(paths: Sequence[str | Path], leave_out: Path | None = None) ->
         elif os.path.isfile(path):
             files.append(path)
         else:
-            raise PictureError(f"{path}: no such file or folder")
+            raise PictureError(f"{path}: does not exist")
     return files
 
 

@@ -279,8 +279,7 @@ def _weights_file(path: Path, checkpoint: str) -> Path:
         exists = is_folder = False
     if not exists:
         raise CheckpointError(
-            f"checkpoint={checkpoint}: no such file or folder; the published names are "
-            f"{', '.join(available()) or 'none yet'}"
+            f"checkpoint={checkpoint}: does not exist; the published names are {', '.join(available()) or 'none yet'}"
         )
     if not is_folder:
         return path

@@ -115,7 +115,7 @@ def test_a_file_of_another_net_is_not_written(monkeypatch, tmp_path, script):
         ((), 2, "checkpoint= is required"),
         (("checkpoint=cifar10-gap", "format=tflite"), 2, "format=tflite: must be one of onnx"),
         (("checkpoint=cifar10-gap", "out=net.pt"), 2, "out=net.pt: expected the name of a file that ends in .onnx"),
-        (("checkpoint=nosuch",), 1, "checkpoint=nosuch: no such file"),
+        (("checkpoint=nosuch",), 1, "checkpoint=nosuch: does not exist"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(script, arguments, code, words):

@@ -9,6 +9,7 @@ from pathlib import Path
 from nin import files
 from nin.checks import integer, one_of, whole_number
 from nin.errors import ClaimError, SettingError, UsageError
+from nin.run.started import spelled
 from nin.studies import channels, convergence, nets, objects, overfitting, replacement, rows, shift, size, transfer
 from nin.studies.answer import Answer
 from nin.studies.tables import table_row, table_rule
@@ -73,7 +74,7 @@ class Questions:
                 "a study's CSV file"
             )
         if self.study and not Path(self.study).is_file():
-            raise SettingError("study", self.study, "no such file")
+            raise SettingError("study", self.study, f"does not exist; {spelled('ablate')} creates it")
         if self.images is not None:
             integer(2, MOST_IMAGES, images=self.images)
 

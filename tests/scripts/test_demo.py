@@ -124,7 +124,7 @@ def test_a_dropped_picture_is_classified_and_its_maps_are_shown(browser, served,
         (["checkpoint=net", "port=0"], 2, "port=0: expected an integer from 1 to 65535"),
         (["checkpoint=net", "port=" + "9" * 5000], 2, "expected an integer from 1 to 65535"),
         (["net"], 2, "net: expected NAME=VALUE"),
-        (["checkpoint=net"], 1, "checkpoint=net: no such file or folder"),
+        (["checkpoint=net"], 1, "checkpoint=net: does not exist"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(script, arguments, code, words):

@@ -50,7 +50,7 @@ def test_the_picture_of_a_weights_file_is_named_after_its_run(run, script, tmp_p
         (["checkpoint=run", "head=fc"], 2, "head=fc: "),
         (["checkpoint=run", "recipe.lr=1"], 2, "recipe.lr=1: "),
         ([], 2, "checkpoint= is required"),
-        (["checkpoint=nope"], 1, "checkpoint=nope: no such file or folder"),
+        (["checkpoint=nope"], 1, "checkpoint=nope: does not exist"),
     ],
 )
 def test_a_wrong_command_is_one_sentence_and_leaves_nothing(script, tmp_path, arguments, code, words):

@@ -78,7 +78,7 @@ def test_claims_come_in_the_order_in_which_they_are_asked(study):
         (Questions(["speed"], ["net"]), SettingError, "claim=speed: must be one of size, shift, channels"),
         (Questions(["convergence"], ["net"]), SettingError, "claim=convergence: requires the rows of a study; add"),
         (Questions(["size"], study="runs.csv"), SettingError, "claim=size: requires nets; add checkpoint="),
-        (Questions(study="none.csv"), SettingError, "study=none.csv: no such file"),
+        (Questions(study="none.csv"), SettingError, "study=none.csv: does not exist"),
         (Questions(checkpoints=["net"], images=1), SettingError, "images=1: expected an integer from 2"),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_cannot_be_asked_is_refused(questions, error, words):
         (["checkpoint=net", "images=few"], 2, "images=few: expected an integer from 2"),
         (["checkpoint=net", "images=" + "9" * 5000], 2, "expected an integer from 2"),
         (["checkpoint=net", "size=3"], 2, "size=3: "),
-        (["checkpoint=net"], 1, "checkpoint=net: no such file or folder"),
+        (["checkpoint=net"], 1, "checkpoint=net: does not exist"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(script, tmp_path, arguments, code, words):

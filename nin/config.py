@@ -138,11 +138,11 @@ class DataConfig:
         None, "folder of the set, or of one's own pictures; null: the environment variable NIN_DATA, else data", _path
     )
     sha256: str | None = setting(
-        None, "of a folder's pictures, by which its runs are known; null: computed from them", _sha256
+        None, "sha256 of a folder's pictures, which identifies the run; null: computed", _sha256
     )
     memory: float | None = setting(
         None,
-        "GB that a folder's images may take, else they are streamed; null: half of the machine's",
+        "most GB for a folder's images, above which they are streamed; null: half of the memory",
         _or_null(positive),
     )
     workers: int | None = setting(
@@ -156,7 +156,7 @@ class DataConfig:
         None, "addresses of the set's archive, tried in turn; null: the set's own", _addresses
     )
     val: int = setting(0, "images held out for tuning, from the end of the training set", partial(integer, 0, 10**9))
-    share: float = setting(1.0, "share of each class's training images that is trained on", share)
+    share: float = setting(1.0, "share of each class's training images to train on", share)
     batch_size: int = setting(128, "images per batch, of all processes together", partial(integer, 1, 10**9))
     preprocessing: str = setting(
         "normalise",
@@ -164,7 +164,7 @@ class DataConfig:
         choices=PREPROCESSINGS,
     )
     pad: int = setting(4, "pixels of padding before the random crop; 0 for no crop", partial(integer, 0, 31))
-    pad_mode: str = setting("zero", "what the padding shows", choices=PAD_MODES)
+    pad_mode: str = setting("zero", "content of the padding", choices=PAD_MODES)
     flip: bool = setting(True, "whether to mirror at random, where the set allows it", boolean)
     cutout: int = setting(
         0, "pixels a side of a square that is blanked at random; 0 for none", partial(integer, 0, 1023)
@@ -181,7 +181,7 @@ class RecipeConfig:
     bias_lr: float = setting(2.0, "rate of biases and normalisation, as a multiple of lr", non_negative)
     last_lr: float = setting(0.1, "rate of the last layer's weights, as a multiple of lr", non_negative)
     last_bias_lr: float = setting(0.2, "rate of the last layer's bias, as a multiple of lr", non_negative)
-    momentum: float = setting(0.9, "momentum of the optimiser; of adamw the first beta", fraction)
+    momentum: float = setting(0.9, "momentum of the optimiser; adamw: the first beta", fraction)
     nesterov: bool = setting(False, "whether the momentum of SGD is Nesterov's", boolean)
     weight_decay: float = setting(1e-4, "decay of the weights; biases and normalisation have none", non_negative)
     schedule: str = setting(
@@ -206,7 +206,7 @@ class TrainerConfig:
     max_epochs: int = setting(1, "length of the run; every recipe sets it", partial(integer, 1, 10**6))
     accumulate_grad_batches: int = setting(1, "batches whose gradients make one step", partial(integer, 1, 10**6))
     gradient_clip_val: float | None = setting(
-        None, "norm that a step's gradient is scaled down to, or null", _or_null(positive)
+        None, "largest norm of a step's gradient; null: no limit", _or_null(positive)
     )
     accelerator: str = setting(
         "auto", "auto takes CUDA, then Apple's MPS, then the CPU", choices=("auto", "cpu", "gpu", "cuda", "mps")
@@ -216,14 +216,14 @@ class TrainerConfig:
     strategy: str = setting("auto", "auto takes ddp for more than one device", choices=("auto", "ddp"))
     precision: str = setting(
         "auto",
-        "auto takes bf16-mixed where the hardware gains by it, and 16-mixed on a GPU without bfloat16",
+        "auto takes bf16-mixed where the hardware computes in it, else 16-mixed on CUDA, else 32-true",
         choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
     )
     compile: bool | None = setting(
         None, "whether to capture the training step in a CUDA graph; null: where that is possible", _or_null(boolean)
     )
     deterministic: bool = setting(
-        False, "whether a GPU computes bit for bit the same each time, more slowly; a CPU does so in any case", boolean
+        False, "whether an NVIDIA GPU repeats results bit for bit, more slowly; a CPU always does", boolean
     )
     sync_batchnorm: bool = setting(
         True, "whether batch norm takes its moments over all GPUs' images, for two exchanges a layer and step", boolean
@@ -259,9 +259,9 @@ class Config:
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", partial(integer, 0, 2**32 - 1))
     eval_curve: bool = setting(False, "whether to record the test error after each epoch, for curves alone", boolean)
     resume: str | None = setting(None, "auto resumes the run in hydra.run.dir")
-    checkpoint: str | None = setting(None, "name, run or weights file: where training starts, what is evaluated", _path)
+    checkpoint: str | None = setting(None, "name, run or weights file of the net to start from, or to evaluate", _path)
     freeze: bool = setting(
-        False, "whether to freeze the layers that the checkpoint, or the backbone's weights, bring", boolean
+        False, "whether to freeze the layers loaded from the checkpoint or the backbone's weights", boolean
     )
 
     def check_together(self) -> None:
@@ -357,8 +357,8 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def consequential(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, by dotted name, that a run's result depends on. Of a file of weights it is the sha256, not where
-    the file is, so `model.weights` is the file's name."""
+    """The settings, by dotted name, that a run's result depends on. A file of weights
+    counts by its sha256, not its path, so `model.weights` is the file's name."""
     known = {name: value for name, value in flat(settings).items() if name not in OF_NO_CONSEQUENCE}
     if known.get("model.weights_sha256"):
         known["model.weights"] = os.path.basename(known["model.weights"])
@@ -408,7 +408,7 @@ def _built(kind: type, settings: Any, prefix: str) -> Any:
     known, hints = {each.name: each for each in fields(kind)}, hints_of(kind)
     for name in settings:
         if name not in known:
-            raise SettingError(f"{prefix}{name}", settings[name], f"unknown; known are {', '.join(known)}")
+            raise SettingError(f"{prefix}{name}", settings[name], f"unknown; must be one of {', '.join(known)}")
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if is_dataclass(hints[name]):

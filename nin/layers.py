@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nin.errors import SettingError
-from nin.plan import ONE_SIZE, checked_local, checked_pool
+from nin.plan import checked_local, checked_pool
+
+LOCAL = "a locally connected layer accepts only the image size that it was trained with; resize"
 
 
 class LocallyConnected(nn.Conv2d):
@@ -39,7 +41,7 @@ class LocallyConnected(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.shape[2:] != self.size:
-            raise SettingError("map_size", tuple(maps.shape[2:]), f"expected {self.size}; {ONE_SIZE}")
+            raise SettingError("map_size", tuple(maps.shape[2:]), f"expected {self.size}; {LOCAL}")
         windows = F.unfold(maps, self.window, padding=self.window // 2)  # (N, in_channels·k·k, H·W)
         columns = windows.transpose(1, 2).reshape(len(maps), -1, 1, 1)  # (N, H·W·in_channels·k·k, 1, 1)
         outputs = super().forward(columns).view(len(maps), windows.shape[2], -1)  # (N, H·W, out_channels)

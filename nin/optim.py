@@ -47,7 +47,7 @@ class Muon(torch.optim.SGD):
             group = {**group, "params": [own] if isinstance(own, Tensor) else list(own)}  # a generator is read once
             if group.get("orthogonal"):
                 if thin := [tuple(p.shape) for p in group["params"] if p.ndim < 2]:
-                    raise SettingError("params", thin[0], "a parameter of this shape cannot be orthogonalised")
+                    raise SettingError("params", thin[0], "orthogonal=True requires at least two dimensions")
                 # `step` takes the momentum before it orthogonalises, so SGD's own is switched off
                 group = {"muon_momentum": momentum, **group, "momentum": 0.0, "nesterov": False}
             groups.append(group)

@@ -275,7 +275,7 @@ class Plan:
             if number < len(self.blocks):  # 3×3 pooling with stride 2 in ceil mode
                 size = tuple(math.ceil((side - 3) / 2) + 1 for side in size)
             if min(size) < 1:
-                reason = f"block {number} leaves nothing of it, with kernel_size={block.kernel_size}"
+                reason = f"too small for block {number} with kernel_size={block.kernel_size}"
                 reason += f", stride={block.stride}, padding={block.effective_padding}"
                 raise SettingError("image_size", self.image_size, reason)
         return sizes

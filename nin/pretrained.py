@@ -442,7 +442,7 @@ def build_net(arguments: Mapping[str, Any]) -> NIN | Backbone:
 
 
 def check_fit(trained: Pretrained, images: ImageSet, name: str, *, same_classes: bool = True) -> None:
-    """Checks that a net and a set belong together: the one place where a net meets a set.
+    """Checks that a net fits a set: channels, image size, whitening and classes.
 
     Args:
         trained: the net.
@@ -472,14 +472,14 @@ def check_fit(trained: Pretrained, images: ImageSet, name: str, *, same_classes:
 
 
 def copy_weights(trained: Pretrained, net: NIN | Backbone, classes: Sequence[str] | None = None) -> list[str]:
-    """Copies the weights of `trained` to `net`; returns the names of the weights that stay as they were.
+    """Copies the weights of `trained` to `net`; returns the names of those that were not copied.
 
     Where the nets differ in their classes or in their head, all weights that do not depend on it are copied.
 
     Args:
         trained: the net with the weights.
         net: receives them.
-        classes: names of the classes of `net`; None: where it has as many as `trained`, they are the same.
+        classes: names of the classes of `net`; None: those of `trained`, if it has as many.
 
     Raises:
         CheckpointError: the nets differ in anything but these, dropout, initial values, and an image size that the

@@ -79,13 +79,13 @@ def read_run(run: str | Path) -> Record:
 
 def check_same_run(trained: Pretrained, record: Record, run: str | Path) -> None:
     """Raises CheckpointError if a folder's record and weights are of different runs, as when one was replaced."""
-    wrong = f"run={one_line(run)}: {records.FILE} is not of these weights:"
+    wrong = f"run={one_line(run)}: {records.FILE} does not match the weights:"
     if record.weights_sha256 not in (None, trained.sha256):
-        raise CheckpointError(f"{wrong} their sha256 is {trained.sha256}, it says {record.weights_sha256}")
+        raise CheckpointError(f"{wrong} expected sha256 {trained.sha256}, got {record.weights_sha256}")
     for name in ("data", "head", "recipe", "seed", "epochs"):
         theirs, its = trained.facts.get(name), getattr(record, name)
         if theirs != its:
-            raise CheckpointError(f"{wrong} their {name} is {one_line(theirs)}, it says {one_line(its)}")
+            raise CheckpointError(f"{wrong} expected {name} {one_line(theirs)}, got {one_line(its)}")
 
 
 def check_name(name: str, folder: Path | None = None) -> None:

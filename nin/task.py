@@ -46,7 +46,7 @@ class Classifier(L.LightningModule):
     Args:
         net: from images (N, C, H, W) to logits (N, K), with its number of classes as `num_classes`. Parameters that
             require no gradient are not trained, and their batch norms keep their statistics.
-        recipe: the settings, or the ones that `settings` change.
+        recipe: the settings; `settings` override single fields.
         settings: fields of `nin.config.RecipeConfig`, which explains each. The last layer is the last one with weights:
             the last 1×1 convolution under gap and gmp, the linear layer under fc. Under muon `weight_decay` takes the
             share `lr · weight_decay` off every weight a step, the last layer's too.
@@ -72,8 +72,8 @@ class Classifier(L.LightningModule):
         self.top5 = ErrorRate(net.num_classes, top_k=5, average="micro", validate_args=False) if many else None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As in any module. Lightning notes the name of each hook, 46 times a step, and a module would look each time
-        whether the name is a parameter."""
+        """As in any module, but without its search of the parameters for the name of a hook, which Lightning sets 46
+        times a step."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:

@@ -86,8 +86,8 @@ def test_any_value_in_any_place_is_taken_or_refused_by_name():
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"recipe": {"lrr": 1}}, "recipe.lrr=1: unknown; known are name, optimiser, lr"),
-        ({"nosuch": 1}, "nosuch=1: unknown; known are model, head, data"),
+        ({"recipe": {"lrr": 1}}, "recipe.lrr=1: unknown; must be one of name, optimiser, lr"),
+        ({"nosuch": 1}, "nosuch=1: unknown; must be one of model, head, data"),
         ({"data": 3}, "data=3: expected a mapping"),
         ([], "settings=[]: expected a mapping"),
         (None, "settings=null: expected a mapping"),

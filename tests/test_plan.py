@@ -79,7 +79,7 @@ def test_any_block_is_made_or_refused_by_name():
         ({"blocks": [Block(8), {"widths": 8, "stride": 0}]}, "block 2 has stride=0: expected an integer from 1"),
         ({"num_classes": 0}, "num_classes=0: expected an integer from 1"),
         ({"in_channels": True}, "in_channels=true: expected an integer"),
-        ({"image_size": 1}, "image_size=1: block 1 leaves nothing of it, with kernel_size=5, stride=1, padding=2"),
+        ({"image_size": 1}, "image_size=1: too small for block 1 with kernel_size=5, stride=1, padding=2"),
         ({"image_size": (32, 0)}, r"image_size=\(32, 0\): expected 1 to 10000 pixels"),
         ({"blocks": [Block((8, 8, 12))]}, "head=gap: requires one map per class, got 12 maps for 10 classes"),
         ({"blocks": [Block((8, 8, 12))], "head": "gmp"}, "end the last block with 10 channels, or choose head=fc"),

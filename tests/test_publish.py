@@ -192,7 +192,7 @@ def test_a_record_of_another_run_is_not_published(shelf, tmp_path, tried):
     altered.append(replace(kept, status="running"))
     for other in altered:
         record.write(run, other)
-        with pytest.raises(CheckpointError, match=r"is not of these weights|contains no finished run"):
+        with pytest.raises(CheckpointError, match=r"does not match the weights|contains no finished run"):
             publish.publish(run, "net", command="train")
         tried(other)
     record.write(run, kept)

@@ -68,7 +68,7 @@ def plain_settings(arguments: Sequence[str], defaults: dict[str, str]) -> dict[s
             raise UsageError(f"{one_line(argument)}: expected NAME=VALUE; {reason}")
         if name not in settings:
             meant = similar(name, defaults)
-            reason = f"did you mean {meant}={one_line(value)}?" if meant else f"known are {known}"
+            reason = f"did you mean {meant}={one_line(value)}?" if meant else f"must be one of {known}"
             raise SettingError(name, value, f"unknown setting; {reason}")
         settings[name] = value
     return settings

@@ -185,7 +185,7 @@ class _Script:
             raise SettingError(
                 "trainer.devices",
                 settings.trainer.devices,
-                f"--multirun trains each net in one process; {spelled('ablate')} takes the same values and any number",
+                f"--multirun trains each net in one process; {spelled('ablate')} takes the same values and several",
             )
 
     def check_held_out(self, settings: Config) -> None:

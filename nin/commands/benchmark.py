@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0].partition("/")[0] not in SETTINGS:
             known = ", ".join((*OWN, *SETTINGS))
-            raise SettingError(name, override.partition("=")[2], f"unknown setting; known are {known}")
+            raise SettingError(name, override.partition("=")[2], f"unknown setting; must be one of {known}")
     config = cli.compose(overrides)
 
     from nin.run import build

@@ -3,7 +3,7 @@
 python scripts/train.py head=gap                                   the default recipe on CIFAR-10
 python scripts/train.py head=gap data=digits                       no download, a minute or so
 python scripts/train.py head=fc_dropout recipe=quick seed=1
-python scripts/train.py head=gap recipe=paper                      the authors' settings
+python scripts/train.py head=gap recipe=paper                      the paper's regime
 python scripts/train.py --help                                     all settings
 """
 

@@ -43,7 +43,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a folder; none is decoded yet.
+    """The pictures of a folder, as files.
 
     Their order depends on their contents alone, so that renaming a file changes no run.
 
@@ -231,9 +231,7 @@ def _check_classes(root: Path, classes: Sequence[str]) -> None:
     if len(classes) < 2:
         got = f"one, {one_line(classes[0])}" if classes else f"no subfolder with a picture ({', '.join(SUFFIXES)})"
         hint = f"; if its subfolders are the classes, set data.root={one_line(root / classes[0])}" if classes else ""
-        raise DataError(
-            f"data.root={one_line(root)}: expected two classes, a subfolder with pictures each, got {got}{hint}"
-        )
+        raise DataError(f"data.root={one_line(root)}: expected at least two subfolders with pictures, got {got}{hint}")
     printed = Counter(map(one_line, classes))
     if alike := [name.replace(" ", "␣") for name in classes if printed[one_line(name)] > 1 or not one_line(name)]:
         raise DataError(

@@ -59,7 +59,7 @@ def draw_seed(seed: int, epoch: int, purpose: str, rank: int = 0) -> int:
 class Batches:
     """All images of a set once, a batch at a time: (images (B, C, H, W) float32, labels (B) int64), on the device.
 
-    Order and augmentation depend on seed and epoch alone. Of several processes each takes every `processes`-th image
+    The order depends on seed and epoch alone. Of several processes each takes every `processes`-th image
     of a batch, starting with the `rank`-th: together they have the batches and the order of one process. Each augments
     with random numbers of its own.
 
@@ -253,7 +253,7 @@ class Images(L.LightningDataModule):
         unseen = [name for name, count in zip(self.set.classes, seen, strict=True) if not count]
         if unseen and not self._has_warned:  # Lightning calls this for the training and for each evaluation
             self._has_warned = True
-            warnings.warn(f"no training image shows {some_of(unseen, 20)}: the net cannot learn that", stacklevel=1)
+            warnings.warn(f"no training image shows {some_of(unseen, 20)}: the net cannot learn it", stacklevel=1)
         if self.preprocess is None:
             self.preprocess = PREPROCESSINGS[self.settings.preprocessing].fit(self._to_fit())
 
@@ -415,7 +415,7 @@ def listed(root: str, sha256: str | None = None) -> Listing:
     paths = [file for part in scan(root).parts for one in part.values() for file in one]
     listing = _listed(root, tuple((str(file), file.lstat().st_size, file.stat().st_mtime_ns) for file in paths))
     if sha256 not in (None, listing.sha256):
-        raise DataError(f"data.sha256={sha256}: the pictures in {root} are others, with sha256 {listing.sha256}")
+        raise DataError(f"data.sha256={sha256}: the pictures in {root} have sha256 {listing.sha256}")
     return listing
 
 

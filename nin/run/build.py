@@ -1,4 +1,4 @@
-"""What a run needs, made from its settings."""
+"""A run's data, net and task, made from its settings."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def _check_step(config: Config, net: NIN | Backbone, images: int) -> None:
         raise SettingError(
             "data.batch_size",
             batch,
-            f"with model.blocks={one_line(config.model.blocks)} a training step needs at least {needed:,.1f} GB, and "
+            f"a training step needs at least {needed:,.1f} GB, and "
             f"this machine has {there:,.1f} GB; choose smaller batches or a smaller net",
         )
 

@@ -1,4 +1,4 @@
-"""What a training keeps: the rows of metrics.csv, averaged weights, its seconds.
+"""Callbacks of a training: metrics.csv, averaged weights, a stopwatch.
 
 A run may be interrupted at any moment and resumes as if nothing had happened. Order, augmentation and dropout are
 functions of seed and epoch, so the checkpoint of the last whole epoch is enough; it holds the rows of metrics.csv too.

@@ -23,7 +23,7 @@ WARMUP = 3  # steps before the capture: cuDNN chooses its algorithms in them, an
 
 
 class CudaGraph:
-    """What a step launches, recorded without being run, and repeated by `replay`, which returns the step's result."""
+    """A recorded step: recording does not run it; `replay` runs it and returns its result."""
 
     def __init__(self, step: Callable[[], Any]) -> None:
         self.graph = torch.cuda.CUDAGraph()

@@ -152,7 +152,7 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
     """
     name, size = trained.facts.get("data"), trained.net.arguments["image_size"]
     if not isinstance(name, str) or name not in SETS:
-        raise CheckpointError(f"the net was trained on data={one_line(name)}, which is not one of {', '.join(SETS)}")
+        raise CheckpointError(f"the net's record has data={one_line(name)}: must be one of {', '.join(SETS)}")
     facts = _facts_of_folder(trained) if SETS[name].is_folder else {}
     pixels = size if isinstance(size, int) else size[0]
     own = {"root": root or facts.get("root"), "seed": facts.get("seed", 0), **settings}
@@ -167,7 +167,7 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
         data.prepare_data()
     except DataError as error:
         if root is None and data.entry.is_folder:
-            raise DataError(f"{error}; the pictures of the training were there, set data.root=FOLDER") from error
+            raise DataError(f"{error}; if the training's pictures have moved, set data.root=FOLDER") from error
         raise
     if data.listing:
         _check_folder(data, trained, facts.get("sha256"))
@@ -208,4 +208,6 @@ def check_limits(config: Config, data: Images) -> None:
 def check_limit(limit: int | float | None, name: str, loader: Sized) -> None:
     """As `check_limits`, for one loader."""
     if isinstance(limit, float) and limit * len(loader) < 1:
-        raise SettingError(f"trainer.limit_{name}_batches", limit, f"is less than one of the {len(loader)} batches")
+        raise SettingError(
+            f"trainer.limit_{name}_batches", limit, f"is less than one of {len(loader)} batches; raise it"
+        )

@@ -74,7 +74,7 @@ def check_environment() -> None:
     for name in (*RANKS, *_SIZES):
         value = os.environ.get(name, "0")
         if not value.isdecimal() or len(value) > DIGITS:
-            raise SettingError(name, value, "expected a number of processes; unset this environment variable")
+            raise SettingError(name, value, "expected a whole number below 1,000,000; unset this environment variable")
     if world_size() > 1:
         return
     for name in RANKS:
@@ -163,9 +163,8 @@ def _first_failure(processes: Sequence[subprocess.Popen]) -> int:
 def ending_at_once() -> Iterator[None]:
     """Ends this process, one of several, at the end of the block and with its exit code.
 
-    Python first takes down its interpreter, beneath the threads of a connection whose other end left a call unanswered.
-    Such a thread ends in "terminate called without an active exception" or a segmentation fault
-    (github.com/pytorch/pytorch/issues/190489).
+    Python frees its interpreter while threads of an unanswered connection still run. Such a thread ends in "terminate
+    called without an active exception" or a segmentation fault (github.com/pytorch/pytorch/issues/190489).
     """
     code: int | str | None = 0
     try:

@@ -139,8 +139,7 @@ def evaluations_in_steps(trainer: L.Trainer) -> tuple[float, float]:
 
 
 class Estimate(Callback):
-    """Prints how long training takes, where it is long and on the CPU: from the pace of its first steps, so that
-    nothing is computed for it.
+    """Prints an estimate of how long a long training on a CPU takes, from the pace of its first steps.
 
     Args:
         least: an estimate is printed if training takes at least so many seconds.

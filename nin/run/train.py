@@ -423,7 +423,7 @@ def closing_lines(record: Record, folder: Path) -> str:
     chance = ""
     if record.at_chance:
         chance = (
-            f"\nThe test error does not differ from chance, {record.chance_error:.2f} %, by three standard errors of "
+            f"\nThe test error is not three standard errors below chance, which is {record.chance_error:.2f} % of "
             f"{counted(record.test_images, 'image')}: choose a higher recipe.lr, a longer run, another seed or more "
             "test images.\n"
         )

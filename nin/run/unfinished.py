@@ -27,7 +27,7 @@ OF_THE_NET = "net."  # how the names of its weights begin in a checkpoint
 
 
 def load(checkpoint: str, *, fold: bool = False, root: str | None = None, download: bool | None = None) -> Pretrained:
-    """As `nin.load`; of a run that has not finished the net after its last whole epoch, which is printed.
+    """As `nin.load`; of an unfinished run it returns the net after the last whole epoch, and prints which that is.
 
     The run's set is read again: the classes and the preprocessing are known from it.
 

@@ -1,4 +1,4 @@
-"""The watch over a training: it ends when the net has died."""
+"""Ends the training of a net that has died."""
 
 from __future__ import annotations
 

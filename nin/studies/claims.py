@@ -93,8 +93,8 @@ class Questions:
         of_rows = [claim for claim in claims if claim in OF_ROWS and self.study]
         subjects = nets.gather(self.checkpoints, self.root, self.images) if of_nets else []
         study = rows.ended(self.study) if of_rows else None
-        about_nets = f"Asked of these nets:\n\n{nets.described(subjects)}"
-        about_rows = f"Asked of the runs in `{Path(self.study or '').name}`."
+        about_nets = f"Nets:\n\n{nets.described(subjects)}"
+        about_rows = f"Runs: `{Path(self.study or '').name}`."
         answered = False
         for claim in (*of_nets, *of_rows):
             try:

@@ -34,7 +34,7 @@ CLAIM = "On a trained net global average pooling replaces fully connected layers
 VARIED, NAMED = ("freeze",), ("model.weights",)  # the second states where the file is, and keeps groups apart
 ARTICLES = tuple(name for name, head in HEADS.items() if head.of_features)
 POOLING = "gap_article"
-LAST = 10  # epochs at the end, over which a curve's unrest is measured
+LAST = 10  # epochs at the end, over which a curve's change is measured
 
 
 def answers(rows: pd.DataFrame) -> list[Answer]:
@@ -84,29 +84,29 @@ def _heads(runs: pd.DataFrame) -> list[str]:
     return [head for head in ARTICLES if (runs["head"] == head).any()]
 
 
-def unrest(curve: Sequence[float]) -> float:
-    """How restless a curve is at its end: the mean change from one of its last epochs to the next."""
+def mean_change(curve: Sequence[float]) -> float:
+    """The restlessness of a curve's end: the mean change from one of its last epochs to the next."""
     return float(np.abs(np.diff(curve[-LAST:])).mean()) if len(curve) > 1 else float("nan")
 
 
 def table(runs: pd.DataFrame, pairs: dict[str, list[float]], error_name: str) -> str:
-    """Errors, last losses and unrest by head in Markdown.
+    """Errors, last losses and last changes by head in Markdown.
 
     Args:
         runs: rows of one condition.
         pairs: as returned by `minus_pooling`.
         error_name: "test error", or "held-out error".
     """
-    columns = ("head", f"{error_name} of each seed (%)", "mean ± s.d.", "n", "train error (%)", "test loss", "unrest")
+    columns = ("head", f"{error_name} of each seed (%)", "mean ± s.d.", "n", "train error (%)", "test loss", "change")
     lines = [table_row(*columns, f"minus `{POOLING}`"), table_rule(len(columns))]
     for head in _heads(runs):
         of_head = runs[runs["head"] == head].sort_values("seed")
         learnt = of_head[of_head.error.notna()]
         ends = [curves["test_loss"][-1] for curves in learnt.curves if curves.get("test_loss")]
-        restless = [unrest(curve) for curve in learnt.test_curve if len(curve) > 1]
+        changes = [mean_change(curve) for curve in learnt.test_curve if len(curve) > 1]
         cells = [each_seed(of_head), mean_and_deviation(learnt.error) if len(learnt) else "none"]
         cells.append(f"{len(learnt)}{died(len(of_head) - len(learnt))}")
-        cells += [mean_and_deviation(values) if len(values) else "" for values in (learnt.train_error, ends, restless)]
+        cells += [mean_and_deviation(values) if len(values) else "" for values in (learnt.train_error, ends, changes)]
         lines.append(table_row(f"`{head}`", *cells, paired(pairs[head], len(of_head)) if head in pairs else ""))
     return "\n".join(lines)
 
@@ -114,7 +114,7 @@ def table(runs: pd.DataFrame, pairs: dict[str, list[float]], error_name: str) ->
 def _caveat(runs: pd.DataFrame, frozen: bool) -> str:
     text = (
         "Intervals (95 %) are over seeds: initial weights of the layers above and the order of the images. All seeds "
-        f"have the same test images. Unrest: mean change of the test error between two of the last {LAST} epochs, in "
+        f"have the same test images. Change: mean change of the test error between two of the last {LAST} epochs, in "
         "points."
     )
     if frozen:

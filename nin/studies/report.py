@@ -342,10 +342,10 @@ def _link(picture: Picture) -> str:
 
 def _of_claims(number: int, file: str) -> str:
     """A paragraph about the runs that only the claims show."""
-    verb, them = ("is", "it") if number == 1 else ("are", "them")
+    verb = "is" if number == 1 else "are"
     return (
-        f"\n{counted(number, 'more run')} {verb} of recipe `transfer` or had a share of the training images: "
-        f"`scripts/claims.py {shlex.quote(f'study={file}')}` reports {them}.\n"
+        f"\n{counted(number, 'more run')} (recipe `transfer`, or a share of the training images) {verb} reported "
+        f"by `scripts/claims.py {shlex.quote(f'study={file}')}`.\n"
     )
 
 

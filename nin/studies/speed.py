@@ -54,7 +54,7 @@ class Speeds:
     """Images a second of each row, and operations a second of the matrix products, one value a round.
 
     Attributes:
-        rows: images a second by row; a row of zeros is not part of this machine.
+        rows: images a second by row.
         peaks: multiply-accumulates a second by precision, of a round's fastest repeat.
         repeats: the same of every repeat of all rounds.
         given: CPU seconds : seconds of this process's threads, of each repeat on a CPU.

@@ -139,7 +139,7 @@ def test_a_small_gpu_evaluates_fewer_images_at_a_time(memory, images, monkeypatc
 
 
 def test_a_class_without_training_images_is_named():
-    with pytest.warns(UserWarning, match=r"no training image shows .*: the net cannot learn that") as said:
+    with pytest.warns(UserWarning, match=r"no training image shows .*: the net cannot learn it") as said:
         data = ready("digits", val=1430)
     shown = {str(label) for label in data.train_labels.tolist()}
     named = str(said[0].message).split(" shows ")[1].split(":")[0].split(", ")

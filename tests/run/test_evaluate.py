@@ -49,7 +49,7 @@ def test_a_net_that_does_not_say_what_it_was_trained_on_is_refused(ended):
     trained = load(ended[0])
     for name in (None, "nosuch", ["digits"]):
         trained.facts["data"] = name
-        with pytest.raises(CheckpointError, match=r"the net was trained on data=.*, which is not one of cifar10"):
+        with pytest.raises(CheckpointError, match=r"record has data=.*: must be one of cifar10"):
             images_of(trained)
 
 
@@ -64,5 +64,5 @@ def test_a_share_of_less_than_a_batch_is_refused():
     check_limit(0.5, "test", range(2))
     check_limit(None, "test", range(2))
     check_limit(1, "test", range(2))
-    with pytest.raises(SettingError, match=r"trainer\.limit_test_batches=0\.4: is less than one of the 2 batches"):
+    with pytest.raises(SettingError, match=r"trainer\.limit_test_batches=0\.4: is less than one of 2 batches"):
         check_limit(0.4, "test", range(2))

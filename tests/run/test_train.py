@@ -47,7 +47,9 @@ def test_the_closing_lines(ended):
     assert said.count("%") == 3 + kept.at_chance and f"python scripts/evaluate.py checkpoint={folder}" in said
     good, bad = (replace(kept, val_error=None, test_error=error) for error in (2.5, 89.5))
     assert closing_lines(good, folder).count("%") == 2
-    assert re.search(r"The test error does not differ from chance, \d\d\.\d\d %, by three", closing_lines(bad, folder))
+    assert re.search(
+        r"The test error is not three standard errors below chance, which is \d\d\.\d\d %", closing_lines(bad, folder)
+    )
     assert "\n1 epoch in " in closing_lines(replace(kept, settings=with_epochs(kept, 1)), folder)
 
 
@@ -144,7 +146,7 @@ def test_settings_that_contradict_a_checkpoint_are_refused(ended, tmp_path):
     with pytest.raises(CheckpointError, match="norm is batch there, none here"):
         train(compose([*SHORT, f"checkpoint={folder}", "model.norm=none"]), tmp_path)
     for limit in ("limit_train_batches=0.01", "limit_test_batches=0.3"):
-        with pytest.raises(SettingError, match=rf"trainer\.{limit}: is less than one of the"):
+        with pytest.raises(SettingError, match=rf"trainer\.{limit}: is less than one of"):
             train(compose([*SHORT, f"trainer.{limit}"]), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
@@ -177,7 +179,7 @@ def test_a_short_run_that_collapses_is_dead(tmp_path):
 
 def test_a_run_that_learns_nothing_says_so(tmp_path, script):
     code, said, _ = script("train.py", *SHORT, "recipe.lr=1e-9", "trainer.max_epochs=1", "hydra.run.dir=run")
-    assert code == 0 and "The test error does not differ from chance" in said
+    assert code == 0 and "is not three standard errors below chance" in said
     assert record.read(tmp_path / "run").at_chance
 
 

@@ -123,7 +123,7 @@ def test_what_belongs_to_a_checkout_says_so_elsewhere(entry, monkeypatch, name):
         (["demo", "cifar10-gap"], "cifar10-gap: expected NAME=VALUE; did you mean checkpoint=cifar10-gap?"),
         (["cost", "--model", "vgg19"], "--model: no such option; write model=vgg19"),
         (["cost", "modle=vgg19"], "modle=vgg19: unknown setting; did you mean model=vgg19?"),
-        (["cost", "nosuch=1"], "nosuch=1: unknown setting; known are model, checkpoint, head"),
+        (["cost", "nosuch=1"], "nosuch=1: unknown setting; must be one of model, checkpoint, head"),
         (["ablate", "--jobs", "2"], "--jobs: no such option; write jobs=VALUE"),
         (["train", "data=/my/images"], "data=/my/images: must be one of .* data=folder data.root=/my/images"),
         (["train", "data=runs"], "data=runs: must be one of .* data=folder data.root=runs"),

@@ -111,7 +111,7 @@ def test_the_command(script):
         (["model=alexnet", "head=gmp"], "head=gmp: must be one of fc, gap"),
         (["head=gpa"], "head=gpa: must be one of gap"),
         (["model=vgg19", "checkpoint=cifar10-gap"], "choose one of the two"),
-        (["nosuch=1"], "known are model, checkpoint, head"),
+        (["nosuch=1"], "must be one of model, checkpoint, head"),
     ):
         code, printed, errors = script("cost.py", *wrong)
         assert (code, printed, errors.count("\n")) == (2, "", 1) and words in errors

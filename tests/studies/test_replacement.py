@@ -76,6 +76,6 @@ def test_a_study_without_pooling_or_with_it_alone_has_no_answer(tmp_path, row):
         replacement.answers(frame_of(tmp_path, made))
 
 
-def test_unrest_is_the_mean_change_of_the_last_epochs():
-    assert replacement.unrest([90.0] * 20 + [10.0, 12.0] * 5) == 2.0
-    assert replacement.unrest([5.0, 5.0]) == 0.0
+def test_mean_change_is_the_mean_change_of_the_last_epochs():
+    assert replacement.mean_change([90.0] * 20 + [10.0, 12.0] * 5) == 2.0
+    assert replacement.mean_change([5.0, 5.0]) == 0.0

@@ -116,7 +116,7 @@ def test_images_of_another_size_are_refused():
         (["rounds=0"], "rounds=0: expected an integer"),
         (["rows=nosuch"], "rows=nosuch: names none of: kernels alone; bare step"),
         (["growth=nosuch"], "growth=nosuch: must be one of batch, size, threads, processes"),
-        (["nosuch=1"], "nosuch=1: unknown setting; known are rows, rounds"),
+        (["nosuch=1"], "nosuch=1: unknown setting; must be one of rows, rounds"),
         (["eval_curve=true"], "eval_curve=true: unknown setting"),
         (["data=flowers17", "data.size=64"], "data.size=64"),
     ],

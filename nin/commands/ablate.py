@@ -3,7 +3,7 @@
 python scripts/ablate.py study=my.csv data=digits head=gap,fc seed=0,1          four short runs, rows in my.csv
 python scripts/ablate.py head=gap,fc,fc_dropout seed=0,1,2 recipe=quick         the heads of the paper's Table 5
 python scripts/ablate.py model.dropout=0,0.5 seed=0,1,2 recipe=quick            any setting is an axis
-python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_epochs=800 eval_curve=false
+python scripts/ablate.py head=gap,fc recipe=quick data.share=0.01 trainer.max_epochs=1040 eval_curve=false
                                                                   as many steps as with all images at 8 epochs
 
 The overrides are those of scripts/train.py, with Hydra's sweep syntax. The test error is recorded after each epoch,
@@ -52,7 +52,8 @@ def main(arguments: list[str]) -> None:
     if settings["train"] == "true" and not number:
         raise SettingError("train", "true", "requires table=; without it every run is trained")
     if number and settings["train"] != "true":
-        print(_listed(number, overrides, file))
+        also = [each for each in own if each.partition("=")[0].lstrip("-") in ("study", "runs", "jobs")]
+        print(_listed(number, overrides, file, also))
         return
     points = _points_of_table(number, overrides) if number else cli.points(overrides)
     if not any(override.lstrip("+").startswith("eval_curve=") for override in overrides):
@@ -70,13 +71,14 @@ def _points_of_table(number: str, overrides: list[str]) -> list[Point]:
     return [point for run in papers.TABLES[int(number)] for point in cli.points(papers.overrides_of(run, overrides))]
 
 
-def _listed(number: str, overrides: list[str], file: Path) -> str:
-    """One of the paper's tables for people: its figures beside the study's, and its runs."""
+def _listed(number: str, overrides: list[str], file: Path, own: list[str]) -> str:
+    """One of the paper's tables for people: its figures beside the study's, its runs, and the command that trains them,
+    with the study's own settings."""
     from nin.studies import papers, rows
 
     points = _points_of_table(number, overrides)
     runs = "\n".join(f"  {spelled('train')} {point.command}" for point in points)
-    also = shlex.join(["table=" + number, *overrides, "train=true"])
+    also = shlex.join(["table=" + number, *own, *overrides, "train=true"])
     return (
         f"{papers.table(int(number), rows.ended(file))}\n\n{counted(len(points), 'run')}:\n{runs}\n\n"
         f"Train those that {file} lacks: {spelled('ablate')} {also}"

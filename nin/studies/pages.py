@@ -101,7 +101,9 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
         f"{_certainty(seeds, second - first)}"
     )
     off = ", ".join(f"`{head}` is {_points(error['paper'][head] - paper[head])}" for head in here)
-    minus = paired_differences(runs["quick"]["fc"], runs["quick"]["gap"])
+    fc, gap = (runs["quick"][head] for head in ("fc", "gap"))
+    alike = set(fc.precision) == set(gap.precision)
+    minus = paired_differences(fc, gap) if alike else []
     differs = (
         f"- **Differs:** {off} than in the paper. In `quick`, eight epochs of newer training, the order is "
         f"{', '.join(f'`{head}`' for head in sorted(error['quick'], key=error['quick'].get))}; `fc` minus `gap` is "
@@ -151,8 +153,12 @@ def _runs_of(rows: pd.DataFrame, results: Sequence[Result]) -> dict[str, pd.Data
     """The runs of each result by head; those of files that no commit has do not count. Raises RowsError where a
     result has none."""
     plain = rows[(rows.label == "") & (rows.held_out == 0) & (rows.status == "ok") & rows.clean]
-    facts = [plain[name] for name in ("data", "recipe", "head", "epochs")]
-    by_facts = {key: runs[runs.precision == _usual(runs.precision)] for key, runs in plain.groupby(facts)}
+    by_facts = {}
+    for (data, recipe, epochs), regime in plain.groupby(["data", "recipe", "epochs"]):
+        usual = _usual(regime.precision)
+        for head, runs in regime.groupby("head"):
+            of_precision = usual if (runs.precision == usual).any() else _usual(runs.precision)
+            by_facts[data, recipe, head, epochs] = runs[runs.precision == of_precision]
     for each in results:
         if (each.data, each.recipe, each.head, each.epochs) not in by_facts:
             line = f"data={each.data} recipe={each.recipe} head={each.head} trainer.max_epochs={each.epochs}"
@@ -161,7 +167,7 @@ def _runs_of(rows: pd.DataFrame, results: Sequence[Result]) -> dict[str, pd.Data
 
 
 def _usual(precisions: pd.Series) -> str:
-    """The precision of most runs: errors in several precisions have no common mean."""
+    """The precision of most runs: errors in several precisions have neither a common mean nor a difference."""
     return precisions.mode().iloc[0]
 
 

@@ -45,11 +45,17 @@ class PapersRun:
         """The label of its rows: the net, where the set does not choose it."""
         return " ".join(each for each in self.overrides if each.startswith("model="))
 
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Those of its rows: the net alone, where the recipe crops and mirrors as the line does, or all settings."""
+        settings = [each for each in self.overrides if each.partition("=")[0] not in ("data", "head", "recipe")]
+        return self.variant, " ".join(sorted(settings))
+
     def of(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Those of a study's rows that repeat it: from scratch, on all images, in any regime, without another
         variant."""
         rows = rows[(rows.data == self.data) & (rows["head"] == self.head) & (rows.status == "ok")]
-        rows = rows[(rows.held_out == 0) & (rows.share == 1) & (rows.start_name == "") & (rows.label == self.variant)]
+        rows = rows[(rows.held_out == 0) & (rows.share == 1) & (rows.start_name == "") & rows.label.isin(self.labels)]
         return rows[rows.settings.map(self._has_its_net).astype(bool)]
 
     def _has_its_net(self, settings: dict) -> bool:

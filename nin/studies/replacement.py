@@ -17,6 +17,7 @@ from nin.studies.comparisons import Group, comparable, judge
 from nin.studies.rows import Condition
 from nin.studies.tables import (
     COLOURS,
+    FULLY_CONNECTED,
     GREY,
     clean,
     died,
@@ -42,17 +43,17 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     where the backbone was frozen.
 
     Raises:
-        ClaimError: the study has no run of `gap_article` beside another of the article's heads.
+        ClaimError: the study has no run of `gap_article` beside one of `fc_article`.
     """
     found = []
     for group in comparable(rows, VARIED, NAMED):
         for frozen, runs in group.rows[group.rows["head"].isin(ARTICLES)].groupby("frozen"):
             heads = set(runs["head"])
-            if POOLING in heads and len(heads) > 1:
+            if POOLING in heads and heads & set(FULLY_CONNECTED):
                 found.append(_answer(group, bool(frozen), runs))
     if not found:
         raise ClaimError(
-            "claim=replacement: the study has no run of gap_article beside another of the article's heads; train some "
+            "claim=replacement: the study has no run of gap_article beside one of fc_article; train some "
             f"with {spelled('ablate')} experiment=flowers17_squeezenet head={','.join(ARTICLES)} seed=0,1,2,3,4"
         )
     return found
@@ -64,8 +65,8 @@ def _answer(group: Group, frozen: bool, runs: pd.DataFrame) -> Answer:
     pairs = minus_pooling(runs)
     error_name = group.condition.error_name
     verdict, finding = judge(
-        [(f"`{head}`", values) for head, values in pairs.items()],
-        f"{error_name.capitalize()} of a head minus that of `{POOLING}` on {backbone}, {part} (points)",
+        [(f"`{head}`", values) for head, values in pairs.items() if head in FULLY_CONNECTED],
+        f"{error_name.capitalize()} of fully connected layers minus that of `{POOLING}` on {backbone}, {part} (points)",
         below=False,
     )
     title = f"Heads on {backbone}, {part}: {group.title}"

@@ -117,6 +117,8 @@ def measure(rows: pd.DataFrame, cards: Mapping[str, dict]) -> list[TransferLine]
 def _by_key(rows: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     """The runs of each line. A frozen run of `gap` on a net of another head is a linear probe. One on a net of `gap` is
     probed, and a linear probe too if there are linear probes of other heads."""
+    same_start = rows.groupby("start_sha256").start_name.transform("first")  # a net may be renamed between its runs
+    rows = rows.assign(start_name=rows.start_name.mask(rows.start_sha256 != "", same_start))
     way = pd.Series(TUNED, index=rows.index).mask(rows.start_name == "", SCRATCH).mask(rows.frozen, PROBED)
     runs = rows.assign(way=way).sort_values("seed")
     is_linear = (runs["head"] == "gap") & (runs.way == PROBED) & (runs.start_head != "")

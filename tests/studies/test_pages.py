@@ -37,6 +37,17 @@ def test_runs_of_another_precision_and_of_uncommitted_files_do_not_count(frame, 
     assert pages.results_table(frame(*published(), *others)) == plain
 
 
+def test_heads_are_compared_in_one_precision(frame, row, published):
+    """Though most runs of `gap` are in another one, and that one comes first in the alphabet."""
+    made = [row(head, seed, 10.0 + seed + (head == "fc") * seed / 9) for head in ("gap", "fc") for seed in (1, 2, 3)]
+    others = [row("gap", seed, 5.0, precision="16-mixed") for seed in range(5)]
+    found = pages.findings(frame(*published(), *made, *others))
+    assert "`fc` minus `gap` is 0.17 points" in found and "n = 4" in found
+    plain = [each for each in published() if (each["head"], each["recipe"]) != ("fc", "quick")]
+    fc = [row("fc", seed, 9.0, precision="16-mixed") for seed in range(3)]
+    assert "unknown (n = 0, too few to judge)" in pages.findings(frame(*plain, *made[:3], *fc))
+
+
 def test_a_line_without_runs_is_named_instead_of_left_out(frame, row, published):
     edited = [row(recipe__lr=0.05, seed=1)]  # after an edit of the recipe all its rows have a label
     for rows in (published()[1:], published(clean=False), [*published(), *edited]):

@@ -1,4 +1,5 @@
-from nin.cli import compose
+from nin.cli import compose, variant_of
+from nin.config import settings_of
 from nin.plan import BLOCKS
 from nin.studies import papers
 
@@ -40,6 +41,14 @@ def test_the_papers_figures_stand_beside_ours(frame, row):
     assert papers.tables(frame()) == ""
 
 
+def test_a_table_finds_the_rows_of_its_own_runs():
+    """As `ablate.py table=N train=true` labels them."""
+    for runs in papers.TABLES.values():
+        for run in runs:
+            if run.blocks in BLOCKS:
+                assert variant_of(settings_of(compose(run.overrides))) in run.labels
+
+
 def test_the_conventional_cnns_rows_are_its_own(frame, row):
     made = [row(error=13.0, model__blocks="cnn", variant="model=cnn"), row(error=9.0)]
     made += [row(error=14.0, model__blocks="cnn", variant="model=cnn model.dropout=0.3", model__dropout=0.3)]
@@ -59,6 +68,9 @@ def test_a_table_lists_its_runs_and_trains_none(script, tmp_path):
     assert code == 0 and "The paper's Table 2" in printed and "35.68 | not run" in printed
     for seed in (0, 1):
         assert f"python scripts/train.py data=cifar100 recipe=paper_cifar100 seed={seed}\n" in printed
-    assert "python scripts/ablate.py table=2 seed=0,1 train=true" in printed
+    assert f"python scripts/ablate.py table=2 study={tmp_path / 'runs.csv'} seed=0,1 train=true" in printed
+    study = f"study={tmp_path / 'my.csv'}"
+    _, printed, _ = script("ablate.py", "seed=0", "jobs=2", "table=2", study)
+    assert printed.rstrip().endswith(f"python scripts/ablate.py table=2 jobs=2 {study} seed=0 train=true")
     code, _, error = script("ablate.py", "table=6")
     assert code == 2 and error == "error: table=6: must be one of 1, 2, 3, 4, 5\n"

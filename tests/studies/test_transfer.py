@@ -125,6 +125,13 @@ def test_a_net_has_the_name_that_it_is_published_under_today(run, frame, monkeyp
     assert [line[2] for line in lines] == ["net-quick", "other"]
 
 
+def test_a_net_that_was_renamed_between_its_runs_is_one_start(run, frame):
+    rows = tuned(run, [("gap", "net"), ("fc", "net")])
+    renamed = [{**row, "start_name": "new"} if row["seed"] == 2 else row for row in rows]
+    (before,), (after,) = (transfer.answers(frame(*each)) for each in (rows, renamed))
+    assert body(after.table) == body(before.table) and after.finding == before.finding
+
+
 def test_without_a_start_there_is_no_transfer(run, frame):
     with pytest.raises(ClaimError, match="checkpoint="):
         transfer.answers(frame(run("gap", 0), run("fc", 0)))

@@ -150,12 +150,11 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
         CheckpointError: the net does not say on which set it was trained, or does not fit it.
         DataError: the set is missing or damaged, or a folder's drawn test pictures may have been trained on.
     """
-    name, size = trained.facts.get("data"), trained.net.arguments["image_size"]
-    if not isinstance(name, str) or name not in SETS:
-        raise CheckpointError(f"the net's record has data={one_line(name)}: must be one of {', '.join(SETS)}")
-    facts = _facts_of_folder(trained) if SETS[name].is_folder else {}
+    name, size = set_of(trained), trained.net.arguments["image_size"]
+    facts = facts_of_folder(trained)
     pixels = size if isinstance(size, int) else size[0]
     own = {"root": root or facts.get("root"), "seed": facts.get("seed", 0), **settings}
+    own["preprocessing"] = trained.preprocess.name  # whitened images need more memory
     try:
         data = Images(name, **({} if SETS[name].size else {"size": pixels}), **own)
     except SettingError as error:
@@ -176,8 +175,19 @@ def images_of(trained: Pretrained, root: str | None = None, **settings: Any) -> 
     return data
 
 
-def _facts_of_folder(trained: Pretrained) -> dict[str, Any]:
-    """Root, sha256 and seed of the folder that a net was trained on, as far as its record has them."""
+def set_of(trained: Pretrained) -> str:
+    """The name of the set that a net was trained on. Raises CheckpointError if its record has none that is known."""
+    name = trained.facts.get("data")
+    if not isinstance(name, str) or name not in SETS:
+        raise CheckpointError(f"the net's record has data={one_line(name)}: must be one of {', '.join(SETS)}")
+    return name
+
+
+def facts_of_folder(trained: Pretrained) -> dict[str, Any]:
+    """Root, sha256 and seed of the folder that a net was trained on, as far as its record has them: they decide on its
+    test images. Empty for other sets."""
+    if not SETS[set_of(trained)].is_folder:
+        return {}
     settings = trained.facts.get("settings")
     data = settings.get("data") if isinstance(settings, dict) else None
     known = {**(data if isinstance(data, dict) else {}), "seed": trained.facts.get("seed")}

@@ -199,14 +199,18 @@ def _train(run: _Run) -> Record:
 
 
 def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
-    """The images, set up, and the net that the run starts from, whose preprocessing they get."""
+    """The images, set up, and the net that the run starts from, whose preprocessing they get. Process 0 alone reads and
+    decodes the pictures of a folder to list them."""
     config = run.config
     data = build_data(config)
     with rank_zero_first(run.trainer):
         start = pretrained.load(config.checkpoint) if config.checkpoint else None
-        data.prepare_data()
+        if run.writes or not data.entry.is_folder:
+            data.prepare_data()
         if run.writes:
             folders.drop_leftovers(run.folder)
+    if data.entry.is_folder:
+        data.listing = run.trainer.strategy.broadcast(data.listing)
     if start:
         data.preprocess = start.preprocess
         own = start.preprocess.name

@@ -18,7 +18,7 @@ from nin.errors import CheckpointError
 from nin.plan import HEADS
 from nin.predict import has_class_maps
 from nin.pretrained import Pretrained
-from nin.run.evaluate import images_of
+from nin.run.evaluate import facts_of_folder, images_of, set_of
 from nin.studies.comparisons import training_of
 from nin.studies.tables import COLOURS, LINES, table_row, table_rule
 
@@ -100,8 +100,8 @@ def gather(
     styles = _styles(nets, names)
     subjects = []
     for name, trained, checkpoint in zip(names, nets, checkpoints, strict=True):
-        of_set = _set_of(trained)
         try:
+            of_set = _set_of(trained)
             if of_set not in drawn:
                 drawn[of_set] = _draw_images(trained, root, images, seed)
             whole, test_images, labels, blank = drawn[of_set]
@@ -123,9 +123,11 @@ def _check_distinct(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> N
 
 
 def _set_of(trained: Pretrained) -> tuple:
-    """The facts that decide on a net's test images: its set and their size."""
+    """The facts that decide on a net's test images: its set and their size; of a folder also which pictures they were
+    drawn from, and with which seed."""
     size = trained.net.arguments["image_size"]
-    return trained.facts.get("data"), *(size if isinstance(size, list | tuple) else (size, size))
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    return set_of(trained), *sides, *facts_of_folder(trained).items()
 
 
 @torch.no_grad()

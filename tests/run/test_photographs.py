@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,11 +12,14 @@ from PIL import Image
 import nin
 from builders import NARROW
 from nin.cli import compose, points
+from nin.data.folder import list_folder
+from nin.data.streamed import Streamed
 from nin.errors import CheckpointError, DataError, SettingError
 from nin.predict import predict
 from nin.run import unfinished
 from nin.run.evaluate import evaluate_pretrained, images_of
-from nin.run.train import train
+from nin.run.train import _load_images, train
+from nin.studies.nets import gather
 from photographs import COLOURS, make_folder
 from runs import results, two
 
@@ -108,6 +112,24 @@ def test_a_published_net_is_fine_tuned_at_another_size(ran, tmp_path, freeze):
     assert same == freeze
 
 
+def test_claims_ask_each_net_about_its_own_test_pictures(ran, tmp_path):
+    here, settings, _ = ran
+    train(compose([*settings, "seed=1"]), tmp_path / "other")
+    subjects = gather([str(here / "run"), str(tmp_path / "other")])
+    own = [images_of(subject.trained).set for subject in subjects]
+    assert all(torch.equal(subject.images, whole.test_images) for subject, whole in zip(subjects, own, strict=True))
+    assert not torch.equal(own[0].test_images, own[1].test_images)
+
+
+def test_an_evaluation_counts_the_copies_that_the_training_counted(ran, tmp_path):
+    here, settings, _ = ran
+    whiten = ["data.preprocessing=whiten", "trainer.max_epochs=1", "recipe.optimiser=sgd"]
+    train(compose([*settings, *whiten]), tmp_path / "run")
+    enough = 36 * 3 * 16 * 16 * 1.2 / 1e9  # for the images, not for five copies
+    for folder, kept in ((here / "run", torch.Tensor), (tmp_path / "run", Streamed)):
+        assert isinstance(images_of(nin.load(folder), memory=enough).set.test_images, kept)
+
+
 def test_two_classes_of_three_pictures(tmp_path):
     settings = [*SETTINGS, f"data.root={make_folder(tmp_path / 'photos', (3, 3))}"]
     with warnings.catch_warnings(record=True) as said:
@@ -115,6 +137,18 @@ def test_two_classes_of_three_pictures(tmp_path):
         record = train(compose(settings), tmp_path / "run")
     assert record.test_images == 2 and nin.load(tmp_path / "run").classes == ("rose", "tulip")
     assert any("under 10 pictures: rose 3, tulip 3" in str(each.message) for each in said)
+
+
+def test_process_0_alone_lists_a_folder(ran, monkeypatch):
+    here, settings, _ = ran
+    config = compose([*settings, f"data.root={here / 'photos'}"])
+    listing = list_folder(here / "photos")
+    strategy = SimpleNamespace(barrier=lambda: None, broadcast=lambda own: own or listing)
+    trainer = SimpleNamespace(is_global_zero=False, strategy=strategy)
+    run = SimpleNamespace(config=config, writes=False, trainer=trainer, folder=here / "run")
+    monkeypatch.setattr("nin.data.module.listed", lambda *_: pytest.fail("another process lists the folder"))
+    data, start = _load_images(run)
+    assert start is None and data.listing == listing and len(data.train_images) == 29
 
 
 @pytest.mark.slow

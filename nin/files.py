@@ -7,11 +7,13 @@ hashed.
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,6 +34,17 @@ CHECKOUT = None if (PACKAGE / "conf").is_dir() else PACKAGE.parent  # None where
 def shipped(name: str) -> Path:
     """A folder that travels in the wheel: inside the package there, beside it in a checkout."""
     return PACKAGE / name if CHECKOUT is None else CHECKOUT / name
+
+
+def csv_table(rows: Iterable[Sequence[str]]) -> bytes:
+    """Rows as CSV in UTF-8. Names of files may contain anything: a line break of either kind is quoted, and bytes that
+    are no text stay what they are."""
+    lines = []
+    for row in rows:
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(row)  # Python quotes the line breaks that it writes itself
+        lines.append(line.getvalue().removesuffix("\r\n"))
+    return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
 
 
 @contextmanager

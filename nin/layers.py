@@ -79,7 +79,8 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, maps: Tensor) -> Tensor:
         channels, before, after = maps.shape[1], self.size // 2, (self.size - 1) // 2
-        with torch.autocast(maps.device.type, enabled=False):  # squares and their sums need more digits than bf16 has
+        kind = "cpu" if maps.is_meta else maps.device.type  # autocast refuses torch's meta device
+        with torch.autocast(kind, enabled=False):  # squares and their sums need more digits than bf16 has
             wide = maps if maps.dtype == torch.float64 else maps.float()
             band = wide.new_full((channels, channels), self.alpha / self.size).triu(-before).tril(after)
             sums = F.conv2d(wide.square(), band[:, :, None, None], wide.new_full((channels,), self.k))

@@ -61,9 +61,13 @@ def files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
     real = folder.resolve()
     seen = {real, *real.parents, *([leave_out.resolve()] if leave_out else [])}
     for here, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
-        places = {name: Path(here, name).resolve() for name in sorted(folders) if is_shown(name)}
-        folders[:] = [name for name, place in places.items() if place not in seen]
-        seen.update(places.values())
+        below = sorted((os.path.islink(Path(here, name)), name) for name in folders if is_shown(name))
+        folders.clear()
+        for _, name in below:  # a folder before the links to it
+            place = Path(here, name).resolve()
+            if place not in seen:
+                seen.add(place)
+                folders.append(name)
         yield from (Path(here, name) for name in sorted(names) if is_shown(name))
 
 

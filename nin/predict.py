@@ -6,8 +6,6 @@ fully connected head belong to no class. There each position's contribution to a
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections import Counter
@@ -321,12 +319,7 @@ class Many:
         for place in range(2, min(self.top, len(self.trained.classes)) + 1):
             columns += [f"class_{place}", f"probability_{place}"]
         columns += [*(["picture"] if self.draws else []), "error"]
-        lines = []
-        for row in (dict(zip(columns, columns, strict=True)), *self.rows):
-            line = io.StringIO()  # Python quotes the ends of lines that it writes, and a file's name may have either
-            csv.DictWriter(line, columns, lineterminator="\r\n", extrasaction="ignore").writerow(row)
-            lines.append(line.getvalue().removesuffix("\r\n"))
-        return "\n".join([*lines, ""]).encode("utf-8", "surrogateescape")
+        return files.csv_table([columns, *([row.get(column, "") for column in columns] for row in self.rows)])
 
 
 def _several(failures: Sequence[str]) -> str:

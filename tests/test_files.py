@@ -1,3 +1,5 @@
+import csv
+import io
 import os
 import subprocess
 import sys
@@ -166,3 +168,10 @@ def test_of_three_racing_processes_never_two_are_inside(tmp_path):
     ended = [(racer.communicate()[1], racer.returncode) for racer in racers]
     assert ended == [("", 0)] * 3
     assert len((tmp_path / "log").read_text()) > 10
+
+
+def test_a_table_is_read_back_whatever_its_cells_contain():
+    names = ["a", "b,c", 'd"e', "f\rg", "h\ni", "j\r\nk", "", " l ", "\udcff", "ü"]
+    table = files.csv_table([names, names[::-1]])
+    read = csv.reader(io.StringIO(table.decode("utf-8", "surrogateescape"), newline=""), strict=True)
+    assert list(read) == [names, names[::-1]] and b"\r\n" in table and table.endswith(b"\n")

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nin import Block, DepthPool
+from nin import NIN, Block, DepthPool
 from nin.errors import SettingError
 from nin.layers import LocallyConnected, LocalResponseNorm
 
@@ -56,3 +56,8 @@ def test_local_response_norm_computes_in_fp32_whatever_its_maps_are():
     with torch.autocast("cpu", torch.bfloat16):
         outputs = layer(maps)
     assert outputs.dtype == torch.bfloat16 and torch.equal(outputs, layer(maps.float()).bfloat16())
+
+
+def test_the_conventional_cnn_computes_its_shapes_without_memory():
+    with torch.device("meta"):
+        assert NIN("cnn").eval()(torch.empty(2, 3, 32, 32)).shape == (2, 10)

@@ -131,6 +131,9 @@ def test_folders_and_files_are_found(tmp_path):
         gradient().save(tmp_path / name, "PNG")
     found = pictures.find_pictures([tmp_path], leave_out=tmp_path / "maps")
     assert [str(file.relative_to(tmp_path)) for file in found] == ["a.JPG", "b.png", "d/a.tif", "d/e/f.png"]
+    (tmp_path / "c").symlink_to(tmp_path / "d")  # beside its folder, and before it
+    (tmp_path / "z").symlink_to(tmp_path / "d")
+    assert pictures.find_pictures([tmp_path], leave_out=tmp_path / "maps") == found
     (tmp_path / "none").mkdir()
     for missing in ("none", "nothing.png", "x" * 5000):
         with pytest.raises(PictureError, match=missing[:300]):

@@ -7,7 +7,6 @@ PHOTOS/train/rose/1.jpg, …, PHOTOS/test/rose/9.jpg, …  the split is given; v
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -327,13 +326,9 @@ def _notes_on_numbers(listing: Listing) -> list[str]:
 
 def table_of(listing: Listing, seed: int) -> bytes:
     """The split as a CSV file: part, class, file below the folder, sha256."""
-    import csv
-
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["part", "class", "file", "sha256"])
+    rows = [["part", "class", "file", "sha256"]]
     for part, pictures in zip(("train", "test"), listing.split(seed), strict=True):
         for picture in sorted(pictures, key=lambda each: (each.label, each.file)):
             name = listing.classes[picture.label]
-            writer.writerow([part, name, picture.file.relative_to(listing.root), picture.sha256])
-    return text.getvalue().encode(errors="surrogateescape")
+            rows.append([part, name, str(picture.file.relative_to(listing.root)), picture.sha256])
+    return files.csv_table(rows)

@@ -62,8 +62,8 @@ def draw(matrix: Tensor, classes: Sequence[str], title: str) -> Figure:
         text.set_visible(share >= 0.05)
     for text, share in zip(display.text_.diagonal(), shares.diagonal(), strict=True):
         text.set(text=f"{share:.1f}", color="black", weight="bold")
-    axis.set_xticks(axis.get_xticks(), list(map(literal, classes)), rotation=45, ha="right")
-    names = [f"{literal(name)} ({count:,})" for name, count in zip(classes, counts, strict=True)]
+    axis.set_xticks(axis.get_xticks(), classes, rotation=45, ha="right")
+    names = [f"{name} ({count:,})" for name, count in zip(classes, counts, strict=True)]
     axis.set_yticks(axis.get_yticks(), names)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)

@@ -153,3 +153,14 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.raises(SettingError, match=r"trainer\.strategy=ddp: Apple's MPS supports one process"):
         check(changed(trainer__strategy="ddp"))
+
+
+def test_a_file_of_weights_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "weights_sha256", lambda *_: "a" * 64)
+    monkeypatch.chdir(tmp_path)
+    found, there = (
+        build.identified(compose(["data=flowers17", "model=vgg19", "head=gap_article", f"model.weights={weights}"]))
+        for weights in ("w.safetensors", tmp_path / "w.safetensors")
+    )
+    assert found == there and found.model.weights == str(tmp_path / "w.safetensors")
+    assert consequential(settings_of(found))["model.weights"] == "w.safetensors"

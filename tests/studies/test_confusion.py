@@ -35,5 +35,11 @@ def test_the_figure_shows_shares_and_colours_confusions_alone():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["cat (100)", "dog (100)", "bird (50)"]
 
 
+def test_names_are_shown_as_they_are():
+    (axis,) = confusion.draw(MATRIX, ("a_b$", "x^2", r"c\d"), "a title").axes
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text().partition(" ")[0] for label in labels] == [r"a_b\$", "x^2", r"c\d"]
+
+
 def test_a_class_without_images_has_no_share():
     confusion.draw(torch.zeros(3, 3, dtype=torch.int64), CLASSES, "empty").canvas.draw()

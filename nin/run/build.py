@@ -53,7 +53,7 @@ def build_data(config: Config) -> Images:
 
 def identified(config: Config) -> Config:
     """The same settings; with the sha256 of a folder's pictures and of a backbone's file of weights, which identify
-    their runs.
+    their runs, and with paths that any folder can be left for.
 
     Raises:
         DataError: the folder cannot be read, or has other pictures than the settings say.
@@ -62,13 +62,12 @@ def identified(config: Config) -> Config:
     model = config.model
     if model.backbone is not None and model.weights not in NO_FILES:
         sha256 = weights_sha256(model.backbone, model.weights, model.weights_sha256)
-        config = replace(config, model=replace(model, weights_sha256=sha256))
+        config = replace(config, model=replace(model, weights=os.path.abspath(model.weights), weights_sha256=sha256))
     data = build_data(config)
     if not data.entry.is_folder:
         return config
     data.prepare_data()
-    root = os.path.abspath(data.root)  # to be found from any folder
-    return replace(config, data=replace(config.data, root=root, sha256=data.listing.sha256))
+    return replace(config, data=replace(config.data, root=os.path.abspath(data.root), sha256=data.listing.sha256))
 
 
 def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:

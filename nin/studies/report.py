@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nin import files, pretrained
 from nin.checks import counted, literal
+from nin.config import pasted
 from nin.errors import RunError
 from nin.plan import HEADS
 from nin.studies import papers
@@ -332,7 +332,7 @@ def text(rows: pd.DataFrame, file: Path) -> str:
             reaches = _reaches_an_accuracy(pictures)
             parts.append(f"\n{epochs_table(of_condition[of_condition.label == variant])}\n" if reaches else "")
     if others := len(rows) - len(of_heads):
-        parts.append(_of_claims(others, file.name))
+        parts.append(_of_claims(others, file))
     return "\n".join(parts)
 
 
@@ -340,12 +340,15 @@ def _link(picture: Picture) -> str:
     return f"![{picture.kind}: {picture.title}]({FIGURES}/{picture.file.name})"
 
 
-def _of_claims(number: int, file: str) -> str:
+def _of_claims(number: int, file: Path) -> str:
     """A paragraph about the runs that only the claims show."""
+    whole = file.resolve()
+    if files.CHECKOUT and whole.is_relative_to(files.CHECKOUT):
+        file = whole.relative_to(files.CHECKOUT)  # the command runs in the checkout
     verb = "is" if number == 1 else "are"
     return (
         f"\n{counted(number, 'more run')} (recipe `transfer`, or a share of the training images) {verb} reported "
-        f"by `scripts/claims.py {shlex.quote(f'study={file}')}`.\n"
+        f"by `scripts/claims.py {pasted('study', file, in_quotes=False)}`.\n"
     )
 
 

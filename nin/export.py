@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nin.checks import sides
 from nin.data.preprocess import Whiten
 from nin.errors import CheckpointError, UsageError
-from nin.model import FC, GAP
+from nin.model import FC, GAP, NIN
 from nin.plan import HEADS, LARGEST
 from nin.predict import has_class_maps
 from nin.pretrained import Pretrained
@@ -95,7 +95,9 @@ def activation_maps(head: Any, maps: Tensor) -> Tensor:
 
 def accepts_any_size(trained: Pretrained) -> bool:
     """Whether the net reads images of other sizes than it was trained at."""
-    return HEADS[trained.net.arguments["head"]].pools and not isinstance(trained.preprocess, Whiten)
+    net = trained.net
+    accepts = net.plan.accepts_any_size if isinstance(net, NIN) else HEADS[net.arguments["head"]].pools
+    return accepts and not isinstance(trained.preprocess, Whiten)
 
 
 def check_installed() -> None:

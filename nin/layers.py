@@ -43,8 +43,8 @@ class LocallyConnected(nn.Conv2d):
         if maps.shape[2:] != self.size:
             raise SettingError("map_size", tuple(maps.shape[2:]), f"expected {self.size}; {LOCAL}")
         windows = F.unfold(maps, self.window, padding=self.window // 2)  # (N, in_channels·k·k, H·W)
-        columns = windows.transpose(1, 2).reshape(len(maps), -1, 1, 1)  # (N, H·W·in_channels·k·k, 1, 1)
-        outputs = super().forward(columns).view(len(maps), windows.shape[2], -1)  # (N, H·W, out_channels)
+        columns = windows.transpose(1, 2).reshape(maps.shape[0], -1, 1, 1)  # (N, H·W·in_channels·k·k, 1, 1)
+        outputs = super().forward(columns).view(maps.shape[0], windows.shape[2], -1)  # (N, H·W, out_channels)
         return outputs.transpose(1, 2).unflatten(2, self.size)
 
 

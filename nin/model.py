@@ -120,7 +120,7 @@ class NIN(nn.Module):
         self.blocks = nn.Sequential()
         channels, last = in_channels, len(plan.blocks)
         for number, (block, pool) in enumerate(zip(plan.blocks, plan.pools, strict=True), 1):
-            widths, side, relu = block.channels(num_classes), block.kernel_size, last_relu or number < last
+            widths, side, relu = plan.widths(number), block.kernel_size, last_relu or number < last
             if local_size := plan.local_size(number):
                 layers: nn.Module = LocalBlock(channels, widths, side, local_size, last_relu=relu)
             else:

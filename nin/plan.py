@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from nin.checks import boolean, fraction, integer, one_of, positive, sides
@@ -115,9 +115,11 @@ class Block:
         """The padding of the first convolution in pixels: kernel_size // 2 where `padding` is None."""
         return self.kernel_size // 2 if self.padding is None else self.padding
 
-    def channels(self, num_classes: int) -> tuple[int, ...]:
-        """Its widths; the number of classes stands where a width is None."""
-        return tuple(num_classes if width is None else width for width in self.widths)
+    def map_centres(self, places: Sequence[float]) -> list[float]:
+        """Where its maps' positions are along a side, if those of its input are at `places`."""
+        number = (len(places) + 2 * self.effective_padding - self.kernel_size) // self.stride + 1
+        first = (self.kernel_size - 1) / 2 - self.effective_padding  # the middle of the first window
+        return [_between(places, first + self.stride * position) for position in range(number)]
 
 
 def checked_mlpconv(in_channels: int, block: Block, norm: str, last_relu: bool) -> Block:
@@ -233,17 +235,38 @@ class Plan:
         boolean(last_relu=self.last_relu)
         integer(1, WIDEST, num_classes=self.num_classes, in_channels=self.in_channels)
         sides(LARGEST, image_size=self.image_size)
-        blocks = read_blocks(self.blocks)
-        if HEADS[self.head].pools and blocks[-1].local:
-            blocks = (*blocks[:-1], replace(blocks[-1], widths=(None,)))
-        object.__setattr__(self, "blocks", blocks)
-        maps = self.blocks[-1].channels(self.num_classes)[-1]
+        object.__setattr__(self, "blocks", read_blocks(self.blocks))
+        maps = self.widths(len(self.blocks))[-1]
         if HEADS[self.head].pools and maps != self.num_classes:
             reason = (
                 f"requires one map per class, got {maps} maps for {self.num_classes} classes; end the last block with"
             )
             raise SettingError("head", self.head, f"{reason} {self.num_classes} channels, or choose head=fc")
         _ = self.map_size  # raises where the blocks leave nothing of an image
+
+    def widths(self, number: int) -> tuple[int, ...]:
+        """Output channels of the convolutions of a block by its number, from 1. A last block that is locally connected
+        has one map per class under a head that pools."""
+        block = self.blocks[number - 1]
+        if block.local and number == len(self.blocks) and HEADS[self.head].pools:
+            return (self.num_classes,)
+        return tuple(self.num_classes if width is None else width for width in block.widths)
+
+    @property
+    def accepts_any_size(self) -> bool:
+        """Whether the net accepts images of other sizes: no layer has weights for each position."""
+        return HEADS[self.head].pools and not any(block.local for block in self.blocks)
+
+    def map_centres(self, side: int) -> list[float]:
+        """Where the class maps' positions are along a side of an image, in pixels from 0: the middle of what their
+        windows read. Pooling without padding moves them: the authors' net has 3, 7, 11, … 27, 29.75 at 32 pixels."""
+        places = [float(pixel) for pixel in range(side)]
+        for number, block in enumerate(self.blocks, 1):
+            places = block.map_centres(places)
+            if number < len(self.blocks):  # windows of 3 with stride 2; the last one may be cut
+                starts = range(0, max(len(places) - 1, 1), 2)
+                places = [sum(window) / len(window) for window in (places[start : start + 3] for start in starts)]
+        return places
 
     @property
     def stds(self) -> list[float]:
@@ -279,6 +302,14 @@ class Plan:
                 reason += f", stride={block.stride}, padding={block.effective_padding}"
                 raise SettingError("image_size", self.image_size, reason)
         return sizes
+
+
+def _between(places: Sequence[float], position: float) -> float:
+    """The place at a position of a list, on a straight line between its neighbours, and beyond the ends."""
+    if len(places) == 1:
+        return places[0]
+    low = min(max(math.floor(position), 0), len(places) - 2)
+    return places[low] + (position - low) * (places[low + 1] - places[low])
 
 
 def read_blocks(blocks: Any) -> tuple[Block, ...]:

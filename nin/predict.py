@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -121,6 +122,16 @@ def class_maps(trained: Pretrained, images: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.stack([(maps.detach() * gradient).sum(1) for gradient in gradients], 1)
 
 
+def map_centres(trained: Pretrained, height: int, width: int, maps: Sequence[int]) -> list[list[float]]:
+    """Where rows and columns of class maps (h, w) are in an image of this height and width, in pixels from 0. A
+    backbone's are taken to divide the image equally."""
+    plan = getattr(trained.net, "plan", None)
+    if plan is not None:
+        return [plan.map_centres(side) for side in (height, width)]
+    sides = zip((height, width), maps, strict=True)
+    return [[(position + 0.5) * side / number - 0.5 for position in range(number)] for side, number in sides]
+
+
 def read_size(size: Size) -> Size:
     """A size for `predict`, which may be given as text. Raises SettingError."""
     if size in ("training", "native"):
@@ -212,10 +223,17 @@ def predict_each(
         good = [each for each in read if isinstance(each, Image.Image)]
         try:
             predictions: Iterator[Prediction | PictureError] = iter(predict(trained, good, size, maps) if good else [])
-        except PictureError as error:
-            predictions = iter([error] * len(good))
+        except PictureError:  # of one of them, perhaps
+            predictions = (_alone(trained, picture, size, maps) for picture in good)
         for (name, _), picture in zip(group, read, strict=True):
             yield name, next(predictions) if isinstance(picture, Image.Image) else picture
+
+
+def _alone(trained: Pretrained, picture: Image.Image, size: Size, maps: bool) -> Prediction | PictureError:
+    try:
+        return predict(trained, [picture], size, maps)[0]
+    except PictureError as error:
+        return error
 
 
 def _read(source: Path | Image.Image) -> Image.Image | PictureError:
@@ -442,6 +460,7 @@ def draw(
     from matplotlib.figure import Figure
 
     drawn, canvas = [*(shown or prediction.best(top))], prediction.canvas()
+    places = map_centres(trained, prediction.picture.height, prediction.picture.width, prediction.maps.shape[1:])
     shows_whole = whole and prediction.photograph.size != prediction.picture.size
     panels = (2 if shows_whole else 1) + len(drawn)
     columns = math.ceil(panels / rows)
@@ -457,7 +476,7 @@ def draw(
     _draw_seen(axes[panels - len(drawn) - 1], prediction.picture)
     scale = ScalarMappable(Normalize(0, max(prediction.maps[drawn].max().item(), 1e-6)), "inferno")
     for axis, k in zip(axes[panels - len(drawn) :], drawn, strict=False):
-        _overlay(axis, canvas, prediction.maps[k], scale)
+        _overlay(axis, canvas, _smooth(prediction.maps[k], places, prediction.picture.size), scale)
         name = literal(shortened(trained.classes[k]))
         axis.set_title(f"{_before_number(name)}  {100 * prediction.probabilities[k]:.1f} %", fontsize=10)
         axis.set_xlabel(f"score {_signed(prediction.logits[k])}, {_evidence(trained, prediction.maps[k])}", fontsize=8)
@@ -488,18 +507,32 @@ def _draw_seen(axis: Axes, picture: Image.Image) -> None:
     axis.set_title(f"the net sees {picture.width}×{picture.height} pixels", fontsize=10)
 
 
-def _overlay(axis: Axes, canvas: Image.Image, class_map: Tensor, scale: ScalarMappable) -> None:
-    """A class map over the grey picture, the more opaque the larger its values."""
-    fine = _smooth(class_map)
+def _overlay(axis: Axes, canvas: Image.Image, fine: Tensor, scale: ScalarMappable) -> None:
+    """A smooth class map over the grey picture, the more opaque the larger its values."""
     colours = scale.to_rgba(fine)
     colours[..., 3] = 0.8 * scale.norm(fine).clip(0, 1) ** 0.7
     axis.imshow(ImageOps.grayscale(canvas), cmap="gray", vmin=0, vmax=255)
     axis.imshow(colours, extent=(-0.5, canvas.width - 0.5, canvas.height - 0.5, -0.5))
 
 
-def _smooth(class_map: Tensor) -> Tensor:
-    """A class map at 256×256, within its own bounds. Bilinear interpolation would draw a star at each maximum."""
-    fine = F.interpolate(class_map[None, None], size=(256, 256), mode="bicubic")[0, 0]
+def _smooth(class_map: Tensor, places: Sequence[Sequence[float]], size: tuple[int, int]) -> Tensor:
+    """A class map at 256×256 points of the picture, within its own bounds. Bilinear interpolation would draw a star at
+    each maximum.
+
+    Args:
+        class_map: (h, w).
+        places: of its rows and columns in the picture, as `map_centres` returns them.
+        size: width and height of the picture in pixels.
+    """
+    points = (np.arange(256) + 0.5) / 256
+    grid = []
+    for centres, side in zip(places, reversed(size), strict=True):
+        position = np.interp(points * side - 0.5, centres, range(len(centres)))
+        grid.append(torch.tensor((2 * position + 1) / len(centres) - 1, dtype=class_map.dtype))
+    rows, columns = torch.meshgrid(*grid, indexing="ij")
+    fine = F.grid_sample(
+        class_map[None, None], torch.stack([columns, rows], 2)[None], "bicubic", "border", align_corners=False
+    )[0, 0]
     return fine.clamp(class_map.min(), class_map.max())
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -223,7 +224,7 @@ def serialise(trained: Pretrained, whitening: Path | None = None) -> bytes:
     preprocess: dict[str, Any] = {"name": trained.preprocess.name}
     if isinstance(trained.preprocess, Whiten):
         preprocess["shape"] = list(trained.preprocess.shape)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state_dict().items()}
+    tensors = {name: _in_file(tensor) for name, tensor in trained.state_dict().items()}
     if whitening:
         preprocess |= {"file": whitening.name, "sha256": files.sha256(files.read(whitening))}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("preprocess.")}
@@ -234,6 +235,12 @@ def serialise(trained: Pretrained, whitening: Path | None = None) -> bytes:
         "facts": trained.facts,
     }
     return safetensors.torch.save(tensors, {"nin": json.dumps(header)})
+
+
+def _in_file(tensor: Tensor) -> Tensor:
+    """A tensor as a weights file has it: in fp32, whatever the net computes in."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 # loading --------------------------------------------------------------------------------------------------------------
@@ -344,6 +351,8 @@ def _build(header: dict[str, Any], tensors: dict[str, Tensor]) -> Pretrained:
     if len(names) != net.num_classes or not all(isinstance(name, str) for name in names):
         raise ValueError(f"expected the names of {net.num_classes} classes, got {len(names)}")
     trained = Pretrained(net, preprocess, names, {})
+    if repeated := [name for name, count in Counter(trained.classes).items() if count > 1]:
+        raise ValueError(f"several classes have the name {repeated[0]}")
     channels = preprocess.shape[0] if isinstance(preprocess, Whiten) else preprocess.mean.numel()
     if channels != trained.channels:
         raise ValueError(f"the net takes {trained.channels} channels, its preprocessing {channels}")

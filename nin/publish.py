@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 
@@ -21,6 +21,9 @@ from nin.plan import LARGEST
 from nin.pretrained import Pretrained
 from nin.run import record as records
 from nin.run.record import Record
+
+if TYPE_CHECKING:
+    from nin.run.evaluate import Evaluation
 
 WHITENING = "whitening"  # the beginning of the names of files that nets share
 TOLERANCE = 2e-3  # of a whitening's numbers: two whitenings that differ by less share one file
@@ -61,12 +64,24 @@ def publish(
     on_cpu = Config()
     on_cpu.trainer.accelerator = "cpu"
     on_cpu.data.root = record.settings["data"]["root"]
-    error = round(evaluate_pretrained(trained, on_cpu).error, 4)
+    measured = measured_again(record, evaluate_pretrained(trained, on_cpu))
     on_cpu.trainer.limit_test_batches = GOLDEN_BATCHES
     facts["error_of_first_batches"] = round(evaluate_pretrained(trained, on_cpu).error, 4)
     without_root = {**record.settings, "data": {**record.settings["data"], "root": None}}
-    record = replace(record, test_error=error, settings=without_root)
+    record = replace(measured, settings=without_root, weights_sha256=None)  # the published file has another
     return publish_net(trained, name, {**record.to_dict(), **facts}, folder, whitening)
+
+
+def measured_again(record: Record, evaluation: Evaluation) -> Record:
+    """A run's record with what another evaluation measured on the test set."""
+    return replace(
+        record,
+        test_error=round(evaluation.error, 4),
+        test_images=evaluation.images,
+        chance_error=round(evaluation.chance_error, 4),
+        top5_error=None if evaluation.top5_error is None else round(evaluation.top5_error, 4),
+        class_errors=record.class_errors and evaluation.class_errors,
+    )
 
 
 def read_run(run: str | Path) -> Record:

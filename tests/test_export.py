@@ -41,7 +41,12 @@ def pooled_by_average(seed=0):
     return Pretrained(net, Normalise(torch.tensor([100.0]), torch.tensor([50.0])), list("abcde"), {})
 
 
-NETS = {"one size": whitened, "any size": pooled_by_average}
+def conventional():
+    torch.manual_seed(0)
+    return Pretrained(NIN("cnn", head="gap", init="kaiming"), Normalise(torch.zeros(3), torch.ones(3)), CLASSES, {})
+
+
+NETS = {"one size": whitened, "locally connected": conventional, "any size": pooled_by_average}
 
 
 @cache

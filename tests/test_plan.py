@@ -3,10 +3,12 @@ import sys
 from dataclasses import asdict
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import ROOT, Ended, one_with_anything
+from nin import NIN
 from nin.errors import SettingError
 from nin.plan import BLOCKS, HEADS, Block, Plan, read_blocks
 
@@ -32,7 +34,8 @@ def test_one_table_of_heads():
 
 
 def test_a_block_takes_three_widths_or_one():
-    assert Block(5).widths == (5, 5, 5) and Block([5]).widths == (5,) and Block((5, 4, None)).channels(7) == (5, 4, 7)
+    assert Block(5).widths == (5, 5, 5) and Block([5]).widths == (5,)
+    assert Plan([Block((5, 4, None))], 7).widths(1) == (5, 4, 7)
     assert Block(5, kernel_size=5).effective_padding == 2 and Block(5, padding=0).effective_padding == 0
 
 
@@ -121,3 +124,32 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 
 def test_plans_and_configurations_need_no_torch():
     subprocess.run([sys.executable, "-c", LIGHT, str(ROOT)], check=True)
+
+
+@pytest.mark.parametrize("side", [20, 28, 32, 33, 47])
+@pytest.mark.parametrize("blocks", ["authors", "strides"])
+def test_the_maps_positions_are_the_middles_of_what_they_read(side, blocks):
+    """Measured: the centre of the gradient of a position, in a net of sums, away from the image's border."""
+    of = [{"widths": [1], "kernel_size": 5, "pool": "average"}] * 2 + [{"widths": [1], "kernel_size": 3}]
+    if blocks == "strides":
+        of = [{"widths": [1], "kernel_size": 4, "stride": 2, "padding": 1, "pool": "average"}, {"widths": [1]}]
+    net = NIN(of, num_classes=1, image_size=side, last_pool="average")
+    for parameter in net.parameters():
+        torch.nn.init.constant_(parameter, 1.0 if parameter.dim() > 1 else 0.0)
+    centres = net.plan.map_centres(side)
+    assert len(centres) == net.plan.map_size[0]
+    image = torch.ones(1, 3, side, side, requires_grad=True)
+    for position in range(2, len(centres) - 2):
+        (gradient,) = torch.autograd.grad(net.forward_maps(image)[0, 0, position, position], image)
+        weight = gradient[0].sum((0, 1))
+        if weight[0] == weight[-1] == 0:
+            centre = (weight * torch.arange(side)).sum() / weight.sum()
+            assert centre.item() == pytest.approx(centres[position], abs=1e-4)
+    assert NIN().plan.map_centres(32) == [3, 7, 11, 15, 19, 23, 27, 29.75]
+
+
+def test_a_head_that_pools_gets_a_map_per_class_of_a_locally_connected_block():
+    for head, widths in (("gap", (7,)), ("fc", (16,))):
+        plan = Plan("cnn", 7, head)
+        assert plan.widths(4) == widths and plan.blocks == BLOCKS["cnn"] and not plan.accepts_any_size
+    assert Plan().accepts_any_size and not Plan(head="fc").accepts_any_size

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import nin
 from claims import tiny
 from damaged import FORMATS, damaged_pictures, gradient
 from nin import GAP, NIN, Block, predict, pretrained
@@ -20,6 +21,7 @@ from nin.data.preprocess import Normalise, Whiten
 from nin.data.sets import SETS
 from nin.errors import CheckpointError, PictureError, RunError, SettingError
 from nin.pretrained import Pretrained
+from nin.run.evaluate import images_of
 
 
 def fully_connected(head="fc") -> Pretrained:
@@ -250,7 +252,7 @@ def test_positive_evidence_is_overlaid_and_the_rest_is_clear():
     figure = predict.draw(trained, replace(prediction, maps=maps), rows=2)
     for axis, k in zip(figure.axes[1:4], prediction.best(), strict=True):
         opacity = np.asarray(axis.images[1].get_array())[..., 3]
-        assert (opacity[:112] == 0.8).all() and (opacity[144:] == 0).all()
+        assert np.allclose(opacity[:112], 0.8) and (opacity[152:] == 0).all()
         assert axis.get_title() == f"{k}:  {100 * prediction.probabilities[k]:.1f} %"
     assert [axis.get_subplotspec().get_gridspec().nrows for axis in figure.axes[:4]] == [2] * 4
 
@@ -370,3 +372,30 @@ def test_a_saved_net_predicts_the_same(tmp_path):
         predict.predict(net, [gradient()]) for net in (tiny(), pretrained.load(Path(tmp_path / "net.safetensors")))
     )
     assert torch.equal(before.maps, after.maps)
+
+
+def test_a_class_map_is_drawn_over_what_it_saw(cifar10_root):
+    """Of a picture and its mirror image the drawings are mirror images."""
+    trained = nin.load("cifar10-gap")
+    pixels = images_of(trained, cifar10_root).set.test_images[:60]
+    columns = (torch.arange(256) + 0.5) / 8 - 0.5
+
+    def middles(images):
+        _, maps = predict.class_maps(trained, images)
+        places = predict.map_centres(trained, 32, 32, maps.shape[2:])
+        fine = [predict._smooth(each[k], places, (32, 32)).clamp(min=0) for each, k in zip(maps, best, strict=True)]
+        return torch.stack([(one.sum(0) * columns).sum() / one.sum() for one in fine])
+
+    best = trained(pixels).argmax(1)
+    assert abs((middles(pixels) + middles(pixels.flip(3)) - 31).mean()) < 0.4
+
+
+def test_a_picture_with_infinite_scores_costs_itself_alone(monkeypatch):
+    trained = tiny()
+    forward = trained.forward_maps
+    monkeypatch.setattr(
+        trained, "forward_maps", lambda images: forward(images) / (images.amax((1, 2, 3)) < 255).view(-1, 1, 1, 1)
+    )
+    sources = [(str(k), Image.new("RGB", (32, 32), (200 + 55 * (k == 1), 0, 0))) for k in range(3)]
+    kinds = [type(prediction) for _, prediction in predict.predict_each(trained, sources)]
+    assert kinds == [predict.Prediction, PictureError, predict.Prediction]

@@ -26,6 +26,7 @@ from nin.backbones import Backbone
 from nin.checks import sides
 from nin.data.preprocess import Normalise, Whiten
 from nin.errors import CheckpointError, DataError, SettingError
+from nin.plan import Plan
 from nin.pretrained import Pretrained, copy_weights, golden_images, load, save
 from nin.run.machine import peak_memory_gb
 from nin.run.record import Record
@@ -697,3 +698,26 @@ def test_blocks_of_a_fixed_number_of_maps_refuse_other_classes():
     with pytest.raises(SettingError, match="requires one map per class"):
         trained.reset_head(["cat", "dog"])
     assert trained.net is net and len(trained.classes) == 10
+
+
+def test_a_net_of_half_precision_is_saved_as_any(tmp_path):
+    save(tmp_path / "net.safetensors", nin.load("cifar10-gap").half())
+    loaded = nin.load(tmp_path / "net.safetensors")
+    assert {tensor.dtype for tensor in loaded.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_class_names_that_repeat_are_refused(tmp_path):
+    trained = nin.load("cifar10-gap")
+    save(tmp_path / "net.safetensors", Pretrained(trained.net, trained.preprocess, ["cat"] * 10, {}))
+    with pytest.raises(CheckpointError, match="several classes have the name cat"):
+        nin.load(tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(("before", "after"), [("fc", "gap"), ("gap", "fc"), ("gap", "gap")])
+def test_the_conventional_cnn_changes_its_head(before, after):
+    preprocess = Normalise(torch.zeros(3), torch.ones(3))
+    trained = Pretrained(NIN("cnn", head=before), preprocess, list("0123456789"), {})
+    kept = trained.net.blocks.block1.conv1.weight.clone()
+    new = trained.reset_head(list("abcde"), head=after)
+    assert trained.net.plan == Plan("cnn", 5, after) and torch.equal(trained.net.blocks.block1.conv1.weight, kept)
+    assert "blocks.block1.conv1.weight" not in new and new

@@ -18,7 +18,7 @@ from nin.data.preprocess import Whiten
 from nin.errors import CheckpointError, RunError
 from nin.pretrained import Pretrained, golden_images
 from nin.run import record
-from nin.run.evaluate import evaluate_pretrained
+from nin.run.evaluate import Evaluation, evaluate_pretrained
 from nin.run.record import Record
 from nin.run.train import train
 from runs import NARROW
@@ -150,7 +150,8 @@ def test_a_card_states_the_command_that_trained_its_net(shelf, script, tmp_path)
     assert (python, name) == ("python", "scripts/train.py")
     assert cli.compose([*overrides, "trainer.progress_bar=false"]) == settings
     assert card["schedule"] == "the recipe's, scaled from 4 epochs to 1"
-    assert Record.from_dict(card, "digits-fc.json") == replace(kept, settings=config.settings_of(settings))
+    published = replace(kept, settings=config.settings_of(settings), weights_sha256=None)
+    assert Record.from_dict(card, "digits-fc.json") == published
     assert str(tmp_path) not in (shelf / "digits-fc.json").read_text()  # where the images were
     assert nin.load("digits-fc").facts == card
 
@@ -219,3 +220,16 @@ def test_what_cannot_be_published_is_refused(shelf, script, tmp_path):
         publish.check_name("whitening")
     assert record.read(tmp_path / "run") is None
     assert not shelf.exists()
+
+
+def test_a_card_has_one_evaluation():
+    matrix = torch.tensor([[30, 10], [5, 55]])
+    facts = {"parameters": 1, "precision": "32-true", "device": "cpu", "versions": {}, "commit": "unknown"}
+    settings = config.settings_of(config.Config())
+    run = Record("finished", settings, None, clean=True, test_error=2.0, test_images=3, **facts)
+    measured = publish.measured_again(run, Evaluation(15.0, matrix, ("a", "b"), 0.5))
+    assert (measured.test_error, measured.test_images, measured.chance_error) == (15.0, 100, 40.0)
+    assert measured.class_errors is None
+    of_folder = replace(run, class_errors={"a": {"images": 1, "error": 0.0}})
+    measured = publish.measured_again(of_folder, Evaluation(15.0, matrix, ("a", "b"), 0.5, 1.0))
+    assert measured.class_errors["b"] == {"images": 60, "error": 8.3333} and measured.top5_error == 1.0

@@ -13,13 +13,13 @@ out=FOLDER     for pictures and two pages, nets.md and runs.md; by default claim
 data.root=     folder of the sets, by default the environment variable NIN_DATA
 
 Convergence reads any study that varies head and seed. Overfitting reads a study that varies data.share. A small share
-makes an epoch short: with the epochs below all shares have the same number of steps. Fewer epochs take less time, and
-heads are compared within a share in any case:
+makes an epoch short: with the epochs below each share has 3,116 to 3,120 steps. Fewer epochs take less time, and heads
+are compared within a share in any case:
 
 python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick
 python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.2 trainer.max_epochs=40
-python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.05 trainer.max_epochs=160
-python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.01 trainer.max_epochs=800
+python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.05 trainer.max_epochs=164
+python scripts/ablate.py study=FILE head=gap,fc seed=0,1,2 recipe=quick data.share=0.01 trainer.max_epochs=1040
 
 Add eval_curve=false: then the test images are not evaluated after each of so many epochs. The warm-up keeps its epochs.
 

@@ -4,7 +4,7 @@ python scripts/export.py checkpoint=cifar10-gap                         cifar10-
 python scripts/export.py checkpoint=runs/… out=FOLDER/net.onnx           a run's net, to a file of your choice
 python scripts/export.py checkpoint=weights.safetensors                  a weights file
 
-Pixels go in, (N, C, H, W) uint8, at any size if the head pools; logits and class maps come out. Preprocessing is
+Pixels go in, (N, C, H, W) uint8, at any size if the net accepts it; logits and class maps come out. Preprocessing is
 inside, class names and card are in the metadata. It requires the extra [onnx].
 
 Settings:

@@ -9,7 +9,8 @@ python scripts/predict.py checkpoint=runs/… figure=paper          the paper's 
 python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
 
 A folder is searched with its subfolders. predictions.csv in out=FOLDER then has a line per picture: file, class,
-probability and the runners-up. A run that has not finished predicts with its last whole epoch.
+probability and the runners-up. A run that has not finished predicts with its last whole epoch, except
+under figure=blanking.
 
 The heads gap and gmp have a map for each class. Under every other head class activation maps are computed. Pictures are
 written to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA; seed=1, 2, … samples

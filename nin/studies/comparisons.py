@@ -112,7 +112,8 @@ def judge(
 ) -> tuple[str, str]:
     """Verdict and finding of paired differences, a fully connected head's minus GAP's.
 
-    Each comparison is undecided with fewer than three seeds, or if its 95 % interval contains 0.
+    Each comparison is undecided with fewer than three seeds, if its 95 % interval contains 0, or if all differences are
+    equal, for then they have no interval.
 
     Args:
         pairs: for each comparison its name and the difference of each seed.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nin.checks import literal, shortened
 from nin.errors import ClaimError
-from nin.predict import class_maps
+from nin.predict import class_maps, map_centres
 from nin.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def blanking(trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor)
     the class's map; the one under that of another image's map, since objects may have their usual place; and a random
     one. Maps that light up at the object make the first the largest.
 
-    A quarter is a square with half the image's side, at a place of the map's grid. The other image is the one before.
+    A quarter is a square with half the image's side, over a quarter of the map. The other image is the one before.
 
     Args:
         trained: the net.
@@ -148,10 +148,11 @@ def blanking(trained: Pretrained, images: Tensor, labels: Tensor, blank: Tensor)
     true_maps = maps[torch.arange(len(labels), device=labels.device), labels]  # (N, h, w)
     sums = quarter_sums(true_maps)  # (N, h', w')
     brightest = sums.flatten(1).argmax(1).cpu()
+    corners = quarter_corners(trained, images.shape[2:], maps.shape[2:])
     chance = torch.randint(sums[0].numel(), (len(images),), generator=torch.Generator().manual_seed(SEED))
     falls = []
     for places in (brightest, brightest.roll(1), chance):
-        blanked = blank_quarters(images, places, tuple(sums.shape[1:]), blank)
+        blanked = blank_quarters(images, places, corners, blank)
         falls.append(_falls(trained, blanked, labels, logits))
     return Falls(*falls)
 
@@ -164,13 +165,24 @@ def quarter_sums(maps: Tensor) -> Tensor:
     return maps.unfold(1, side, 1).unfold(2, side, 1).sum((3, 4))
 
 
-def blank_quarters(images: Tensor, places: Tensor, grid: tuple[int, int], blank: Tensor) -> Tensor:
-    """Images (N, C, H, W) with a quarter of each in the colour `blank`, at its place (N) of a grid (h', w')."""
-    size = images.shape[2] // 2
-    step = (images.shape[2] - size) / (grid[0] - 1)  # the last place ends where the image does
+def quarter_corners(trained: Pretrained, image: Sequence[int], maps: Sequence[int]) -> list[tuple[int, int]]:
+    """Top and left pixel of the quarter of an image (H, W) that belongs to each place of `quarter_sums` of maps (h, w):
+    it lies over the middle of the place's positions, inside the image."""
+    size, side = min(image) // 2, min(maps) // 2
+    corners = []
+    for pixels, centres in zip(image, map_centres(trained, image[0], image[1], maps), strict=True):
+        middles = [sum(centres[place : place + side]) / side for place in range(len(centres) - side + 1)]
+        corners.append([round(min(max(middle - (size - 1) / 2, 0), pixels - size)) for middle in middles])
+    tops, lefts = corners
+    return [(top, left) for top in tops for left in lefts]
+
+
+def blank_quarters(images: Tensor, places: Tensor, corners: Sequence[tuple[int, int]], blank: Tensor) -> Tensor:
+    """Images (N, C, H, W) with a quarter of each in the colour `blank`, at the corner of its place (N)."""
+    size = min(images.shape[2:]) // 2
     blanked = images.clone(memory_format=torch.contiguous_format)
     for image, place in zip(blanked, places.tolist(), strict=True):
-        top, left = (round(step * p) for p in divmod(place, grid[1]))
+        top, left = corners[place]
         image[:, top : top + size, left : left + size] = blank
     return blanked
 

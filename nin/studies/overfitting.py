@@ -57,7 +57,8 @@ def _answer(group: Group) -> Answer:
     title = f"Training error and {error_name}: {group.title}"
     verdict, finding = judge_excess(runs, error_name)
     name, figure = f"overfitting-{group.stem}", draw(runs, error_name)
-    return Answer(name, title, CLAIM, verdict, finding, table(runs, error_name), figure)
+    text = "\n\n".join(filter(None, [table(runs, error_name), all_died(group.rows)]))
+    return Answer(name, title, CLAIM, verdict, finding, text, figure)
 
 
 def measure(rows: pd.DataFrame) -> pd.DataFrame:
@@ -80,6 +81,14 @@ def measure(rows: pd.DataFrame) -> pd.DataFrame:
     runs["more"] = (runs.excess - runs.excess_gap).mask(is_gap)
     dead = rows[rows.status == "dead"].groupby(["share", "epochs", "head"]).size().rename("dead").reset_index()
     return runs.merge(dead, on=["share", "epochs", "head"], how="left").fillna({"dead": 0})
+
+
+def all_died(rows: pd.DataFrame) -> str:
+    """A sentence about the heads and shares of which no run finished; "" if there are none."""
+    groups = rows.groupby(["share", "epochs", "head"])
+    dead = [(share, head, len(of)) for (share, _, head), of in groups if (of.status == "dead").all()]
+    named = ", ".join(f"`{head}` at {100 * share:g} % ({number})" for share, head, number in dead)
+    return f"All runs died of {named}." if dead else ""
 
 
 def by_share_and_head(runs: pd.DataFrame) -> list[tuple[float, str, pd.DataFrame]]:

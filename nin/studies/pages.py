@@ -41,7 +41,7 @@ class Result:
 
 
 RESULTS = (
-    Result("CIFAR-10, paper's regime (150 of 260 epochs), not augmented", "paper", "gap", 150, 10.41),
+    Result("CIFAR-10, paper's regime (150 of 260 epochs, bf16), not augmented", "paper", "gap", 150, 10.41),
     Result("the same", "paper", "fc_dropout", 150, 10.88),
     Result("the same", "paper", "fc", 150, 11.59),
     Result("the same net and data under Muon: `paper_fast`", "paper_fast", "gap", 60, 10.41),

@@ -110,9 +110,9 @@ def table(rows: pd.DataFrame) -> str:
 
 def _condition_table(condition: Condition, rows: pd.DataFrame) -> str:
     lines = measure(rows)
-    pooling = "gap" if any(not HEADS[line.head].of_features for line in lines) else "gap_article"
+    pooling = " or ".join(f"`{name}`" for name in dict.fromkeys(_pooling_like(line.head) for line in lines))
     columns = ("head", f"{condition.error_name} of each seed (%)", "mean ± s.d.", "n", "train error (%)")
-    parts = [f"**{condition.title}**", "", table_row(*columns, f"minus `{pooling}` (95 %)"), table_rule(5)]
+    parts = [f"**{condition.title}**", "", table_row(*columns, f"minus {pooling} (95 %)"), table_rule(5)]
     parts += [_line_of_table(line) for line in lines]
     return "\n".join([*parts, "", made_with(rows) + _papers_table(condition, lines), ""])
 
@@ -136,7 +136,7 @@ def _papers_table(condition: Condition, lines: Sequence[HeadLine]) -> str:
     """The paper's figures, where they can be set beside these."""
     sentences = ""
     for label in dict.fromkeys(line.label for line in lines):
-        theirs = papers.heads_of(condition.data, label)
+        theirs = {} if condition.held_out else papers.heads_of(condition.data, label)  # theirs are test errors
         if len({line.head for line in lines if line.label == label} & {*theirs}) > 1:
             errors = ", ".join(f"`{head}` {theirs[head]:.2f}" for head in HEADS if head in theirs)
             of_net = f" for `{label}`" if label else ""
@@ -186,7 +186,8 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
     """
     figure, axis = _canvas(title)
     heads = [head for head in HEADS if (rows["head"] == head).any()]
-    theirs = papers.heads_of(rows.data.iloc[0], rows.label.iloc[0])
+    condition = rows.condition.iloc[0]
+    theirs = {} if condition.held_out else papers.heads_of(condition.data, rows.label.iloc[0])
     for x, head in enumerate(heads):
         of_head = rows[rows["head"] == head].error
         _draw_head(axis, x, COLOURS[head], of_head.dropna(), int(of_head.isna().sum()))
@@ -200,7 +201,7 @@ def draw_heads(rows: pd.DataFrame, title: str) -> Figure:
         axis.plot([], [], color=GREY, linewidth=2, label="mean of the seeds")
     if rows.error.isna().any():
         axis.scatter([], [], marker="x", color=GREY, label="a seed that died")
-    axis.set(xlim=(-0.5, len(heads) - 0.4), ylabel=f"{rows.condition.iloc[0].error_name} (%)")
+    axis.set(xlim=(-0.5, len(heads) - 0.4), ylabel=f"{condition.error_name} (%)")
     slanted = {"rotation": 25, "ha": "right"} if len(heads) > 4 else {}
     axis.set_xticks(range(len(heads)), heads, **slanted)
     axis.margins(y=0.1)

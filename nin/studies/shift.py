@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from nin.data.augment import PAD_MODES
+from nin.errors import ClaimError
 from nin.run.trainer import exact_fp32
 from nin.studies.answer import Answer, by_sign, overall
 from nin.studies.comparisons import trained_alike
@@ -76,6 +77,10 @@ def measure(subjects: Sequence[Subject]) -> pd.DataFrame:
         a row for each net, fill and shift: place (of the net), name, fill, pixels, error (%), same (% of the images
         with the prediction of the unshifted one), stays (the same for each image, (N) of booleans).
     """
+    for subject in subjects:
+        if (side := min(subject.images.shape[2:])) <= max(SHIFTS):
+            few = f"nothing is left of images of {side} pixels that are shifted by {max(SHIFTS)}"
+            raise ClaimError(f"claim=shift: {few}; choose nets of larger images")
     rows = []
     passes = 1 + len(FILLS) * sum(shift > 0 for shift in SHIFTS)
     with progress("shift", subjects, passes) as bar:
@@ -137,7 +142,7 @@ def _draw_panel(axis: Axes, subjects: Sequence[Subject], measured: pd.DataFrame,
             axis.plot(seeds.index, seeds, subject.style, color=subject.colour, alpha=0.25, linewidth=1)
         mean = seeds.mean(axis=1)
         axis.plot(mean.index, mean, subject.style, color=subject.colour, marker="o", markersize=3.5)
-        ends.append((mean.index[-1], mean.iloc[-1], name, subject.colour))
+        ends.append((mean.index[-1], mean.iloc[-1], name, subject.colour, subject.style))
     return ends
 
 

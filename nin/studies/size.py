@@ -16,6 +16,7 @@ from nin.backbones import BACKBONES
 from nin.checks import literal
 from nin.data.preprocess import Whiten
 from nin.errors import ClaimError, NINError
+from nin.layers import LocallyConnected
 from nin.run.trainer import exact_fp32
 from nin.studies.answer import REFUTED, SUPPORTED, Answer, overall
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
@@ -125,7 +126,7 @@ def draw(subjects: Sequence[Subject], measured: pd.DataFrame) -> Figure:
         subject, errors = subjects[of_name.place.iloc[0]], accepted(of_name)
         means = _draw_lines(axis, subject, errors)
         if len(errors) == len(sizes) or len(errors) > 1:
-            ends.append((max(errors), means[-1], name, subject.colour))
+            ends.append((max(errors), means[-1], name, subject.colour, subject.style))
         else:
             only = f"{name}: {means[0]:.2f} % at {min(errors)} px only" if errors else f"{name}: no size"
             notes.append((only, subject.colour))
@@ -162,11 +163,12 @@ def _draw_lines(axis: Axes, subject: Subject, errors: dict[int, list[float]]) ->
 
 def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> list[str]:
     """A verdict for each net that pools: it supports the claim if it accepts every size that its trunk accepts. A net
-    on whitened images does not count, since whitening requires one size."""
+    on whitened images or with a locally connected layer does not count, since these require one size."""
     verdicts = []
     for place, of_net in measured.groupby("place"):
         subject = subjects[place]
-        if subject.pools and not isinstance(subject.trained.preprocess, Whiten):
+        has_one_size = any(isinstance(layer, LocallyConnected) for layer in subject.trained.net.modules())
+        if subject.pools and not has_one_size and not isinstance(subject.trained.preprocess, Whiten):
             possible = of_net[of_net.pixels >= smallest(subject)]
             verdicts.append(SUPPORTED if possible.error.notna().all() else REFUTED)
     return verdicts
@@ -176,7 +178,7 @@ def _finding(measured: pd.DataFrame, verdicts: Sequence[str]) -> str:
     nets = [_accepted_in_words(name, of_name) for name, of_name in measured.groupby("name", sort=False)]
     finding = f"{'; '.join(nets)}."
     if not verdicts:
-        finding += " Judging the claim requires a net that pools, without whitening."
+        finding += " Judging the claim requires a net that pools, without whitening or a locally connected layer."
     elif SUPPORTED in verdicts:
         finding += " Accepting a size does not mean recognising it: the nets were trained on images of one size."
     return finding

@@ -156,18 +156,18 @@ def clean(axis: Axes, grid: str = "both") -> Axes:
     return axis
 
 
-def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label(axis: Axes, ends: Sequence[tuple[float, float, str, str, str]]) -> None:
     """Writes names at the ends of lines, none over another and none above the axis. Long names would leave no room for
     the lines: they stand in a legend under the figure, once. Call it when the axis has its limits.
 
     Args:
         axis: where the lines are.
-        ends: (x, y, name, colour) of each line's last point.
+        ends: (x, y, name, colour, line style) of each line's last point.
     """
-    if max((len(name) for _, _, name, _ in ends), default=0) > LONGEST_LABEL:
+    if max((len(name) for _, _, name, *_ in ends), default=0) > LONGEST_LABEL:
         if not axis.figure.legends:
-            lines = [axis.plot([], [], color=colour, marker="o", markersize=4)[0] for *_, colour in ends]
-            names = [textwrap.fill(literal(name), 60) for _, _, name, _ in ends]
+            lines = [axis.plot([], [], style, color=colour, marker="o", markersize=4)[0] for *_, colour, style in ends]
+            names = [textwrap.fill(literal(name), 60) for _, _, name, *_ in ends]
             axis.figure.legend(lines, names, frameon=False, fontsize=8, loc="outside lower left")
         return
     low, high = axis.get_ylim()
@@ -175,7 +175,7 @@ def label(axis: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     style = {"textcoords": "offset points", "va": "center", "fontsize": 9, "annotation_clip": False}
     by_height = sorted(ends, key=lambda end: end[1])
     lowest: dict[float, float] = {}  # by x, where the next name may stand
-    for place, (x, y, name, colour) in enumerate(by_height):
+    for place, (x, y, name, colour, _) in enumerate(by_height):
         above = sum(x == other for other, *_ in by_height[place + 1 :])  # the names that need room over this one
         height = max(min(y, high - above * line), lowest.get(x, low))
         lowest[x] = height + line

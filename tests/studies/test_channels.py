@@ -70,3 +70,13 @@ def test_nets_without_a_map_a_class_are_left_out():
     assert "wide" not in channels.answer([subject(tiny("gap"), "gap"), wide]).table
     with pytest.raises(ClaimError, match="as many last maps as classes"):
         channels.answer([wide])
+
+
+def test_of_two_classes_a_head_whose_own_maps_are_right_supports_the_claim():
+    def verdict(own, accuracy, classes=2):
+        counts = [np.zeros((classes, classes))]
+        measured = pd.DataFrame({"name": ["fc"], "own": [own], "accuracy": [accuracy], "counts": counts})
+        return channels.judge([subject(tiny("fc"), "fc")], measured)[0]
+
+    assert [verdict(own, 97.0) for own in (96.0, 80.0, 51.0)] == ["supported", "supported in part", "refuted"]
+    assert [verdict(own, 95.0, 10) for own in (90.0, 40.0, 9.0)] == ["supported", "supported in part", "refuted"]

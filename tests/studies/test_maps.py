@@ -3,6 +3,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 
+import nin
 from claims import Lit, tiny
 from nin.data.preprocess import Normalise
 from nin.errors import ClaimError
@@ -41,12 +42,20 @@ def test_a_quarter_of_the_image_is_blanked_wherever_the_map_points(cells):
     corner = torch.zeros(20, cells, cells)
     corner[:, -1, -1] = 1  # the last place
     sums = maps.quarter_sums(corner)
-    blanked = maps.blank_quarters(images, sums.flatten(1).argmax(1), tuple(sums.shape[1:]), BLACK).float()
+    corners = maps.quarter_corners(lit(), (28, 28), (cells, cells))
+    blanked = maps.blank_quarters(images, sums.flatten(1).argmax(1), corners, BLACK).float()
     assert (blanked[:, :, 14:, 14:] == 0).all() and blanked.mean() == pytest.approx(255 * 3 / 4)
     anywhere = torch.randint(sums[0].numel(), (20,))
-    blanked = maps.blank_quarters(images, anywhere, tuple(sums.shape[1:]), BLACK).float()
+    blanked = maps.blank_quarters(images, anywhere, corners, BLACK).float()
     assert blanked.mean((1, 2, 3)).tolist() == pytest.approx([255 * 3 / 4] * 20)
     assert (images == 255).all()
+
+
+def test_a_quarter_lies_where_its_part_of_the_map_looked():
+    net = nin.load("cifar10-gap")
+    corners = maps.quarter_corners(net, (32, 32), (8, 8))
+    assert corners[:6] == [(2, 2), (2, 6), (2, 10), (2, 14), (2, 16), (6, 2)] and len(corners) == 25
+    assert maps.quarter_corners(net, (32, 64), (8, 16))[-1] == (16, 48)
 
 
 def test_maps_of_one_value_show_no_place():

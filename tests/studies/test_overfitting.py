@@ -82,3 +82,10 @@ def test_a_figure_compares_with_gap_where_it_can(run, rows, frame):
     (alone,) = overfitting.answers(frame(*(row for row in rows if row["head"] == "fc")))
     assert len(alone.figure.axes) == 1 and alone.verdict == "not answered"
     assert body(alone.table)[0][7] == "no common seed"
+
+
+def test_heads_of_which_all_died_are_named(frame, row):
+    statuses = {"gap": "ok", "fc": "dead"}
+    rows = frame(*(row(head, seed, status=status) for head, status in statuses.items() for seed in range(3)))
+    assert overfitting.all_died(rows) == "All runs died of `fc` at 100 % (3)."
+    assert overfitting.all_died(rows[rows["head"] == "gap"]) == ""

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from claims import cells, drawn, subject, tiny
 from nin import config
 from nin.config import Config
+from nin.errors import ClaimError
 from nin.studies import shift
 
 
@@ -74,3 +77,9 @@ def test_the_verdict_is_of_nets_that_were_trained_alike(monkeypatch):
     assert shift.answer(nets).verdict == "not answered"
     nets[1].trained.facts |= {"settings": settings, "epochs": 60}
     assert shift.answer(nets).verdict == "not answered"
+
+
+def test_images_that_a_shift_leaves_nothing_of_have_no_answer():
+    small = replace(subject(tiny("gap"), "gap"), images=torch.zeros(40, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ClaimError, match="claim=shift: nothing is left of images of 8 pixels"):
+        shift.measure([small])

@@ -76,6 +76,14 @@ def test_no_label_stands_on_another():
     axis = tables.clean(Figure().subplots(), "x")
     axis.set_ylim(0, 1)
     assert not axis.spines["top"].get_visible()
-    tables.label(axis, [(1, 0.5, "a", "red"), (1, 0.51, "b", "blue"), (1, 0.9, "c", "black"), (2, 0.5, "d", "black")])
+    ends = ((1, 0.5, "a", "red"), (1, 0.51, "b", "blue"), (1, 0.9, "c", "black"), (2, 0.5, "d", "black"))
+    tables.label(axis, [(*end, "-") for end in ends])
     heights = {text.get_text(): text.xy[1] for text in axis.texts}
     assert heights["b"] - heights["a"] == pytest.approx(0.055) and (heights["c"], heights["d"]) == (0.9, 0.5)
+
+
+def test_long_names_stand_in_a_legend_with_the_styles_of_their_lines():
+    axis = Figure().subplots()
+    tables.label(axis, [(1, 0.5, "a name that is too long for the margin", "red", "--"), (1, 0.6, "b", "red", ":")])
+    (legend,) = axis.figure.legends
+    assert [line.get_linestyle() for line in legend.get_lines()] == ["--", ":"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,29 @@ def cores() -> int:
 
 
 def memory_gb() -> float:
-    """The memory that this process may use, in GB: the machine's, or less where a container's limit is lower."""
+    """The memory that this process may use, in GB: the machine's, or less where a container's or a job's limit is
+    lower."""
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for limit in _memory_limits():
         try:
-            there = min(there, int(Path(limit).read_text()))
-        except (OSError, ValueError):  # no container, or "max"
+            there = min(there, int(limit.read_text()))
+        except (OSError, ValueError):  # no limit, or "max"
             continue
     return there / 1e9
+
+
+def _memory_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
+    """The files with the limits of the control groups that this process is in: its own, and those around it."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # another system than Linux
+        lines = []
+    for line in ("0::/", ":memory:/", *lines):
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top, name = (root, "memory.max") if not controllers else (root / "memory", "memory.limit_in_bytes")
+            group = top / path.lstrip("/")
+            yield from (each / name for each in (group, *group.parents) if each.is_relative_to(top))
 
 
 def _all(settings: dict[str, Any], holds: Callable[[Any], bool], reason: str) -> None:

@@ -82,3 +82,21 @@ def test_any_value_is_one_line(value):
 
 def test_yaml_words_for_yaml_values():
     assert [one_line(value) for value in (None, True, False, "a\n b")] == ["null", "true", "false", "a b"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "limits"),
+    [
+        ("0::/user.slice/job_1\n", {"user.slice/job_1/memory.max": 3 * 10**9, "user.slice/memory.max": 2 * 10**9}),
+        ("4:memory:/slurm/job\n1:cpu:/\n", {"memory/slurm/job/memory.limit_in_bytes": 2 * 10**9}),
+        ("0::/\n", {"memory.max": 2 * 10**9, "elsewhere/memory.max": 1}),
+    ],
+)
+def test_the_limit_of_a_job_is_found_wherever_it_stands(tmp_path, lines, limits):
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{limit}\n")
+    (tmp_path / "own").write_text(lines)
+    found = [int(file.read_text()) for file in checks._memory_limits(tmp_path, tmp_path / "own") if file.exists()]
+    assert min(found) == 2 * 10**9
+    assert list(checks._memory_limits(tmp_path, tmp_path / "missing"))

@@ -237,7 +237,8 @@ def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:
         if interrupted and error.exit_code not in INTERRUPTED:  # Hydra turned KeyboardInterrupt into this error
             _say("stopped")
             return INTERRUPTED[0]
-        if processes.rank() == 0 or isinstance(error, CheckpointError | DataError):  # process 0 raises the others too
+        alone = isinstance(error, CheckpointError | DataError) or type(error.__cause__).__name__ == "OutOfMemoryError"
+        if processes.rank() == 0 or alone:  # process 0 raises the others too
             _say(error)
         if processes.rank() and processes.STARTER not in os.environ:
             time.sleep(1)  # torchrun ends all processes when one ends; process 0 gets the time to print its error

@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> None:
     from nin.run import build
 
     build.check(config)
+    if config.trainer.processes > 1:
+        raise SettingError("trainer.devices", config.trainer.devices, "benchmark measures one process; set it to 1")
     if axes:
         _grow(config, axes, own["out"])
     else:

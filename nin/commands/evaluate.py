@@ -36,7 +36,8 @@ def main(settings: Config, folder: Path) -> None:
     from nin.run.processes import rank
     from nin.studies import confusion
 
-    trained = unfinished.load(settings.checkpoint, root=settings.data.root, download=settings.data.download)
+    own = {name: getattr(settings.data, name) for name in ("root", "download", "urls", "memory", "workers")}
+    trained = unfinished.load(settings.checkpoint, **own)
     evaluation = evaluate_pretrained(trained, settings)
     matrix, classes = evaluation.confusion, evaluation.classes
     print(f"\nof {evaluation.images:,} images\n{confusion.worst_pairs(matrix, classes)}")
@@ -52,5 +53,13 @@ def main(settings: Config, folder: Path) -> None:
     print(f"all confusions: {printable(picture)}")
 
 
+def check(settings: Config) -> None:
+    """Raises SettingError if this machine lacks the devices of the settings."""
+    from nin.run import build
+
+    with build.settings_under("trainer"):
+        build.check_devices(settings.trainer)
+
+
 def start() -> None:
-    command(main, settings=SETTINGS)
+    command(main, check=check, settings=SETTINGS)

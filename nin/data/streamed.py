@@ -72,15 +72,15 @@ class Streamed:
             num_workers=workers if len(batches) > 1 else 0,
             collate_fn=_collated,
             worker_init_fn=_begin_worker,
-            pin_memory=pin,
             generator=torch.Generator(),  # else it draws from the one that dropout draws from
         )
-        for images, places, damaged in loader:
+        for array, order, damaged in _surviving(loader):
             if damaged:
                 warnings.warn(
                     f"left out {counted(len(damaged), 'damaged picture')}: {some_of(damaged, NAMED)}", stacklevel=1
                 )
-            yield images.reshape(-1, self.size, self.size, 3), places
+            images, places = torch.from_numpy(array).view(-1, self.size, self.size, 3), torch.from_numpy(order)
+            yield (images.pin_memory() if pin else images), places
 
     def in_memory(self) -> tuple[Tensor, Tensor]:
         """All images (N, 3, size, size), channels last in memory, and their indices: damaged pictures are left out."""
@@ -132,19 +132,32 @@ class _Decoding(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> np.ndarray | str:
         """The image, or why there is none."""
         try:
-            return decoded(self.paths[index], self.size)
+            return decoded(self.paths[index], self.size).numpy()
         except PictureError as error:
             return one_line(error)
 
 
-def _collated(read: Iterable[Tensor | str]) -> tuple[Tensor, Tensor, list[str]]:
-    images = [(place, image) for place, image in enumerate(read) if isinstance(image, Tensor)]
+def _collated(read: Iterable[np.ndarray | str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Images, their places and the reasons of damaged ones. Arrays come through a pipe: tensors would take shared
+    memory, of which a container has 64 MB by default, and a worker that finds none waits for ever."""
+    images = [(place, image) for place, image in enumerate(read) if isinstance(image, np.ndarray)]
     damaged = [reason for reason in read if isinstance(reason, str)]
-    stacked = torch.stack([image for _, image in images]) if images else torch.empty(0, dtype=torch.uint8)
-    return stacked, torch.tensor([place for place, _ in images], dtype=torch.int64), damaged
+    stacked = np.stack([image for _, image in images]) if images else np.empty(0, dtype=np.uint8)
+    return stacked, np.array([place for place, _ in images], dtype=np.int64), damaged
+
+
+def _surviving(loader: DataLoader) -> Iterator[tuple[np.ndarray, np.ndarray, list[str]]]:
+    """The batches of a loader. Raises DataError where a worker was killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = "a process that decodes pictures was killed, as for want of memory"
+        raise DataError(f"{reason}; set data.workers=0, or a smaller number than now") from error
 
 
 def _begin_worker(_: int) -> None:

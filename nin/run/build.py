@@ -97,6 +97,11 @@ def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
         )
 
 
+def without_weights(config: Config) -> Config:
+    """The same settings, without the backbone's weights: a checkpoint brings them."""
+    return replace(config, model=replace(config.model, weights="none", weights_sha256=None))
+
+
 def build_task(config: Config, net: NIN | Backbone) -> Classifier:
     """The training task of a net. Raises SettingError."""
     with settings_under("recipe"):
@@ -112,7 +117,7 @@ def check(config: Config) -> None:
     check_settings(config)
     check_logger(config)
     with settings_under("trainer"):
-        _check_devices(config.trainer)
+        check_devices(config.trainer)
         _check_capture(config)
     data = build_data(config)
     entry = data.entry
@@ -123,7 +128,7 @@ def check(config: Config) -> None:
     _check_step(config, net, images=min(config.data.batch_size, (entry.train or 10**9) - config.data.val))
 
 
-def _check_devices(trainer: TrainerConfig) -> None:
+def check_devices(trainer: TrainerConfig) -> None:
     """Raises SettingError if this machine lacks the devices of the settings, or they do not support the settings."""
     is_there = {"gpu": _has_gpu, "cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if trainer.accelerator in is_there and not is_there[trainer.accelerator]():

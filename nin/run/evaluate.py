@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from nin.run.signals import HeedSignals, stoppable
 from nin.run.trainer import build_trainer, enough_memory, exact_fp32, precision_of, quiet
 from nin.task import Classifier
 
+MAY_BE_TRAINED_ON = "a test picture that was trained on makes the error too low"
 PARTS = {"test": "test set", "train": "training images", "val": "held-out images"}
 
 
@@ -206,6 +208,32 @@ def _check_folder(data: Images, trained: Pretrained, sha256: str | None) -> None
             f"data.root={data.root}: the pictures are not those of the training, so drawn test pictures may have been "
             "trained on; put the test pictures into subfolders of test/, and any others into train/"
         )
+    if data.listing.sha256 != sha256:
+        warnings.warn(f"data.root={data.root}: not the pictures of the training; {MAY_BE_TRAINED_ON}", stacklevel=1)
+
+
+def check_start(start: Pretrained, config: Config, data: Images) -> None:
+    """Raises SettingError where test or held-out images of a run are images that the net it starts from was trained on.
+
+    Args:
+        start: the net.
+        config, data: of the run; the images are set up.
+    """
+    if start.facts.get("data") != config.data.name:
+        return
+    name, facts = f"checkpoint={one_line(config.checkpoint)}", facts_of_folder(start)
+    if data.listing and facts.get("sha256") != data.listing.sha256:
+        if start.classes == tuple(map(one_line, data.listing.classes)):
+            warnings.warn(f"{name} was trained on other pictures; {MAY_BE_TRAINED_ON}", stacklevel=1)
+        return
+    if data.listing and not data.listing.is_split and facts.get("seed") != config.seed:
+        reason = f"{name} was trained on this folder with seed={facts.get('seed')}, which drew other test pictures"
+        raise SettingError("seed", config.seed, f"{reason}; set that seed, or put the test pictures into test/")
+    settings = start.facts.get("settings")
+    held_out = settings["data"].get("val", 0) if isinstance(settings, dict) and "data" in settings else 0
+    if config.data.val > held_out:
+        reason = f"{name} held out {held_out} of these images and was trained on the others; hold out no more of them"
+        raise SettingError("data.val", config.data.val, reason)
 
 
 def check_limits(config: Config, data: Images) -> None:

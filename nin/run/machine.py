@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -37,9 +38,9 @@ def peak_memory_gb() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # getrusage counts what the parent process held when it started this one
         kilobytes = next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(kilobytes) / 1e6, 2)
+        return round(int(kilobytes) * 1024 / 1e9, 2)
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(held / (1e9 if sys.platform == "darwin" else 1e6), 2)
+    return round(held * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
 
 
 def now(device: torch.device) -> float:
@@ -76,6 +77,12 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result depends on."""
     others = {name: metadata.version(name) for name in ("torchvision", "lightning")}
     return {"python": platform.python_version(), "torch": str(torch.__version__), **others}
+
+
+@cache
+def commit_at_start() -> tuple[str, bool]:
+    """`commit` as it was when it was first asked for: later the files may be others than the code that runs."""
+    return commit()
 
 
 def commit(root: Path = ROOT) -> tuple[str, bool]:

@@ -25,14 +25,14 @@ from nin.model import NIN
 from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
-from nin.run.build import build_data, build_net, build_task, identified, settings_under
+from nin.run.build import build_data, build_net, build_task, identified, settings_under, without_weights
 from nin.run.callbacks import MetricsFile, MovingAverage, Stopwatch, drop_empty_hooks
 from nin.run.checkpoint import CHECKSUMS, AtomicCheckpointIO
 from nin.run.curves import plot_curves
-from nin.run.evaluate import check_limits, evaluate
+from nin.run.evaluate import check_limits, check_start, evaluate
 from nin.run.loggers import build_logger, log_result, log_settings
 from nin.run.machine import (
-    commit,
+    commit_at_start,
     device_memory_gb,
     device_name,
     forget_peak_memory,
@@ -108,6 +108,7 @@ def train(config: Config, folder: Path) -> Record:
     smaller = f"choose a data.batch_size below {config.data.batch_size}, or trainer.accelerator=cpu"
     with stoppable(advice), ending_together(), enough_memory(smaller):
         run = _begin(config, folder)
+        commit_at_start()  # a download or a listing may take long
         connect(run.trainer)
         run.config = run.trainer.strategy.broadcast(identified(config) if run.writes else config)
         if (finished := _finished(run)) is not None:
@@ -221,12 +222,14 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
         data.setup()
     if start:
         pretrained.check_fit(start, data.set, config.data.name, same_classes=False)
+        check_start(start, config, data)
     return data, start
 
 
 def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backbone:
     """The net, with the weights that it starts from, frozen where the settings say so."""
-    net = build_net(run.config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
+    config = without_weights(run.config) if start else run.config
+    net = build_net(config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
     if start:
         new = pretrained.copy_weights(start, net, data.set.classes)
     else:
@@ -258,7 +261,7 @@ def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> torch.nn.Modu
 def _record_of(run: _Run, net: NIN | Backbone, start: Pretrained | None) -> Record:
     """What is known of a run before its first step."""
     config, trainer = run.config, run.trainer
-    name, clean = commit()
+    name, clean = commit_at_start()
     return Record(
         status="running",
         settings=settings_of(config),
@@ -291,9 +294,9 @@ def _continued(record: Record, run: _Run) -> Record:
             f"checkpoint={now.name}: {run.folder} started from weights with sha256 {first.sha256}, and they are "
             f"{now.sha256} now; choose another folder"
         )
-    if before.commit == record.commit:
-        return replace(record, clean=record.clean and before.clean)
-    return replace(record, clean=False)  # not the result of this commit alone
+    devices = before.device if before.device.endswith(record.device) else f"{before.device}, then {record.device}"
+    alike = (before.commit, before.versions) == (record.commit, record.versions)  # else not the result of these alone
+    return replace(record, device=devices, clean=alike and record.clean and before.clean)
 
 
 @dataclass

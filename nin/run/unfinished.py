@@ -20,13 +20,13 @@ from nin.model import NIN
 from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
-from nin.run.build import build_data, build_net
+from nin.run.build import build_data, build_net, without_weights
 from nin.run.checkpoint import AtomicCheckpointIO
 
 OF_THE_NET = "net."  # how the names of its weights begin in a checkpoint
 
 
-def load(checkpoint: str, *, fold: bool = False, root: str | None = None, download: bool | None = None) -> Pretrained:
+def load(checkpoint: str, *, fold: bool = False, **places: Any) -> Pretrained:
     """As `nin.load`; of an unfinished run it returns the net after the last whole epoch, and prints which that is.
 
     The run's set is read again: the classes and the preprocessing are known from it.
@@ -34,7 +34,8 @@ def load(checkpoint: str, *, fold: bool = False, root: str | None = None, downlo
     Args:
         checkpoint: a run's folder, a weights file or a published name.
         fold: as for `nin.load`.
-        root, download: of the run's set, as in `nin.data.Images`, where it is read again; None keeps the run's.
+        places: root, download, urls, memory or workers of the run's set, as in `nin.data.Images`, where it is read
+            again; None keeps the run's.
 
     Raises:
         CheckpointError: as `nin.load` raises it, or the run's checkpoint is damaged.
@@ -44,7 +45,7 @@ def load(checkpoint: str, *, fold: bool = False, root: str | None = None, downlo
     if checkpoint in pretrained.available() or not is_unfinished(folder):
         return pretrained.load(checkpoint, fold=fold)
     try:
-        trained, epoch = _load(folder, {"root": root, "download": download})
+        trained, epoch = _load(folder, places)
     except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, EOFError, OSError) as error:
         if isinstance(error, SettingError):
             raise
@@ -82,7 +83,8 @@ def _load(folder: Path, places: dict[str, Any]) -> tuple[Pretrained, int]:
         data.preprocess = start.preprocess
     data.prepare_data()
     data.setup()
-    net = build_net(config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
+    classes, channels = len(data.set.classes), data.set.train_images.shape[1]
+    net = build_net(without_weights(config) if start else config, classes=classes, channels=channels)
     if start:  # frozen features are not in the checkpoint
         pretrained.copy_weights(start, net, data.set.classes)
     _part_of(net, config, found["state_dict"]).load_state_dict(_weights(found["state_dict"]))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nin.data import Images
-from nin.data.streamed import Streamed, workers_of
+from nin.data.streamed import Streamed, _collated, _surviving, workers_of
 from nin.errors import DataError
 from photographs import make_folder
 
@@ -215,3 +215,19 @@ def test_a_large_photograph_is_decoded_at_a_fraction(tmp_path):
     Image.fromarray(np.broadcast_to(rows, (1600, 2000, 3)).copy()).save(tmp_path / "large.jpg")
     fast, slow = Streamed([tmp_path / "large.jpg"], 32)[0], Image.open(tmp_path / "large.jpg").resize((40, 32))
     assert np.abs(fast.permute(1, 2, 0).numpy().astype(int) - np.asarray(slow)[:, 4:36].astype(int)).max() < 6
+
+
+def test_decoded_pictures_take_no_shared_memory(tmp_path):
+    """A container has 64 MB of it by default, and a worker that finds none waits for ever."""
+    (read, order, damaged), *_ = [_collated([np.zeros((4, 4, 3), np.uint8), "damaged", np.ones((4, 4, 3), np.uint8)])]
+    assert isinstance(read, np.ndarray) and order.tolist() == [0, 2] and damaged == ["damaged"]
+    assert isinstance(_collated(["damaged"])[0], np.ndarray)
+
+
+def test_a_killed_worker_is_one_sentence():
+    def loader():
+        yield 1
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    with pytest.raises(DataError, match=r"was killed, as for want of memory; set data\.workers=0"):
+        list(_surviving(loader()))

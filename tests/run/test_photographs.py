@@ -130,6 +130,45 @@ def test_an_evaluation_counts_the_copies_that_the_training_counted(ran, tmp_path
         assert isinstance(images_of(nin.load(folder), memory=enough).set.test_images, kept)
 
 
+def test_a_net_of_the_same_folder_never_brings_test_or_held_out_pictures(ran, tmp_path):
+    here, settings, _ = ran
+    again = [*settings, f"checkpoint={here / 'run'}", "trainer.max_epochs=1"]
+    with pytest.raises(SettingError, match=r"seed=1: checkpoint=.* was trained on this folder with seed=0"):
+        train(compose([*again, "seed=1"]), tmp_path / "run")
+    with pytest.raises(SettingError, match=r"data\.val=5: checkpoint=.* held out 0 of these images"):
+        train(compose([*again, "data.val=5"]), tmp_path / "run")
+    assert train(compose(again), tmp_path / "run").status == "finished"
+    held_out = [*settings, "data.val=6", "trainer.max_epochs=1"]
+    train(compose(held_out), tmp_path / "held")
+    train(compose([*held_out, f"checkpoint={tmp_path / 'held'}"]), tmp_path / "more")
+    other = make_folder(tmp_path / "photos", (13, 12, 11), shift=50)
+    with pytest.warns(UserWarning, match="was trained on other pictures; a test picture that was trained on makes"):
+        train(compose([*again, f"data.root={other}", "seed=1"]), tmp_path / "other")
+
+
+def test_another_split_than_the_trainings_is_named(tmp_path):
+    for part, numbers in (("train", (4, 4)), ("test", (2, 2))):
+        make_folder(tmp_path / "photos", numbers, part, shift=9 * len(part))
+    train(compose([*SETTINGS, f"data.root={tmp_path / 'photos'}"]), tmp_path / "run")
+    trained = nin.load(tmp_path / "run")
+    images_of(trained)
+    moved = next((tmp_path / "photos" / "train" / "rose").iterdir())
+    moved.rename(tmp_path / "photos" / "test" / "rose" / f"moved{moved.suffix}")
+    with pytest.warns(UserWarning, match="not the pictures of the training; a test picture that was trained on"):
+        images_of(trained)
+
+
+def test_a_resumed_run_names_all_its_machines(ran, tmp_path):
+    here, settings, _ = ran
+    shutil.copytree(here / "run", tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    file = tmp_path / "run" / "summary.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({**before, "status": "running", "device": "NVIDIA H200", "clean": True}))
+    after = train(compose([*settings, "resume=auto"]), tmp_path / "run")
+    assert after.device == f"NVIDIA H200, then {before['device']}"
+
+
 def test_two_classes_of_three_pictures(tmp_path):
     settings = [*SETTINGS, f"data.root={make_folder(tmp_path / 'photos', (3, 3))}"]
     with warnings.catch_warnings(record=True) as said:

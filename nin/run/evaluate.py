@@ -237,8 +237,16 @@ def check_start(start: Pretrained, config: Config, data: Images) -> None:
 
 
 def check_limits(config: Config, data: Images) -> None:
-    """Raises SettingError where a limit is less than one batch, before Lightning does so after the training."""
-    check_limit(config.trainer.limit_train_batches, "train", data.train_dataloader())
+    """Raises SettingError where a limit is less than one batch, before Lightning does so after the training. Warns if
+    an epoch's last step accumulates fewer batches than the others: Lightning divides its gradient by as many."""
+    limit, batches = config.trainer.limit_train_batches, len(data.train_dataloader())
+    check_limit(limit, "train", data.train_dataloader())
+    if limit is not None:
+        batches = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
+    number = config.trainer.accumulate_grad_batches
+    if rest := batches % number:
+        small = f"the last step of an epoch has {rest} of them, and a gradient of {rest}/{number} of its size"
+        warnings.warn(f"trainer.accumulate_grad_batches={number}: {small}", stacklevel=1)
     for loader in (data.test_dataloader(), data.train_as_test_dataloader(), *data.val_dataloader()):
         check_limit(config.trainer.limit_test_batches, "test", loader)
 

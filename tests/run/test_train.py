@@ -2,6 +2,7 @@ import csv
 import math
 import re
 import shlex
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,7 +212,11 @@ def test_gradients_of_two_batches_make_the_step_of_one_twice_as_large(tmp_path, 
     for accumulated, size, batches in ((1, 64, 3), (2, 32, 6), (2, 32, 5)):
         folder = tmp_path / f"{accumulated}-{batches}"
         overrides = [f"trainer.accumulate_grad_batches={accumulated}", f"data.batch_size={size}"]
-        train(compose([*plain, *overrides, f"trainer.limit_train_batches={batches}"]), folder)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            train(compose([*plain, *overrides, f"trainer.limit_train_batches={batches}"]), folder)
+        remainder = "the last step of an epoch has 1 of them, and a gradient of 1/2 of its size"
+        assert any(remainder in str(each.message) for each in said) == (batches == 5)
         of[batches] = pretrained.load(folder).net.state_dict()
         assert "2 epochs of 3 steps" in capsys.readouterr().out
         assert [row["step"] for row in csv.DictReader((folder / "metrics.csv").open())] == ["3", "6"]

@@ -142,8 +142,8 @@ def memory_gb() -> float:
 def _memory_limits(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[Path]:
     """The files with the limits of the control groups that this process is in: its own, and those around it."""
     try:
-        lines = own.read_text().splitlines()
-    except OSError:  # another system than Linux
+        lines = [line for line in own.read_text().splitlines() if line.count(":") > 1]
+    except (OSError, ValueError):  # another system than Linux
         lines = []
     for line in ("0::/", ":memory:/", *lines):
         _, controllers, path = line.split(":", 2)

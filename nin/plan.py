@@ -307,7 +307,7 @@ class Plan:
 def _between(places: Sequence[float], position: float) -> float:
     """The place at a position of a list, on a straight line between its neighbours, and beyond the ends."""
     if len(places) == 1:
-        return places[0]
+        return places[0] + position
     low = min(max(math.floor(position), 0), len(places) - 2)
     return places[low] + (position - low) * (places[low + 1] - places[low])
 

@@ -89,7 +89,7 @@ def test_yaml_words_for_yaml_values():
     [
         ("0::/user.slice/job_1\n", {"user.slice/job_1/memory.max": 3 * 10**9, "user.slice/memory.max": 2 * 10**9}),
         ("4:memory:/slurm/job\n1:cpu:/\n", {"memory/slurm/job/memory.limit_in_bytes": 2 * 10**9}),
-        ("0::/\n", {"memory.max": 2 * 10**9, "elsewhere/memory.max": 1}),
+        ("0::/\nno group\n\n", {"memory.max": 2 * 10**9, "elsewhere/memory.max": 1}),
     ],
 )
 def test_the_limit_of_a_job_is_found_wherever_it_stands(tmp_path, lines, limits):

@@ -154,7 +154,7 @@ def _surviving(loader: DataLoader) -> Iterator[tuple[np.ndarray, np.ndarray, lis
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if "DataLoader worker (pid" not in str(error):  # the others are errors in a worker
             raise
         reason = "a process that decodes pictures was killed, as for want of memory"
         raise DataError(f"{reason}; set data.workers=0, or a smaller number than now") from error

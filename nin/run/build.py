@@ -97,11 +97,6 @@ def build_net(config: Config, classes: int, channels: int) -> NIN | Backbone:
         )
 
 
-def without_weights(config: Config) -> Config:
-    """The same settings, without the backbone's weights: a checkpoint brings them."""
-    return replace(config, model=replace(config.model, weights="none", weights_sha256=None))
-
-
 def build_task(config: Config, net: NIN | Backbone) -> Classifier:
     """The training task of a net. Raises SettingError."""
     with settings_under("recipe"):

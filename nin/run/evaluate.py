@@ -223,14 +223,15 @@ def check_start(start: Pretrained, config: Config, data: Images) -> None:
         return
     name, facts = f"checkpoint={one_line(config.checkpoint)}", facts_of_folder(start)
     if data.listing and facts.get("sha256") != data.listing.sha256:
-        if start.classes == tuple(map(one_line, data.listing.classes)):
+        if {*start.classes} & {*map(one_line, data.listing.classes)}:
             warnings.warn(f"{name} was trained on other pictures; {MAY_BE_TRAINED_ON}", stacklevel=1)
         return
     if data.listing and not data.listing.is_split and facts.get("seed") != config.seed:
         reason = f"{name} was trained on this folder with seed={facts.get('seed')}, which drew other test pictures"
         raise SettingError("seed", config.seed, f"{reason}; set that seed, or put the test pictures into test/")
     settings = start.facts.get("settings")
-    held_out = settings["data"].get("val", 0) if isinstance(settings, dict) and "data" in settings else 0
+    of_data = settings.get("data") if isinstance(settings, dict) else None
+    held_out = of_data.get("val", 0) if isinstance(of_data, dict) else 0
     if config.data.val > held_out:
         reason = f"{name} held out {held_out} of these images and was trained on the others; hold out no more of them"
         raise SettingError("data.val", config.data.val, reason)

@@ -25,7 +25,7 @@ from nin.model import NIN
 from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
-from nin.run.build import build_data, build_net, build_task, identified, settings_under, without_weights
+from nin.run.build import build_data, build_net, build_task, identified, settings_under
 from nin.run.callbacks import MetricsFile, MovingAverage, Stopwatch, drop_empty_hooks
 from nin.run.checkpoint import CHECKSUMS, AtomicCheckpointIO
 from nin.run.curves import plot_curves
@@ -228,8 +228,7 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
 
 def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backbone:
     """The net, with the weights that it starts from, frozen where the settings say so."""
-    config = without_weights(run.config) if start else run.config
-    net = build_net(config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
+    net = build_net(run.config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
     if start:
         new = pretrained.copy_weights(start, net, data.set.classes)
     else:

@@ -20,7 +20,7 @@ from nin.model import NIN
 from nin.pretrained import Pretrained
 from nin.run import folder as folders
 from nin.run import record as records
-from nin.run.build import build_data, build_net, without_weights
+from nin.run.build import build_data, build_net
 from nin.run.checkpoint import AtomicCheckpointIO
 
 OF_THE_NET = "net."  # how the names of its weights begin in a checkpoint
@@ -83,8 +83,7 @@ def _load(folder: Path, places: dict[str, Any]) -> tuple[Pretrained, int]:
         data.preprocess = start.preprocess
     data.prepare_data()
     data.setup()
-    classes, channels = len(data.set.classes), data.set.train_images.shape[1]
-    net = build_net(without_weights(config) if start else config, classes=classes, channels=channels)
+    net = build_net(config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
     if start:  # frozen features are not in the checkpoint
         pretrained.copy_weights(start, net, data.set.classes)
     _part_of(net, config, found["state_dict"]).load_state_dict(_weights(found["state_dict"]))

@@ -123,11 +123,12 @@ def _check_distinct(nets: Sequence[Pretrained], checkpoints: Sequence[str]) -> N
 
 
 def _set_of(trained: Pretrained) -> tuple:
-    """The facts that decide on a net's test images: its set and their size; of a folder also which pictures they were
-    drawn from, and with which seed."""
+    """The facts that decide on a net's test images: its set and their size; of a folder also its pictures and the seed
+    that drew from them."""
     size = trained.net.arguments["image_size"]
     sides = size if isinstance(size, list | tuple) else (size, size)
-    return set_of(trained), *sides, *facts_of_folder(trained).items()
+    facts = facts_of_folder(trained)
+    return set_of(trained), *sides, facts.get("sha256") or facts.get("root"), facts.get("seed")
 
 
 @torch.no_grad()

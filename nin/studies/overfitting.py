@@ -85,8 +85,8 @@ def measure(rows: pd.DataFrame) -> pd.DataFrame:
 
 def all_died(rows: pd.DataFrame) -> str:
     """A sentence about the heads and shares of which no run finished; "" if there are none."""
-    groups = rows.groupby(["share", "epochs", "head"])
-    dead = [(share, head, len(of)) for (share, _, head), of in groups if (of.status == "dead").all()]
+    groups = rows.groupby(["share", "head"])
+    dead = [(share, head, len(of)) for (share, head), of in groups if (of.status == "dead").all()]
     named = ", ".join(f"`{head}` at {100 * share:g} % ({number})" for share, head, number in dead)
     return f"All runs died of {named}." if dead else ""
 

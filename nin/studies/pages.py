@@ -181,6 +181,8 @@ def _points(difference: float) -> str:
 
 def _machine(hardware: str) -> str:
     """A row's hardware in a few words: "cpu: AMD EPYC, 2 threads" is "2 CPU threads", "NVIDIA H200" is "H200"."""
+    if ", then " in hardware:  # a run that was resumed on another machine
+        return ", then ".join(map(_machine, hardware.split(", then ")))
     threads = re.fullmatch(r"cpu: .*, (\d+) threads?", hardware)
     return counted(int(threads[1]), "CPU thread") if threads else hardware.removeprefix("NVIDIA ")
 

@@ -225,9 +225,11 @@ def test_decoded_pictures_take_no_shared_memory(tmp_path):
 
 
 def test_a_killed_worker_is_one_sentence():
-    def loader():
+    def loader(reason):
         yield 1
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+        raise RuntimeError(reason)
 
     with pytest.raises(DataError, match=r"was killed, as for want of memory; set data\.workers=0"):
-        list(_surviving(loader()))
+        list(_surviving(loader("DataLoader worker (pid 1) is killed by signal: Killed.")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(_surviving(loader("Caught RuntimeError in DataLoader worker process 0. a bug")))

@@ -37,6 +37,10 @@ def test_runs_of_another_precision_and_of_uncommitted_files_do_not_count(frame, 
     assert pages.results_table(frame(*published(), *others)) == plain
 
 
+def test_a_run_on_two_machines_names_both():
+    assert pages._machine("cpu: AMD EPYC, 2 threads, then NVIDIA H200") == "2 CPU threads, then H200"
+
+
 def test_heads_are_compared_in_one_precision(frame, row, published):
     """Though most runs of `gap` are in another one, and that one comes first in the alphabet."""
     made = [row(head, seed, 10.0 + seed + (head == "fc") * seed / 9) for head in ("gap", "fc") for seed in (1, 2, 3)]

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from nin.checks import sides
-from nin.data.preprocess import Whiten
 from nin.errors import CheckpointError, UsageError
-from nin.model import FC, GAP, NIN
-from nin.plan import HEADS, LARGEST
+from nin.model import FC, GAP
+from nin.plan import LARGEST
 from nin.predict import has_class_maps
 from nin.pretrained import Pretrained
 
@@ -93,13 +92,6 @@ def activation_maps(head: Any, maps: Tensor) -> Tensor:
     return torch.einsum("nmhw,km->nkhw", maps * share, last.weight)
 
 
-def accepts_any_size(trained: Pretrained) -> bool:
-    """Whether the net reads images of other sizes than it was trained at."""
-    net = trained.net
-    accepts = net.plan.accepts_any_size if isinstance(net, NIN) else HEADS[net.arguments["head"]].pools
-    return accepts and not isinstance(trained.preprocess, Whiten)
-
-
 def check_installed() -> None:
     """Raises UsageError where the packages of the extra [onnx] are missing."""
     if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
@@ -120,7 +112,7 @@ def to_onnx(trained: Pretrained) -> bytes:
     import onnx
 
     free = {0: torch.export.Dim("batch")}
-    if accepts_any_size(trained):
+    if trained.accepts_any_size:
         free |= {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     height, width = _size(trained)
     pixels = torch.zeros(2, trained.channels, height, width, dtype=torch.uint8)
@@ -145,7 +137,7 @@ def compare(content: bytes, trained: Pretrained) -> Iterator[Comparison]:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     whole, draws = Whole(trained), torch.Generator().manual_seed(0)
     height, width = _size(trained)
-    others = [(height + height // 4, width + width // 2)] if accepts_any_size(trained) else []
+    others = [(height + height // 4, width + width // 2)] if trained.accepts_any_size else []
     for size in [(height, width), *others]:
         for images in BATCHES:
             pixels = torch.randint(0, 256, (images, trained.channels, *size), generator=draws, dtype=torch.uint8)

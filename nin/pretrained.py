@@ -127,6 +127,13 @@ class Pretrained(nn.Module):
         """Class maps (N, K, h, w): the input of the head."""
         return self.net.forward_maps(self._prepare(images))
 
+    @property
+    def accepts_any_size(self) -> bool:
+        """Whether the net accepts images of other sizes than it was trained at."""
+        net = self.net
+        accepts = net.plan.accepts_any_size if isinstance(net, NIN) else HEADS[net.arguments["head"]].pools
+        return accepts and not isinstance(self.preprocess, Whiten)
+
     def reset_head(self, classes: Sequence[str], head: str | None = None) -> list[str]:
         """Replaces the layers that depend on the classes; the other layers keep their weights.
 

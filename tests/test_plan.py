@@ -126,7 +126,7 @@ def test_plans_and_configurations_need_no_torch():
     subprocess.run([sys.executable, "-c", LIGHT, str(ROOT)], check=True)
 
 
-@pytest.mark.parametrize("side", [20, 28, 32, 33, 47])
+@pytest.mark.parametrize("side", [32, 33, 47, 60])
 @pytest.mark.parametrize("blocks", ["authors", "strides"])
 def test_the_maps_positions_are_the_middles_of_what_they_read(side, blocks):
     """Measured: the centre of the gradient of a position, in a net of sums, away from the image's border."""
@@ -139,12 +139,15 @@ def test_the_maps_positions_are_the_middles_of_what_they_read(side, blocks):
     centres = net.plan.map_centres(side)
     assert len(centres) == net.plan.map_size[0]
     image = torch.ones(1, 3, side, side, requires_grad=True)
+    measured = 0
     for position in range(2, len(centres) - 2):
         (gradient,) = torch.autograd.grad(net.forward_maps(image)[0, 0, position, position], image)
         weight = gradient[0].sum((0, 1))
         if weight[0] == weight[-1] == 0:
             centre = (weight * torch.arange(side)).sum() / weight.sum()
             assert centre.item() == pytest.approx(centres[position], abs=1e-4)
+            measured += 1
+    assert measured
     assert NIN().plan.map_centres(32) == [3, 7, 11, 15, 19, 23, 27, 29.75]
 
 

@@ -14,9 +14,7 @@ from tqdm import tqdm
 
 from nin.backbones import BACKBONES
 from nin.checks import literal
-from nin.data.preprocess import Whiten
 from nin.errors import ClaimError, NINError
-from nin.layers import LocallyConnected
 from nin.run.trainer import exact_fp32
 from nin.studies.answer import REFUTED, SUPPORTED, Answer, overall
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
@@ -167,8 +165,7 @@ def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> list[str]:
     verdicts = []
     for place, of_net in measured.groupby("place"):
         subject = subjects[place]
-        has_one_size = any(isinstance(layer, LocallyConnected) for layer in subject.trained.net.modules())
-        if subject.pools and not has_one_size and not isinstance(subject.trained.preprocess, Whiten):
+        if subject.trained.accepts_any_size:
             possible = of_net[of_net.pixels >= smallest(subject)]
             verdicts.append(SUPPORTED if possible.error.notna().all() else REFUTED)
     return verdicts

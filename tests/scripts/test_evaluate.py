@@ -49,6 +49,7 @@ def test_the_picture_of_a_weights_file_is_named_after_its_run(run, script, tmp_p
     [
         (["checkpoint=run", "head=fc"], 2, "head=fc: "),
         (["checkpoint=run", "recipe.lr=1"], 2, "recipe.lr=1: "),
+        (["checkpoint=run", "trainer.accelerator=mps"], 2, "trainer.accelerator=mps: "),
         ([], 2, "checkpoint= is required"),
         (["checkpoint=nope"], 1, "checkpoint=nope: does not exist"),
     ],

@@ -42,7 +42,7 @@ def test_a_run_on_two_machines_names_both():
 
 
 def test_heads_are_compared_in_one_precision(frame, row, published):
-    """Though most runs of `gap` are in another one, and that one comes first in the alphabet."""
+    """Though most runs of `gap` are in another one."""
     made = [row(head, seed, 10.0 + seed + (head == "fc") * seed / 9) for head in ("gap", "fc") for seed in (1, 2, 3)]
     others = [row("gap", seed, 5.0, precision="16-mixed") for seed in range(5)]
     found = pages.findings(frame(*published(), *made, *others))

@@ -119,6 +119,7 @@ def test_images_of_another_size_are_refused():
         (["nosuch=1"], "nosuch=1: unknown setting; must be one of rows, rounds"),
         (["eval_curve=true"], "eval_curve=true: unknown setting"),
         (["data=flowers17", "data.size=64"], "data.size=64"),
+        (["trainer.devices=2", "trainer.accelerator=cpu"], "trainer.devices=2: benchmark measures one process"),
     ],
 )
 def test_what_the_command_refuses(arguments, words, script):

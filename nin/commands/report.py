@@ -25,6 +25,7 @@ RECIPES = (
     "modern",
     "quick",
     "speedrun",
+    "refine",
     "transfer",
     "article",
 )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from nin.config import consequential
+from nin.pretrained import available, read_card
 from nin.studies.answer import UNDECIDED, by_sign, overall
 from nin.studies.rows import NOT_COMPARED, Condition, defaults
 from nin.studies.tables import LEAST_SEEDS, file_stem, interval, paired
@@ -58,6 +59,23 @@ def trained_alike(facts: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     """Whether two nets were trained in the same way but for their heads, as far as the facts of both say."""
     one, other = training_of(facts), training_of(others)
     return all(one[name] == other[name] for name in one.keys() & other.keys())
+
+
+def published_cards() -> dict[str, dict]:
+    """The cards of the published nets, with their `name`, by the sha256 of the weights.
+
+    Raises:
+        CheckpointError: a card is damaged.
+    """
+    cards = {name: read_card(name) for name in available()}
+    return {card["sha256"]: {**card, "name": name} for name, card in cards.items()}
+
+
+def refined(rows: pd.DataFrame) -> pd.Series:
+    """Whether each row's run trained a net further on the set that it had been trained on: by its recipe, or because it
+    started from a published net of that set. Raises nin.errors.CheckpointError."""
+    sets = {sha256: card["data"] for sha256, card in published_cards().items()}
+    return (rows.recipe == "refine") | (rows.start_sha256.map(sets) == rows.data)
 
 
 def comparable(rows: pd.DataFrame, varied: Sequence[str] = (), named: Sequence[str] = ()) -> list[Group]:

@@ -15,6 +15,7 @@ from nin.config import pasted
 from nin.errors import RunError
 from nin.plan import HEADS
 from nin.studies import papers
+from nin.studies.comparisons import refined
 from nin.studies.rows import Condition
 from nin.studies.tables import (
     COLOURS,
@@ -66,7 +67,8 @@ class HeadLine:
 
 def without_claims(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows that a table of heads and variants shows: those that the claims `transfer` and `overfitting` leave."""
-    return rows[(rows.recipe != "transfer") & (rows.start_name == "") & (rows.share == 1)]
+    of_claims = (rows.recipe == "transfer") | (rows.start_name != "") & ~refined(rows) | (rows.share < 1)
+    return rows[~of_claims]
 
 
 def conditions(rows: pd.DataFrame) -> list[Condition]:
@@ -172,7 +174,8 @@ def nets_table() -> str:
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
     for name in pretrained.available():
         card = pretrained.read_card(name, whole=True)
-        cells = [f"`{name}`", card["head"], f"`{card['recipe']}`", str(card["epochs"]), f"{card['parameters']:,}"]
+        recipe = f"`{card['recipe']}`" + (f" from `{card['start']['name']}`" if card.get("start") else "")
+        cells = [f"`{name}`", card["head"], recipe, str(card["epochs"]), f"{card['parameters']:,}"]
         lines.append(table_row(*cells, f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"))
     return "\n".join(lines)
 

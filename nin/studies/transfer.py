@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from nin.errors import ClaimError
 from nin.plan import HEADS
-from nin.pretrained import available, read_card
 from nin.run.started import spelled
 from nin.studies.answer import Answer
-from nin.studies.comparisons import Group, comparable, judge, trained_alike
+from nin.studies.comparisons import Group, comparable, judge, published_cards, refined, trained_alike
 from nin.studies.tables import (
     COLOURS,
     FULLY_CONNECTED,
@@ -72,13 +71,14 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     layers frozen that the checkpoint brings, under its own head and under `head=gap`. An answer for each condition.
 
     Raises:
-        ClaimError: no run of the study started from a checkpoint.
+        ClaimError: no run of the study started from a net of another set.
     """
-    groups = [group for group in comparable(rows, VARIED) if (group.rows.start_name != "").any()]
+    groups = [group for group in comparable(rows[~refined(rows)], VARIED) if (group.rows.start_name != "").any()]
     if not groups:
         raise ClaimError(
-            "claim=transfer: no run of the study that varies nothing else started from a checkpoint; train some with "
-            f"{spelled('ablate')} data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap freeze=false,true"
+            "claim=transfer: no run of the study that varies nothing else started from a net of another set; train "
+            f"some with {spelled('ablate')} data=flowers17 recipe=transfer checkpoint=cifar10-gap head=gap "
+            "freeze=false,true"
         )
     cards = published_cards()
     return [_answer(group, cards) for group in groups]
@@ -91,11 +91,6 @@ def _answer(group: Group, cards: Mapping[str, dict]) -> Answer:
     name, title = f"transfer-{group.stem}", f"Transfer to {group.title}"
     text = f"{table(lines, error_name)}\n\n{_caveat(lines)} {made_with(group.rows)}"
     return Answer(name, title, CLAIM, verdict, finding, text, draw(lines, error_name))
-
-
-def published_cards() -> dict[str, dict]:
-    """The card of each published net by the sha256 of its weights."""
-    return {card["sha256"]: card for card in map(read_card, available())}
 
 
 def measure(rows: pd.DataFrame, cards: Mapping[str, dict]) -> list[TransferLine]:
@@ -171,8 +166,8 @@ def table(lines: Sequence[TransferLine], error_name: str) -> str:
 def _start_in_words(line: TransferLine, lines: Sequence[TransferLine]) -> str:
     """The published name that the start has today; else its name in the rows, with its sha256 where several have it."""
     name, sha256 = line.key.start_name, line.key.start_sha256
-    if published := next((each for each in available() if read_card(each)["sha256"] == sha256), ""):
-        return published
+    if card := published_cards().get(sha256):
+        return card["name"]
     same_name = {other.key.start_sha256 for other in lines if other.key.start_name == name}
     return f"{name} ({sha256[:8] or 'unknown sha256'})" if len(same_name) > 1 else name
 

@@ -1,6 +1,7 @@
 import random
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from matplotlib.collections import PathCollection
@@ -8,7 +9,7 @@ from matplotlib.collections import PathCollection
 from builders import ROOT
 from nin import files
 from nin.errors import RunError
-from nin.studies import report, rows
+from nin.studies import papers, report, rows
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
@@ -189,6 +190,17 @@ def test_the_report_of_a_study(tmp_path, row, script):
     assert "\n2 more runs (" in printed and re.search(
         r"are reported by `scripts/claims.py study=\S+/runs\.csv`", printed
     )
+
+
+def test_a_net_that_was_trained_further_is_in_the_tables(frame, row):
+    """A run that started from a net of another set is left to the claim about transfer."""
+    further = row("gap", 0, 6.0, recipe__name="refine", start=("mine", "ab" * 32, "gap"), variant="checkpoint=mine")
+    transferred = row("gap", 0, 7.0, start=("mine", "ab" * 32, "gap"), variant="checkpoint=mine")
+    made = frame(row("gap", 0, 8.0), further, transferred)
+    printed = report.text(made, Path("runs.csv"))
+    assert "**cifar10, recipe refine, 8 epochs**" in printed and "| `gap` `checkpoint=mine` | 6.00 |" in printed
+    assert "| 7.00 |" not in printed and "\n1 more run (" in printed
+    assert "refine" not in papers.table(1, made)  # it is no run of the paper's
 
 
 def test_a_study_that_does_not_exist_is_named(script, tmp_path):

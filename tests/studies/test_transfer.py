@@ -5,7 +5,7 @@ import pytest
 from claims import body, claim_row, drawn
 from nin import pretrained
 from nin.errors import ClaimError
-from nin.studies import transfer
+from nin.studies import comparisons, transfer
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_published_nets_are_compared_where_their_cards_say_that_they_were_traine
         "b-gap": {"recipe": "paper", "epochs": 260, "seed": 0},
     }
     sha256 = {name: f"{name}-".ljust(64, "0") for name in cards}  # as in the rows
-    monkeypatch.setattr(transfer, "available", lambda: list(cards))
-    monkeypatch.setattr(transfer, "read_card", lambda name: {"data": "cifar10", "sha256": sha256[name], **cards[name]})
+    monkeypatch.setattr(comparisons, "available", lambda: list(cards))
+    monkeypatch.setattr(comparisons, "read_card", lambda name: {"data": "svhn", "sha256": sha256[name], **cards[name]})
 
     def finding(*heads_of):
         return transfer.answers(frame(*tuned(run, heads_of)))[0].finding
@@ -118,9 +118,9 @@ def test_a_net_that_was_published_again_has_a_line_of_its_own(run, frame):
 
 
 def test_a_net_has_the_name_that_it_is_published_under_today(run, frame, monkeypatch):
-    card = {"data": "cifar10", "recipe": "quick", "epochs": 8, "seed": 0, "sha256": "net-".ljust(64, "0")}
-    monkeypatch.setattr(transfer, "available", lambda: ["net-quick"])
-    monkeypatch.setattr(transfer, "read_card", lambda name: card)
+    card = {"data": "svhn", "recipe": "quick", "epochs": 8, "seed": 0, "sha256": "net-".ljust(64, "0")}
+    monkeypatch.setattr(comparisons, "available", lambda: ["net-quick"])
+    monkeypatch.setattr(comparisons, "read_card", lambda name: card)
     lines = body(transfer.answers(frame(*tuned(run, [("gap", "net"), ("fc", "other")])))[0].table)
     assert [line[2] for line in lines] == ["net-quick", "other"]
 
@@ -130,6 +130,19 @@ def test_a_net_that_was_renamed_between_its_runs_is_one_start(run, frame):
     renamed = [{**row, "start_name": "new"} if row["seed"] == 2 else row for row in rows]
     (before,), (after,) = (transfer.answers(frame(*each)) for each in (rows, renamed))
     assert body(after.table) == body(before.table) and after.finding == before.finding
+
+
+@pytest.mark.parametrize("how", ["recipe", "start"])
+def test_further_training_on_the_same_set_is_no_transfer(run, rows, frame, how):
+    """Known by the recipe, or by the card of the published net that the run started from."""
+    same_set = pretrained.read_card("cifar10-gap")["sha256"] if how == "start" else "0" * 64
+    changed = {"start": "cifar10-gap"} | ({"recipe__name": "refine"} if how == "recipe" else {})
+    further = [{**run(head, 5, 1.0, **changed), "start_sha256": same_set} for head in ("gap", "fc")]
+    assert comparisons.refined(frame(*rows, *further)).tolist() == [False] * len(rows) + [True] * 2
+    (with_them,), (without,) = (transfer.answers(frame(*each)) for each in ([*rows, *further], rows))
+    assert (with_them.table, with_them.finding) == (without.table, without.finding)
+    with pytest.raises(ClaimError, match="no run"):
+        transfer.answers(frame(*further))
 
 
 def test_without_a_start_there_is_no_transfer(run, frame):
@@ -176,7 +189,7 @@ def test_of_gap_alone_a_linear_probe_is_what_probed_is(probes, frame):
 
 
 def test_cards_of_published_nets_are_known_by_their_weights():
-    cards = transfer.published_cards()
+    cards = comparisons.published_cards()
     for name in pretrained.available():
         card = pretrained.read_card(name)
-        assert cards[card["sha256"]] == card
+        assert cards[card["sha256"]] == {**card, "name": name}

@@ -16,7 +16,7 @@ from nin import files, pretrained
 from nin.cli import compose
 from nin.data.sets import SETS
 from nin.errors import CheckpointError, DeadNetError, RunError, SettingError
-from nin.run import record
+from nin.run import machine, record
 from nin.run import train as training
 from nin.run.build import build_net
 from nin.run.record import Start
@@ -84,6 +84,19 @@ def test_the_first_lines_and_a_line_an_epoch(tmp_path, capsys):
         r"epoch 1/1: training loss .*, error .* %; held-out loss .*, error .* %; test loss .*, error .* %; rate .*",
         epoch,
     )
+
+
+def test_the_commit_of_a_record_is_that_of_the_code_that_ran(tmp_path, monkeypatch):
+    """Another commit is checked out while the data are read and the net is trained."""
+    commits = iter([("a" * 40, True)])
+    machine.commit_at_start.cache_clear()
+    monkeypatch.setattr(machine, "commit", lambda: next(commits, ("b" * 40, False)))
+    try:
+        for name in ("first", "second of the process"):
+            kept = train(compose([*SHORT, "trainer.max_epochs=1"]), tmp_path / name)
+            assert (kept.commit, kept.clean) == ("a" * 40, True)
+    finally:
+        machine.commit_at_start.cache_clear()
 
 
 def test_the_bar_changes_no_weight(tmp_path, capsys):

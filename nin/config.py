@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache, partial
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -363,6 +363,13 @@ def consequential(settings: dict[str, Any]) -> dict[str, Any]:
     if known.get("model.weights_sha256"):
         known["model.weights"] = os.path.basename(known["model.weights"])
     return known
+
+
+def set_of(facts: Mapping[str, Any]) -> str | None:
+    """The set that a net was trained on, from its record or card: the name, and of one's own pictures their sha256;
+    None if the facts do not say."""
+    own = ((facts.get("settings") or {}).get("data") or {}).get("sha256")
+    return f"{facts['data']} {own}" if own else facts.get("data")
 
 
 def from_settings(settings: Any) -> Config:

@@ -55,7 +55,7 @@ FACTS = {
 
 def _is_start(value: Any) -> bool:
     """Whether it is the net that a run started from: its name, and the sha256 and head as far as they are known."""
-    types = {"name": str, "sha256": str | None, "head": str | None}
+    types = {"name": str, "sha256": str | None, "head": str | None, "data": str | None}
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in types.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import ClassVar
 
 import torch
@@ -74,7 +75,9 @@ def make_row(head="gap", seed=0, error=10.0, status="ok", variant="", curve=(), 
         **{"val_error": None, "seconds": None, "images_per_second": None, "precision": "", "hardware": "cpu"},
         **{"torch": "2.14.1+cpu", "commit": "c" * 40, "clean": True, "variant": variant},
         **{"test_curve": tuple(curve), "curves": {}},
-        **dict(zip(("start_name", "start_sha256", "start_head"), start, strict=True)),
+        **{
+            f"start_{name}": fact for name, fact in zip_longest(("name", "sha256", "head", "data"), start, fillvalue="")
+        },
         "settings": {**config.consequential(config.settings_of(Config())), **settings},
         **columns,
     }

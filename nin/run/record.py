@@ -32,11 +32,13 @@ class Start:
         name: as it was given to `checkpoint=`: a published name, a folder or a file.
         sha256: of its weights file; None where the record is of format 1, which did not keep it.
         head: the name of its head; None as above.
+        data: the set that it was trained on, as by `nin.config.set_of`; None where the record is older.
     """
 
     name: str
     sha256: str | None = None
     head: str | None = None
+    data: str | None = None
 
 
 @dataclass(frozen=True)

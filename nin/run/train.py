@@ -16,7 +16,7 @@ from torch import Tensor
 from nin import files, pretrained
 from nin.backbones import Backbone
 from nin.checks import counted, is_integer, one_line, shortened, some_of
-from nin.config import Config, TrainerConfig, pasted, settings_of, to_yaml
+from nin.config import Config, TrainerConfig, pasted, set_of, settings_of, to_yaml
 from nin.data.folder import table_of
 from nin.data.module import Images
 from nin.data.streamed import Streamed
@@ -257,6 +257,11 @@ def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> torch.nn.Modu
     return net.above_features()
 
 
+def _start_of(config: Config, start: Pretrained) -> Start:
+    """What a record says of the net that a run starts from."""
+    return Start(config.checkpoint, start.sha256, start.net.arguments["head"], set_of(start.facts))
+
+
 def _record_of(run: _Run, net: NIN | Backbone, start: Pretrained | None) -> Record:
     """What is known of a run before its first step."""
     config, trainer = run.config, run.trainer
@@ -264,7 +269,7 @@ def _record_of(run: _Run, net: NIN | Backbone, start: Pretrained | None) -> Reco
     return Record(
         status="running",
         settings=settings_of(config),
-        start=Start(config.checkpoint, start.sha256, start.net.arguments["head"]) if start else None,
+        start=_start_of(config, start) if start else None,
         parameters=sum(p.numel() for p in net.parameters()),
         precision=precision_of(config.trainer),
         device=f"{trainer.world_size} × " * (trainer.world_size > 1) + device_name(trainer.strategy.root_device),

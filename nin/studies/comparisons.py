@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from nin.config import consequential
+from nin.config import consequential, set_of
 from nin.pretrained import available, read_card
 from nin.studies.answer import UNDECIDED, by_sign, overall
 from nin.studies.rows import NOT_COMPARED, Condition, defaults
@@ -72,10 +72,15 @@ def published_cards() -> dict[str, dict]:
 
 
 def refined(rows: pd.DataFrame) -> pd.Series:
-    """Whether each row's run trained a net further on the set that it had been trained on: by its recipe, or because it
-    started from a published net of that set. Raises nin.errors.CheckpointError."""
-    sets = {sha256: card["data"] for sha256, card in published_cards().items()}
-    return (rows.recipe == "refine") | (rows.start_sha256.map(sets) == rows.data)
+    """Whether each row's run started from a net of the row's own set. Older rows do not say; of a published net the
+    card does. Raises nin.errors.CheckpointError."""
+    of_cards = rows.start_sha256.map({sha256: set_of(card) for sha256, card in published_cards().items()})
+    own = rows.settings.map(_set_of_row)
+    return rows.start_data.mask(rows.start_data == "", of_cards) == own
+
+
+def _set_of_row(settings: Mapping[str, Any]) -> str | None:
+    return set_of({"data": settings["data.name"], "settings": {"data": {"sha256": settings["data.sha256"]}}})
 
 
 def comparable(rows: pd.DataFrame, varied: Sequence[str] = (), named: Sequence[str] = ()) -> list[Group]:

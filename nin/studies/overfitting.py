@@ -41,14 +41,19 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     Raises:
         ClaimError: the study has only one share.
     """
-    groups = comparable(rows, VARIED)
-    several = [group for group in groups if group.rows[group.rows.status == "ok"].share.nunique() > 1]
-    if not several:
+    groups = groups_of(rows)
+    if not groups:
         raise ClaimError(
             "claim=overfitting: the study has no runs with several shares of the training images; train some with "
             f"{spelled('ablate')} data.share=0.01,0.05,0.2,1"
         )
-    return [_answer(group) for group in several]
+    return [_answer(group) for group in groups]
+
+
+def groups_of(rows: pd.DataFrame) -> list[Group]:
+    """The groups of rows that the claim compares: with finished runs on several shares of the training images."""
+    groups = comparable(rows, VARIED)
+    return [group for group in groups if group.rows[group.rows.status == "ok"].share.nunique() > 1]
 
 
 def _answer(group: Group) -> Answer:

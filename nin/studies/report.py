@@ -14,8 +14,7 @@ from nin.checks import counted, literal
 from nin.config import pasted
 from nin.errors import RunError
 from nin.plan import HEADS
-from nin.studies import papers
-from nin.studies.comparisons import refined
+from nin.studies import overfitting, papers, transfer
 from nin.studies.rows import Condition
 from nin.studies.tables import (
     COLOURS,
@@ -65,10 +64,16 @@ class HeadLine:
     differences: tuple[float, ...]
 
 
-def without_claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that a table of heads and variants shows: those that the claims `transfer` and `overfitting` leave."""
-    of_claims = (rows.recipe == "transfer") | (rows.start_name != "") & ~refined(rows) | (rows.share < 1)
-    return rows[~of_claims]
+def tabulated(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a table of heads and variants shows: all but those that only the claims `transfer` and
+    `overfitting` take. The label of a run that started from a checkpoint names it."""
+    groups = [*transfer.groups_of(rows), *overfitting.groups_of(rows)]
+    taken = rows.index.isin([index for group in groups for index in group.rows.index])
+    plain = (rows.start_name == "") & (rows.share == 1) & (rows.recipe != "transfer")
+    shown = rows[plain | ~taken]
+    unnamed = (shown.start_name != "") & ~shown.variant.str.contains("checkpoint=", regex=False)
+    named = ("checkpoint=" + shown.start_name + " " + shown.label).str.strip()
+    return shown.assign(label=shown.label.mask(unnamed, named))
 
 
 def conditions(rows: pd.DataFrame) -> list[Condition]:
@@ -80,17 +85,19 @@ def measure(rows: pd.DataFrame) -> list[HeadLine]:
     """The lines of one condition's rows, in the order of a table.
 
     A head is compared with GAP of the same variant; a variant of GAP with plain GAP or, if there is none, with the
-    first variant. The article's heads are compared with `gap_article`.
+    first variant. The article's heads are compared with `gap_article`. Runs that started from a checkpoint are not
+    compared: a head that the checkpoint brings has been trained longer than another one.
     """
     groups = {key: runs.sort_values("seed") for key, runs in rows.groupby(["label", "head"])}
+    further = {key for key, runs in groups.items() if (runs.start_name != "").any()}
     ordered = sorted(groups, key=lambda key: (key[0], list(HEADS).index(key[1])))
     lines = []
     for label, head in ordered:
         pooling = _pooling_like(head)
-        first = next((of for of, name in ordered if name == pooling), "")
+        first = next((of for of, name in ordered if name == pooling and (of, name) not in further), "")
         against = first if head == pooling else label
         runs, others = groups[label, head], groups.get((against, pooling), rows[:0])
-        alone = (label, head) == (against, pooling) or others.error.isna().all()
+        alone = (label, head) == (against, pooling) or others.error.isna().all() or (label, head) in further
         minus = () if alone else tuple(paired_differences(runs, others))
         lines.append(HeadLine(head, label, runs, None if alone else against, minus))
     return lines
@@ -326,7 +333,7 @@ def text(rows: pd.DataFrame, file: Path) -> str:
         rows: the study's, as returned by `nin.studies.rows.ended`.
         file: the study's file, beside which its figures stand.
     """
-    of_heads = without_claims(rows)
+    of_heads = tabulated(rows)
     parts = [f"{papers.tables(rows)}\n"] if papers.tables(rows) else []
     for condition in conditions(of_heads):
         of_condition = of_heads[of_heads.condition == condition]
@@ -351,14 +358,14 @@ def _of_claims(number: int, file: Path) -> str:
         file = whole.relative_to(files.CHECKOUT)  # the command runs in the checkout
     verb = "is" if number == 1 else "are"
     return (
-        f"\n{counted(number, 'more run')} (recipe `transfer`, or a share of the training images) {verb} reported "
+        f"\n{counted(number, 'more run')} (of transfer, or on a share of the training images) {verb} reported "
         f"by `scripts/claims.py {pasted('study', file, in_quotes=False)}`.\n"
     )
 
 
 def figures(rows: pd.DataFrame, file: Path) -> Iterator[tuple[Path, Figure]]:
     """The figures of a study and their files, beside the study's file."""
-    of_heads = without_claims(rows)
+    of_heads = tabulated(rows)
     for condition in conditions(of_heads):
         for pictures in _pictures(condition, of_heads[of_heads.condition == condition], file).values():
             for picture in pictures:
@@ -373,7 +380,8 @@ def _pictures(condition: Condition, rows: pd.DataFrame, file: Path) -> dict[str,
         if of_variant["head"].nunique() == 1:
             continue
         title = ", ".join(filter(None, [condition.title, variant]))
-        stem = file.parent / FIGURES / file_stem(condition.stem, variant)
+        study = "" if file.stem == "runs" else file.stem  # several studies may stand in one folder
+        stem = file.parent / FIGURES / file_stem(study, condition.stem, variant)
         by_variant[variant] = [Picture("heads", title, Path(f"{stem}-heads.png"), of_variant)]
         if of_variant.test_curve.map(bool).any() and not condition.held_out:
             by_variant[variant].append(Picture("curves", title, Path(f"{stem}-curves.png"), of_variant))
@@ -381,6 +389,9 @@ def _pictures(condition: Condition, rows: pd.DataFrame, file: Path) -> dict[str,
 
 
 def _reaches_an_accuracy(pictures: Sequence[Picture]) -> bool:
+    """Whether a run from scratch does: one that started from a checkpoint may have reached it before."""
+    if any((picture.rows.start_name != "").any() for picture in pictures):
+        return False
     curves = [curve for picture in pictures if picture.kind == "curves" for curve in picture.rows.test_curve]
     return any(epochs_to(curve, accuracy) for curve in curves for accuracy in ACCURACIES)
 

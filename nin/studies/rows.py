@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("data", "head", "recipe", "seed", "epochs", "status", "test_error", "train_error", "val_error", "seconds"),
     *("images_per_second", "precision", "hardware", "torch", "commit", "clean"),
-    *("start_name", "start_sha256", "start_head", "variant", "settings", "test_curve", "curves"),
+    *("start_name", "start_sha256", "start_head", "variant", "settings", "test_curve", "curves", "start_data"),
 )
-HEADER, BEFORE_CURVES = ",".join(COLUMNS).encode(), ",".join(COLUMNS[:-1]).encode()
+LATER = COLUMNS[-2:]  # columns that older files and rows lack, one or both
+HEADER, *OLDER = (",".join(COLUMNS[: len(COLUMNS) - lacking]).encode() for lacking in range(len(LATER) + 1))
 CURVES = {"train_error": "train/error", "train_loss": "train/loss", "test_loss": "test_curve/loss"}  # of metrics.csv
 NUMBERS = ("test_error", "train_error", "val_error", "seconds", "images_per_second")
 # a row's status by that of its run's record: a dead net is a result, a run that was stopped has none yet
@@ -96,7 +97,7 @@ def row_of(
     row |= {name: getattr(record, name) if status == "ok" else None for name in NUMBERS}
     row |= {"status": status, "hardware": record.device, "torch": record.versions.get("torch", "")}
     start = record.start
-    row |= {f"start_{name}": getattr(start, name, None) or "" for name in ("name", "sha256", "head")}
+    row |= {f"start_{name}": getattr(start, name, None) or "" for name in ("name", "sha256", "head", "data")}
     row |= {"variant": variant, "settings": consequential(record.settings), "test_curve": tuple(curve)}
     row |= {name: printable(value) for name, value in row.items() if isinstance(value, str) and name not in NAMED}
     return row | {"curves": dict(curves or {})}
@@ -213,8 +214,9 @@ def append(file: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(file.with_name(f".{file.name}.lock"), timeout=-1):
             before = files.read(file).removeprefix(codecs.BOM_UTF8) if file.exists() else b""
-            if before.startswith(BEFORE_CURVES + b"\n"):  # rows may lack the last column, which came later
-                before = before.replace(BEFORE_CURVES, HEADER, 1)
+            for older in OLDER:
+                if before.startswith(older + b"\n"):  # its rows may lack the columns that came later
+                    before = before.replace(older, HEADER, 1)
             files.write(file, before + _appended(file, before, rows))
     except (OSError, RunError) as error:
         raise RowsError(f"{file}: a row cannot be added ({error}); the rows before are as they were") from error
@@ -256,13 +258,13 @@ def _reason(error: Exception) -> str:
 
 def _typed(row: dict[str, str]) -> dict[str, Any]:
     """A row's values with their types, and the values derived from them. Raises ValueError, KeyError or TypeError."""
-    curves = row.pop("curves", None) or "{}"
+    curves, start_data = (row.pop(name, None) or "" for name in LATER)
     if None in row or None in row.values():
         raise ValueError(f"expected {len(COLUMNS)} columns")
-    if unprintable := [name for name in COLUMNS[:-1] if not row[name].isprintable()]:
+    row = {name: row[name] for name in COLUMNS if name not in LATER} | {"start_data": start_data}
+    if unprintable := [name for name, text in row.items() if not text.isprintable()]:
         raise ValueError(f"{unprintable[0]} contains control characters")
-    typed: dict[str, Any] = {name: row[name] for name in COLUMNS[:-1]}
-    typed["curves"] = _checked_curves(json.loads(curves))
+    typed: dict[str, Any] = {**row, "curves": _checked_curves(json.loads(curves or "{}"))}
     for name in NUMBERS:
         typed[name] = _number(name, row[name]) if row[name] else math.nan
     for name in ("seed", "epochs"):
@@ -274,6 +276,7 @@ def _typed(row: dict[str, str]) -> dict[str, Any]:
     typed["settings"] = settings = {**defaults(), **json.loads(row["settings"])}
     check_types(settings)
     one_of(HEADS, head=typed["head"])
+    one_of(("", *HEADS), start_head=typed["start_head"])
     one_of(STATUSES, status=typed["status"])
     one_of(("True", "False"), clean=row["clean"])
     for column, name in NAMED.items():

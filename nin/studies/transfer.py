@@ -73,7 +73,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
     Raises:
         ClaimError: no run of the study started from a net of another set.
     """
-    groups = [group for group in comparable(rows[~refined(rows)], VARIED) if (group.rows.start_name != "").any()]
+    groups = groups_of(rows)
     if not groups:
         raise ClaimError(
             "claim=transfer: no run of the study that varies nothing else started from a net of another set; train "
@@ -82,6 +82,12 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
         )
     cards = published_cards()
     return [_answer(group, cards) for group in groups]
+
+
+def groups_of(rows: pd.DataFrame) -> list[Group]:
+    """The groups of rows that the claim compares: with runs that started from a net of another set."""
+    groups = comparable(rows[~refined(rows)], VARIED)
+    return [group for group in groups if (group.rows.start_name != "").any()]
 
 
 def _answer(group: Group, cards: Mapping[str, dict]) -> Answer:

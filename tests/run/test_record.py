@@ -16,7 +16,7 @@ from nin.run.record import Record, Start
 RECORD = Record(
     status="finished",
     settings=settings_of(Config(checkpoint="cifar10-gap", freeze=True)),
-    start=Start("cifar10-gap", "0" * 64, "gap"),
+    start=Start("cifar10-gap", "0" * 64, "gap", "cifar10"),
     parameters=966_986,
     precision="32-true",
     device="cpu: a processor, 2 threads",
@@ -55,7 +55,7 @@ def test_the_object_says_first_what_people_look_for():
         **{"format": 2, "status": "finished", "data": "cifar10", "head": "gap"},
         **{"recipe": "unnamed", "seed": 0, "epochs": 1, "frozen": True},
     }
-    assert facts["start"] == {"name": "cifar10-gap", "sha256": "0" * 64, "head": "gap"}
+    assert facts["start"] == {"name": "cifar10-gap", "sha256": "0" * 64, "head": "gap", "data": "cifar10"}
     assert "val_error" not in facts  # nothing was held out
     assert Record.from_dict({**facts, "golden_logits": []}, "a card") == RECORD  # a card has more entries
 

@@ -139,7 +139,7 @@ def test_training_starts_from_a_checkpoint(ended, tmp_path):
     again = train(compose(start), tmp_path)
     weights = [load_file(f / "model.safetensors")["net.blocks.block1.conv1.weight"] for f in (folder, tmp_path)]
     torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
-    assert again.start == Start(str(folder), before.weights_sha256, "gap")
+    assert again.start == Start(str(folder), before.weights_sha256, "gap", "digits")
 
 
 def test_a_frozen_net_needs_something_to_train(ended, tmp_path):

@@ -9,7 +9,7 @@ from matplotlib.collections import PathCollection
 from builders import ROOT
 from nin import files
 from nin.errors import RunError
-from nin.studies import papers, report, rows
+from nin.studies import overfitting, papers, report, rows, transfer
 
 PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
@@ -194,13 +194,42 @@ def test_the_report_of_a_study(tmp_path, row, script):
 
 def test_a_net_that_was_trained_further_is_in_the_tables(frame, row):
     """A run that started from a net of another set is left to the claim about transfer."""
-    further = row("gap", 0, 6.0, recipe__name="refine", start=("mine", "ab" * 32, "gap"), variant="checkpoint=mine")
-    transferred = row("gap", 0, 7.0, start=("mine", "ab" * 32, "gap"), variant="checkpoint=mine")
-    made = frame(row("gap", 0, 8.0), further, transferred)
+    mine, curve = {"start": ("mine", "ab" * 32, "gap", "cifar10")}, (7.0, 6.0)
+    other = {"start": ("other", "cd" * 32, "gap", "cifar100"), "variant": "checkpoint=other"}
+    further = [row(head, 0, 6.0, curve=curve, recipe__name="refine", **mine) for head in ("gap", "fc")]
+    made = frame(row("gap", 0, 8.0), *further, row("gap", 0, 7.0, **other))
     printed = report.text(made, Path("runs.csv"))
-    assert "**cifar10, recipe refine, 8 epochs**" in printed and "| `gap` `checkpoint=mine` | 6.00 |" in printed
+    _, table = printed.split("**cifar10, recipe refine, 8 epochs**")
+    for head in ("gap", "fc"):  # neither is compared, with the other or with the paper's: `fc` is a new head
+        assert f"| `{head}` `checkpoint=mine` | 6.00 | 6.00 | 1 | 3.00 |  |" in table
+    assert "Table 5" not in table and "epochs to" not in table and "checkpoint-mine" in table
     assert "| 7.00 |" not in printed and "\n1 more run (" in printed
     assert "refine" not in papers.table(1, made)  # it is no run of the paper's
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_row_is_in_the_tables_or_in_the_claims(frame, row, seed):
+    """Of rows with any start, share, recipe and variant; the page says how many only the claims show."""
+    moments = random.Random(seed)
+    starts = ["", "cifar10", "digits"]
+    made = []
+    for number in range(12):
+        start, share, recipe = moments.choice(starts), moments.choice([1.0, 0.1]), moments.choice(["quick", "transfer"])
+        values = {"recipe__name": recipe, "data__share": share, "freeze": moments.choice([False, bool(start)])}
+        if start:
+            values["start"] = (f"of-{start}", start.ljust(64, "0"), "gap", start)
+        values["model__dropout"] = moments.choice([0.5, 0.5, 0.1])
+        values["variant"] = "model.dropout=0.1" if values["model__dropout"] == 0.1 else ""
+        made.append(row(moments.choice(["gap", "fc"]), number, 10 + number, **values))
+    rows = frame(*made)
+    shown = set(report.tabulated(rows).index)
+    claimed = set()
+    for module in (transfer, overfitting):
+        claimed |= {index for group in module.groups_of(rows) for index in group.rows.index}
+    assert shown | claimed == set(rows.index)
+    hidden = len(rows) - len(shown)
+    assert ("more run" in report.text(rows, Path("runs.csv"))) == bool(hidden)
+    assert all(rows.start_name[index] == "" or index not in claimed for index in shown)
 
 
 def test_a_study_that_does_not_exist_is_named(script, tmp_path):

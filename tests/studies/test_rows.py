@@ -23,7 +23,7 @@ PUBLISHED = ROOT / "checkpoints" / "runs.csv"
 
 def test_rows_survive_the_file(tmp_path, row):
     file = tmp_path / "new" / "runs.csv"
-    start = ("cifar10-gap", "ab" * 32, "gap")
+    start = ("cifar10-gap", "ab" * 32, "gap", "cifar10")
     written = [row(), row("fc", 1, 11.5, curve=(50.0, 20.25)), row("fc", 2, status="dead", start=start, variant="a=b")]
     rows.append(file, written[:1])
     rows.append(file, written[1:])
@@ -37,15 +37,17 @@ def test_rows_survive_the_file(tmp_path, row):
     assert rows.read(tmp_path / "nothing.csv").empty and rows.ended(tmp_path / "nothing.csv").empty
 
 
-def test_rows_from_before_curves_stand_beside_those_with_curves(tmp_path, row):
+@pytest.mark.parametrize("lacking", [("start_data",), ("curves", "start_data")])
+def test_older_rows_stand_beside_those_with_later_columns(tmp_path, row, lacking):
     file, curves = tmp_path / "runs.csv", {"train_loss": [2.0, 1.0], "test_loss": [2.5, 2.25]}
     rows.append(file, [row()])
-    before = [line.rpartition(",")[0] for line in file.read_text().splitlines()]
+    before = [line.rsplit(",", len(lacking))[0] for line in file.read_text().splitlines()]
     file.write_text("\n".join(before) + "\n")
-    assert list(rows.read(file).curves) == [{}]
-    rows.append(file, [{**row("fc"), "curves": curves}])
-    assert list(rows.read(file).curves) == [{}, curves]
-    assert file.read_text().splitlines()[:2] == [f"{before[0]},curves", before[1]]
+    assert list(rows.read(file).curves) == [{}] and list(rows.read(file).start_data) == [""]
+    start = ("mine", "ab" * 32, "gap", "digits")
+    rows.append(file, [{**row("fc", start=start), "curves": curves}])
+    assert list(rows.read(file).curves) == [{}, curves] and list(rows.read(file).start_data) == ["", "digits"]
+    assert file.read_text().splitlines()[:2] == [",".join([before[0], *lacking]), before[1]]
 
 
 def test_what_follows_from_a_row(frame, row):
@@ -82,11 +84,11 @@ def test_a_file_that_holds_no_rows_is_named(tmp_path, row):
         (good.replace('""freeze"": false', '""freeze"": 3'), "freeze=3"),
         (good.replace("test_curve", "curves"), "it lacks 'test_curve'"),
         (good + "\0", ""),
-        (good[:-2] + "50.0 x,\n", "could not convert"),
-        (good[:-1] + "{\n", ""),
-        (good[:-1] + "[1]\n", "expected curves named train_error"),
-        (good[:-1] + '"{""loss"": [1.0]}"\n', "expected curves named train_error"),
-        (good[:-1] + '"{""test_loss"": [true]}"\n', "test_loss is no list of numbers"),
+        (good[:-3] + "50.0 x,,\n", "could not convert"),
+        (good[:-2] + "{,\n", ""),
+        (good[:-2] + "[1],\n", "expected curves named train_error"),
+        (good[:-2] + '"{""loss"": [1.0]}",\n', "expected curves named train_error"),
+        (good[:-2] + '"{""test_loss"": [true]}",\n', "test_loss is no list of numbers"),
     ):
         assert wrong != good
         file.write_text(wrong)

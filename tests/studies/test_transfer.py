@@ -132,17 +132,31 @@ def test_a_net_that_was_renamed_between_its_runs_is_one_start(run, frame):
     assert body(after.table) == body(before.table) and after.finding == before.finding
 
 
-@pytest.mark.parametrize("how", ["recipe", "start"])
+@pytest.mark.parametrize("how", ["row", "card"])
 def test_further_training_on_the_same_set_is_no_transfer(run, rows, frame, how):
-    """Known by the recipe, or by the card of the published net that the run started from."""
-    same_set = pretrained.read_card("cifar10-gap")["sha256"] if how == "start" else "0" * 64
-    changed = {"start": "cifar10-gap"} | ({"recipe__name": "refine"} if how == "recipe" else {})
-    further = [{**run(head, 5, 1.0, **changed), "start_sha256": same_set} for head in ("gap", "fc")]
+    """Known from the row, or from the card of the published net that the run started from."""
+    known = {"start_data": "cifar10"} if how == "row" else {"start_sha256": pretrained.read_card("mnist-gap")["sha256"]}
+    further = [{**run(head, 5, 1.0, start="it"), **known} for head in ("gap", "fc")]
+    if how == "card":
+        further = [{**row, "data": "mnist", "settings": {**row["settings"], "data.name": "mnist"}} for row in further]
     assert comparisons.refined(frame(*rows, *further)).tolist() == [False] * len(rows) + [True] * 2
     (with_them,), (without,) = (transfer.answers(frame(*each)) for each in ([*rows, *further], rows))
     assert (with_them.table, with_them.finding) == (without.table, without.finding)
     with pytest.raises(ClaimError, match="no run"):
         transfer.answers(frame(*further))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_ones_own_pictures_the_same_are_the_same_set(run, frame, same):
+    known = {"data__name": "folder", "data__sha256": "a" * 64, "recipe__name": "refine"}
+    made = frame({**run("gap", 0, 1.0, start="it", **known), "start_data": f"folder {('a' if same else 'b') * 64}"})
+    assert comparisons.refined(made).tolist() == [same]
+
+
+def test_training_on_another_set_is_transfer_by_any_recipe(run, frame):
+    further = [run(head, 0, 1.0, start="it", recipe__name="refine") for head in ("gap", "fc")]
+    made = frame(*({**row, "start_data": "cifar100"} for row in further))
+    assert comparisons.refined(made).tolist() == [False, False] and len(transfer.answers(made)) == 1
 
 
 def test_without_a_start_there_is_no_transfer(run, frame):

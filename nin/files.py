@@ -56,12 +56,14 @@ def writing(file: str | Path) -> Iterator[Path]:
     Raises:
         RunError: it cannot be written: the disk is full, the folder does not exist or is read-only.
     """
-    file, part = Path(file), None
+    file, part, name = Path(file), None, ""
     try:
         suffix = os.fsencode(file.name)[-100:].decode(errors="ignore")  # a name may have 255 bytes
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=TEMPORARY, suffix=f"-{suffix}")
         part = Path(name)
-        os.fchmod(handle, _mode(file))
+        mode = _mode(file)
+        with suppress(OSError):  # a file system without modes
+            os.fchmod(handle, mode)
         os.close(handle)
         yield part
         _flush(part)
@@ -69,7 +71,8 @@ def writing(file: str | Path) -> Iterator[Path]:
         part = None
         _flush(file.parent)
     except OSError as error:
-        raise RunError(f"{file} cannot be written ({error.strerror or error}); the file before is as it was") from error
+        then = "the file before is as it was" if part or not name else "it is there, but a power cut may undo it"
+        raise RunError(f"{file} cannot be written ({error.strerror or error}); {then}") from error
     finally:
         if part is not None:
             with suppress(OSError):
@@ -153,17 +156,19 @@ def lock(file: str | Path, timeout: float = 0) -> Iterator[None]:
     try:
         held.acquire(timeout=timeout)
     except Timeout as error:
-        with suppress(OSError, UnicodeDecodeError):
-            owner = read(file).decode()
+        with suppress(OSError, UnicodeDecodeError, IndexError):
+            owner = read(file).decode().split()[0]
             raise LockedError(f"{file} is locked by process {owner}") from error
         raise LockedError(f"{file} is locked by another process") from error
-    except OSError as error:
-        raise RunError(f"{file} cannot be locked ({error.strerror or error})") from error
+    except (OSError, NotImplementedError) as error:
+        raise RunError(f"{file} cannot be locked ({getattr(error, 'strerror', None) or error})") from error
     try:
         with suppress(OSError):  # a full disk costs the number, not the lock
-            handle = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
-            os.write(handle, str(os.getpid()).encode())
-            os.close(handle)
+            # a file system without locks has more in the file, by which filelock knows whether the process lives
+            if not (before := read(file)) or before.isdigit():
+                handle = os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+                os.write(handle, str(os.getpid()).encode())
+                os.close(handle)
         yield
     finally:
         held.release()
@@ -178,7 +183,7 @@ def is_locked(file: str | Path) -> bool:
         held.acquire(timeout=0)
     except Timeout:
         return True
-    except OSError:
+    except (OSError, NotImplementedError):
         return False
     held.release()
     return False

@@ -9,8 +9,10 @@ trained on whitened images share one file with the whitening.
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -273,6 +275,8 @@ def load(checkpoint: str | Path, *, fold: bool = False) -> Pretrained:
         )
     name = str(checkpoint)
     if name in available():
+        if os.path.lexists(name):
+            warnings.warn(f"checkpoint={name}: the published net; write ./{name} for what is here", stacklevel=2)
         card = read_card(name)
         trained = _load(CHECKPOINTS / card["file"], name, card["sha256"], card)
     else:

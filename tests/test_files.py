@@ -1,12 +1,17 @@
 import csv
+import errno
+import fcntl
 import io
 import os
+import stat
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,6 +137,39 @@ def test_a_lock_keeps_others_out_and_names_its_owner(tmp_path):
     assert not files.is_locked(file) and not files.is_locked(tmp_path / "never")
     other()
     assert found[1:] == ["inside"] and file.exists()
+
+
+def test_a_lock_on_a_file_system_without_locks_is_the_librarys(tmp_path, monkeypatch):
+    """Its marker names the process that holds it, and must stay what it is."""
+    file = tmp_path / ".lock"
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "not implemented")))
+    plain = FileLock(tmp_path / "plain", is_singleton=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with plain, files.lock(file):
+            marker = [line for line in (tmp_path / "plain").read_text().splitlines() if line]
+            assert [line for line in file.read_text().splitlines() if line] == marker
+            with pytest.raises(LockedError, match=rf"\.lock is locked by process {os.getpid()}$"), files.lock(file):
+                pass
+        with files.lock(file):
+            pass
+
+
+def test_a_file_system_without_modes_or_that_fails_late_is_told_apart(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    monkeypatch.setattr(os, "fchmod", lambda *_: (_ for _ in ()).throw(OSError(errno.EOPNOTSUPP, "no modes")))
+    files.write(file, "one")
+    fsync = os.fsync
+
+    def fails_on_folders(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fails_on_folders)
+    with pytest.raises(RunError, match=r"\(Input/output error\); it is there, but a power cut may undo it"):
+        files.write(file, "two")
+    assert file.read_text() == "two" and [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_lock_follows_no_link(tmp_path):

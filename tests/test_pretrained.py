@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -407,6 +408,26 @@ def shelf(tmp_path, monkeypatch):
 def weights_file(shelf: Path) -> Path:
     (file,) = shelf.glob("small-*.safetensors")
     return file
+
+
+def test_a_published_name_is_not_the_folder_of_that_name(shelf, tmp_path, monkeypatch):
+    """Whatever stands there: the published net is loaded, and a note says how to load the other."""
+    monkeypatch.chdir(tmp_path)
+    published, own = nin.load("small"), small()
+    with torch.no_grad():
+        next(own.net.parameters()).add_(1)
+    save(tmp_path / "net.safetensors", own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nin.load("small")
+    for make in (lambda: Path("small").mkdir(), lambda: Path("small").symlink_to("nowhere")):
+        make()
+        with pytest.warns(UserWarning, match=r"checkpoint=small: the published net; write \./small for what is here"):
+            assert nin.load("small").sha256 == published.sha256
+        Path("small").unlink() if Path("small").is_symlink() else Path("small").rmdir()
+    Path("small").mkdir()
+    shutil.move("net.safetensors", "small/model.safetensors")
+    assert nin.load("./small").sha256 != published.sha256
 
 
 def test_a_published_net_is_loaded_by_its_name(shelf):

@@ -34,7 +34,8 @@ def current_state() -> State:
     """The state of the files in conf/ now, or at the start of the `files_unchanged` block that is open."""
     if _known_states:
         return _known_states[-1]
-    return tuple(sorted((str(file), file.stat().st_mtime_ns) for file in CONF.rglob("*.yaml")))
+    found = [file for file in CONF.rglob("*.yaml") if not file.name.startswith(".")]  # an editor's locks and copies
+    return tuple(sorted((str(file), file.stat().st_mtime_ns) for file in found))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import signal
 import sys
 import time
@@ -29,10 +30,20 @@ from nin.cli import conf
 from nin.cli.conf import HYDRA_ERRORS
 from nin.cli.configuration import Composed, compose, read_overrides, sweep, to_config, value_of
 from nin.cli.help import help_text, is_among
+from nin.cli.overrides import command_of
 from nin.cli.refusals import explained
 from nin.cli.tree import check_files
-from nin.config import Config, quoted
-from nin.errors import INTERRUPTED, CheckpointError, DataError, NINError, RunError, SettingError, UsageError
+from nin.config import Config, pasted, quoted, settings_of
+from nin.errors import (
+    INTERRUPTED,
+    CheckpointError,
+    DataError,
+    InterruptedRunError,
+    NINError,
+    RunError,
+    SettingError,
+    UsageError,
+)
 from nin.run import processes
 from nin.run.started import in_this_form, spelled
 
@@ -58,7 +69,7 @@ def run_script(main: Callable[[list[str]], int | None]) -> None:
 
     def run() -> int | None:
         if not {"--help", "-h"} & set(sys.argv[1:]):
-            return main(sys.argv[1:])
+            return main(given_arguments())
         print(in_this_form((main.__globals__["__doc__"] or "").strip()))
         return 0
 
@@ -94,7 +105,7 @@ def command(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, open until the process ends
 
     def run() -> int | None:
-        arguments = sys.argv[1:]
+        arguments = given_arguments()
         if {"--help", "-h"} & set(arguments):
             print(help_text(main.__globals__["__doc__"] or "", settings))
             return 0
@@ -127,6 +138,8 @@ class _Script:
             )
         if several and given is None:
             raise UsageError("hydra.run.dir=FOLDER is required: the processes of one run share their folder")
+        if settings.resume and given is None and self.folder:
+            raise UsageError("resume=auto requires hydra.run.dir=FOLDER, the folder of the run to resume")
         if self.check:
             self.check(settings)
         with _folder(given, self.folder(settings) if self.folder else None) as folder:
@@ -148,6 +161,7 @@ class _Script:
             for point in sweep(overrides):
                 self.check_taken(Composed(point))
                 self.check_one_process(compose(point))
+        check_folders(overrides)
         codes = [0]
 
         def job(composed: DictConfig) -> Any:
@@ -161,7 +175,8 @@ class _Script:
                     self.check_held_out(settings)
                 if self.check:
                     self.check(settings)
-                results.append(self.main(settings, folder))
+                with _resumed_alone(settings):
+                    results.append(self.main(settings, folder))
 
             folder = Path(HydraConfig.get().runtime.output_dir)
             if code := _exit_code(run):
@@ -206,6 +221,35 @@ class _Script:
                     value_of(override),
                     f"has no effect on this command, whose settings are {', '.join(self.settings)}",
                 )
+
+
+def given_arguments() -> list[str]:
+    """The command's arguments. In NAME=~/FOLDER, where few shells do it, ~ becomes the home folder."""
+    home = os.path.expanduser("~")
+    if not re.fullmatch(r"[\w./-]+", home):  # it would need quotes
+        return sys.argv[1:]
+    return [re.sub(r"(?<=[=,\[])~(?=/)", lambda _: home, argument) for argument in sys.argv[1:]]
+
+
+def check_folders(overrides: Sequence[str]) -> None:
+    """Raises UsageError if the jobs of --multirun would not stand where the overrides say."""
+    given = {each.partition("=")[0].lstrip("+") for each in overrides}
+    if "hydra.run.dir" in given:
+        raise UsageError("hydra.run.dir has no effect on --multirun; set hydra.sweep.dir=FOLDER")
+    if "resume" in given and "hydra.sweep.dir" not in given:
+        raise UsageError("resume=auto requires hydra.sweep.dir=FOLDER, the folder of the jobs to resume")
+
+
+@contextmanager
+def _resumed_alone(settings: Config) -> Iterator[None]:
+    """Says of a stopped job of --multirun how it alone is resumed."""
+    try:
+        yield
+    except InterruptedRunError as error:
+        folder = pasted("hydra.run.dir", Path(HydraConfig.get().runtime.output_dir))
+        command = in_this_form(f"{command_of(settings_of(settings))} resume=auto {folder}")
+        advice = f"stopped; to resume this job after its last whole epoch, run {command}; the jobs after it did not run"
+        raise InterruptedRunError(advice, error.exit_code) from error
 
 
 def _exit_code(run: Callable[[], int | None]) -> int:

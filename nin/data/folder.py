@@ -7,6 +7,7 @@ PHOTOS/train/rose/1.jpg, …, PHOTOS/test/rose/9.jpg, …  the split is given; v
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -231,8 +232,9 @@ def _check_classes(root: Path, classes: Sequence[str]) -> None:
         got = f"one, {one_line(classes[0])}" if classes else f"no subfolder with a picture ({', '.join(SUFFIXES)})"
         hint = f"; if its subfolders are the classes, set data.root={one_line(root / classes[0])}" if classes else ""
         raise DataError(f"data.root={one_line(root)}: expected at least two subfolders with pictures, got {got}{hint}")
-    printed = Counter(map(one_line, classes))
-    if alike := [name.replace(" ", "␣") for name in classes if printed[one_line(name)] > 1 or not one_line(name)]:
+    looks = {name: unicodedata.normalize("NFC", one_line(name)) for name in classes}
+    printed = Counter(looks.values())
+    if alike := [name.replace(" ", "␣") for name in classes if printed[looks[name]] > 1 or not looks[name]]:
         raise DataError(
             f"data.root={one_line(root)}: folders whose names look the same, or like nothing, when printed: "
             f"{some_of(alike, NAMED)}; rename them"

@@ -98,7 +98,9 @@ class MetricsFile(Checkpoint):
         names = dict.fromkeys(name for row in self.rows for name in row)
         writer = csv.DictWriter(text, names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+        for row in self.rows:
+            whole = {name: value for name, value in row.items() if isinstance(value, int)}
+            writer.writerow({name: f"{value:.6g}" for name, value in row.items()} | whole)
         files.write(self.file, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:

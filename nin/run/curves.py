@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ def draw(metrics: Path, record: Record) -> Figure:
                 axis.plot(*zip(*points, strict=True), label=name, **style)
         if quantity == "error":
             axis.plot([record.epochs], [record.test_error], label="test, after the last epoch", **final)
-        highest = max((max(line.get_ydata()) for line in axis.lines), default=0)
+        values = [value for line in axis.lines for value in line.get_ydata()]
+        highest = max(filter(math.isfinite, values), default=0)  # one epoch's loss may have overflowed
         axis.set(xlabel="epoch", ylabel=label, ylim=(0, 1.08 * highest or 1))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if len(rows) == 1:

@@ -76,6 +76,13 @@ def contains_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (SETTINGS, record.FILE, CHECKPOINT))
 
 
+def check_replaces_nothing(folder: Path) -> None:
+    """Raises SettingError if a folder without a run contains files that a run would replace."""
+    if there := [name for name in WRITTEN if os.path.lexists(folder / name)]:
+        reason = f"contains no run, but {', '.join(there)}, which a run would replace; choose another folder"
+        raise SettingError("hydra.run.dir", folder, reason)
+
+
 def finished_run(config: Config, folder: Path) -> Record | None:
     """The record of the finished run of these settings in `folder`; None where there is something to train.
 
@@ -83,10 +90,12 @@ def finished_run(config: Config, folder: Path) -> Record | None:
     whole.
 
     Raises:
-        SettingError: the folder contains a run, and resume=auto is not set or the settings differ.
+        SettingError: the folder contains a run, and resume=auto is not set or the settings differ; or it contains no
+            run, but a file that a run would replace.
         RunError: the folder contains a checkpoint, but the run's record is damaged.
     """
     if not contains_run(folder):
+        check_replaces_nothing(folder)
         return None
     if config.resume is None:
         raise SettingError(

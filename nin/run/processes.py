@@ -92,6 +92,11 @@ def is_orphaned() -> bool:
     return os.environ.get(STARTER, parent) != parent
 
 
+def heeded() -> list[signal.Signals]:
+    """Ctrl-C and SIGTERM, but those that are ignored, as Ctrl-C is in a job that a script runs in the background."""
+    return [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) is not signal.SIG_IGN]
+
+
 def launch(processes: int, command: Sequence[str]) -> int:
     """Runs a command in several processes and returns its exit code: that of the first to fail, or 0.
 
@@ -110,7 +115,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
         for process in running:
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in heeded():
         signal.signal(number, pass_on)
     for i in range(processes):  # in sessions of their own: the terminal's Ctrl-C comes once, from here
         own = {**environment, "LOCAL_RANK": str(i)}

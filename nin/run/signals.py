@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from nin.errors import InterruptedRunError
-from nin.run.processes import is_orphaned
+from nin.run.processes import heeded, is_orphaned
 
 _received: list[int] = []  # signals, since `stoppable` began
 
@@ -72,7 +72,7 @@ def stoppable(how_to_resume: str) -> Iterator[None]:
 
     _received.clear()
     python_hook, sys.unraisablehook = sys.unraisablehook, hook_unless_stopped
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in heeded()}
     try:
         yield
     except (KeyboardInterrupt, SystemExit, Exception) as error:

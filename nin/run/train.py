@@ -191,12 +191,12 @@ def _train(run: _Run) -> Record:
         print(opening_lines(record, run.trainer, data, run.folder), flush=True)
     try:
         fit(run.trainer, task, data, begun)
+        measured = _measured(record, run, task, data)
     except DeadNetError:
         if run.writes:
             records.write(run.folder, replace(record, status="dead"))
         raise
-    record = _measured(record, run, task, data)
-    return _written(record, run, net, data) if run.writes else record
+    return _written(measured, run, net, data) if run.writes else measured
 
 
 def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
@@ -340,7 +340,7 @@ def fit(trainer: L.Trainer, task: Classifier, data: Images, resumed: Resumed | N
     begun: list[bool] = []  # not empty once the checkpoint has been restored: later errors are not its doing
     trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: begun.append(True)))
     if resumed:
-        say(trainer, f"resumed at epoch {resumed.epoch + 1}, step {resumed.step}")
+        say(trainer, f"resumed after epoch {resumed.epoch + 1} of {trainer.max_epochs}, step {resumed.step}")
         if not resumed.has_checksums:  # an older checkpoint: damage may show as late as in the first step
             trainer.callbacks[-1] = LambdaCallback(on_train_batch_end=lambda *_: begun.append(True))
     drop_empty_hooks(trainer.callbacks)
@@ -362,10 +362,16 @@ def _damaged(checkpoint: Path, error: Exception) -> RunError:
 
 
 def _measured(record: Record, run: _Run, task: Classifier, data: Images) -> Record:
-    """The record with the errors of the trained net, and with the pace of its training."""
+    """The record with the errors of the trained net, and with the pace of its training.
+
+    Raises:
+        DeadNetError: its loss on the test images is not finite, as after a last step that was too large.
+    """
     images = run.trainer.current_epoch * run.trainer.num_training_batches * min(data.batch_size, len(data.train_labels))
     stopwatch = run.stopwatch
     test = evaluate(run.config, task, data, "test")
+    if not math.isfinite(test.loss):
+        raise DeadNetError(f"the trained net's loss is not finite; lower recipe.lr (now {run.config.recipe.lr:g})")
     train_error = evaluate(run.config, task, data, "train").error
     val_error = round(evaluate(run.config, task, data, "val").error, 4) if run.config.data.val else None
     return replace(
@@ -439,6 +445,7 @@ def closing_lines(record: Record, folder: Path) -> str:
             "test images.\n"
         )
     of_classes = _lines_of_classes(record)
+    named = f"./{folder}" if str(folder) in pretrained.available() else folder  # else it is the published net
     return f"""
 {record.title}: {record.parameters:,} parameters
 {counted(record.epochs, "epoch")} in {in_words(record.seconds)}, {record.images_per_second:.0f} images/s, \
@@ -448,7 +455,7 @@ def closing_lines(record: Record, folder: Path) -> str:
   test error     {record.test_error:6.2f} %{top5}{of_classes}
 {chance}
 Files in {folder}: {folders.CURVES}, {folders.WEIGHTS}, {records.FILE}, {folders.METRICS}
-Evaluate it again: {spelled("evaluate")} {pasted("checkpoint", folder)}"""
+Evaluate it again: {spelled("evaluate")} {pasted("checkpoint", named)}"""
 
 
 def _lines_of_classes(record: Record) -> str:

@@ -14,6 +14,7 @@ import yaml
 
 from builders import tree
 from nin import cli, errors
+from nin.cli import conf as of_files
 from nin.errors import NINError, SettingError, UsageError
 from nin.run import processes
 
@@ -194,6 +195,22 @@ def test_what_was_there_stays(run):
         assert code == 1 and f"error: hydra.run.dir={folder}: cannot be created" in said
 
 
+def test_resuming_requires_the_folder_of_the_run(run):
+    """A new folder has nothing to resume."""
+    start = {"main": lambda *_: 1 / 0, "folder": lambda config: "new"}
+    code, _, said = run(cli.command, "resume=auto", **start)
+    assert (code, said) == (2, "error: resume=auto requires hydra.run.dir=FOLDER, the folder of the run to resume\n")
+    assert tree() == []
+
+
+def test_the_files_that_an_editor_leaves_in_conf_are_none_of_it(run, conf):
+    (of_files.CONF / "recipe" / ".#modern.yaml").symlink_to("someone@somewhere:1")  # Emacs' lock
+    (of_files.CONF / "recipe" / "._modern.yaml").write_text("\0")  # a Mac's copy
+    assert run(cli.command, "recipe=modern", main=lambda *_: None) == (0, "", "")
+    code, _, said = run(cli.command, "recipe=nosuch", main=lambda *_: None)
+    assert code == 2 and "._" not in said and "modern" in said
+
+
 # several runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -224,12 +241,41 @@ def test_a_job_that_fails_does_not_keep_the_others_from_running(run):
     assert (code, said, ran) == (3, "error: dead\n", [0, 1, 2])
     assert not Path("s/1").exists()
     code, _, said = run(cli.command, "-m", "seed=2,3,4", "hydra.sweep.dir=s", main=main)
-    assert (code, said, ran) == (143, "error: stopped\n", [0, 1, 2, 2, 3])
+    assert (code, said.startswith("error: stopped; to resume this job"), ran) == (143, True, [0, 1, 2, 2, 3])
+
+
+def test_a_stopped_job_says_how_it_alone_is_resumed(run):
+    def main(config, folder):
+        raise errors.InterruptedRunError("stopped; run the same command", 143)
+
+    code, _, said = run(cli.command, "-m", "seed=2,3", "recipe=quick", "hydra.sweep.dir=s", main=main)
+    folder = Path("s/0").resolve()
+    assert code == 143 and said == (
+        "error: stopped; to resume this job after its last whole epoch, run python scripts/train.py data=cifar10 "
+        f"head=gap recipe=quick seed=2 resume=auto hydra.run.dir={folder}; the jobs after it did not run\n"
+    )
+
+
+@pytest.mark.parametrize("path", ["runs/a", "a b"])
+def test_a_home_folder_is_meant_by_its_sign(run, monkeypatch, tmp_path, path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    seen = []
+    arguments = (f"hydra.run.dir='~/{path}'" if " " in path else f"hydra.run.dir=~/{path}", "checkpoint=~/net")
+    start = {"main": lambda config, folder: seen.extend([folder, config.checkpoint])}
+    assert run(cli.command, *arguments, folder=lambda config: "new", **start)[0] == 0
+    assert seen[1] == str(tmp_path / "home" / "net")
+    assert seen[0] == (tmp_path / "home" / path if path == "runs/a" else Path("~") / path)  # in quotes it is a name
+    found = []
+    run(cli.run_script, "out=~/x", "pictures=[~/a,~/b]", "c=a~/b", main=found.extend)
+    home = tmp_path / "home"
+    assert found == [f"out={home}/x", f"pictures=[{home}/a,{home}/b]", "c=a~/b"]
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["seed=0,1", "hydra.run.dir=runs"], "hydra.run.dir has no effect on --multirun; set hydra.sweep.dir=FOLDER"),
+        (["seed=0,1", "resume=auto"], "resume=auto requires hydra.sweep.dir=FOLDER"),
         (["head=gap,gpa"], "head=gpa: must be one of"),
         (["seed=0,-1"], "seed=-1: expected an integer"),
         (["seed=0,1", "trainer.devices=2"], "trainer.devices=2: --multirun trains each net in one process"),

@@ -164,6 +164,13 @@ def test_a_test_picture_that_is_trained_on_is_named(tmp_path):
             r"folders whose names look the same, or like nothing, when printed: a␣␣b, a␣b; rename them",
         ),
         (
+            lambda root: (
+                [make_folder(root, (3, 3))]
+                + [make_picture(root / n / "1.png", seed=7) for n in ("caf\u00e9", "cafe\u0301")]
+            ),
+            r"folders whose names look the same, or like nothing, when printed: caf.+, caf.+; rename them",
+        ),
+        (
             lambda root: [make_folder(root, (3, 3)), make_picture(root / " " / "1.png", seed=7)],
             r"look the same, or like nothing, when printed: ␣; rename them",
         ),

@@ -45,6 +45,14 @@ def test_a_full_disk_leaves_the_file_before(tmp_path, save):
     assert file.read_bytes() != before
 
 
+def test_steps_are_written_as_they_are(tmp_path):
+    """Svhn has 1.2 million in the paper's regime."""
+    callback = MetricsFile(tmp_path / "metrics.csv")
+    callback.load_state_dict({"rows": [{"epoch": 259, "step": 1_227_564, "train/loss": 0.123456789}]})
+    callback.write()
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,step,train/loss\n259,1227564,0.123457\n"
+
+
 def test_a_checkpoint_is_written_beside_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/nonexistent")  # where Lightning's own would write
     AtomicCheckpointIO().save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")

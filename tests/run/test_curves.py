@@ -37,6 +37,16 @@ def test_a_title_says_which_run_it_is_and_how_it_ended(figure_of):
     assert (list(error.lines[-1].get_xdata()), list(error.lines[-1].get_ydata())) == ([4], [1.666])
 
 
+@pytest.mark.parametrize("loss", ["inf", "nan", "1e30"])
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_a_loss_that_overflowed_is_left_out(tmp_path, loss, all_of_them):
+    rows = [f"{n},{n + 1},0.1,30,{loss if n == 1 or all_of_them else 2},40,{loss}\n" for n in range(3)]
+    (tmp_path / "metrics.csv").write_text(METRICS + "".join(rows))
+    figure = curves.draw(tmp_path / "metrics.csv", record_of(3))
+    figure.savefig(tmp_path / "curves.png")
+    assert figure.axes[1].get_ylim() == (0, 1.08 * 40)
+
+
 def test_one_epoch_is_a_point(figure_of):
     figure = figure_of(1)
     assert figure.get_suptitle().startswith("gap on digits, recipe quick, seed 3, 1 epoch: ")

@@ -9,7 +9,7 @@ import yaml
 
 from nin.cli import compose
 from nin.errors import RunError, SettingError
-from nin.run.folder import finished_run, is_training_in, training_in
+from nin.run.folder import WRITTEN, finished_run, is_training_in, training_in
 from nin.run.train import train
 from runs import SHORT, forked, hold, race, results
 
@@ -70,6 +70,15 @@ def copy(ended, tmp_path):
     return shutil.copytree(ended[0], tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", [name for name in WRITTEN if name not in ("config.yaml", "summary.json", "last.ckpt")])
+@pytest.mark.parametrize("resume", ["null", "auto"])
+def test_a_file_of_another_is_not_replaced(tmp_path, name, resume):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SettingError, match=rf"contains no run, but {name}, which a run would replace"):
+        train(compose([*SHORT, f"resume={resume}"]), tmp_path)
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "mine")]
+
+
 def test_a_folder_holds_one_run(ended):
     folder, kept = ended
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -102,7 +111,7 @@ def test_what_can_be_made_again_from_the_checkpoint_is_made_again(ended, copy, c
     for name in ("curves.png", "metrics.csv", "config.yaml"):
         (copy / name).unlink()
     again = train(compose([*OF_ENDED, "resume=auto"]), copy)
-    assert "resumed at epoch 2, step 12" in capsys.readouterr().out
+    assert "resumed after epoch 2 of" in capsys.readouterr().out
     assert again.test_error == ended[1].test_error and again.status == "finished"
     assert results(copy) == results(ended[0])
     assert {"model.safetensors", "curves.png", "config.yaml"} <= {file.name for file in copy.iterdir()}

@@ -169,10 +169,10 @@ def test_whatever_ends_one_ends_both_and_the_run_resumes(ended, tmp_path):
         assert {code, other} == codes and (silent, of_other) == ("", "")
         expected = "another process of this run has exited" if number == signal.SIGKILL else "stopped; to resume after"
         assert errors.startswith(f"error: {expected}") and len(errors.splitlines()) == 1
-        assert said.count("resumed at epoch") == (number != signal.SIGKILL) and "test error" not in said
+        assert said.count("resumed after epoch") == (number != signal.SIGKILL) and "test error" not in said
     (code, said, errors), _ = (process.wait() for process in two(arguments, tmp_path))
     assert code == 0, errors
-    assert said.count("resumed at epoch") == 1
+    assert said.count("resumed after epoch") == 1
     assert results(folder) == results(ended[0])
 
 
@@ -191,7 +191,7 @@ def test_one_command_starts_two_processes_and_passes_a_signal_on(ended, tmp_path
     assert errors.startswith("error: stopped; to resume after") and len(errors.splitlines()) == 1
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("resumed at epoch") == done.stdout.count("test error") == 1
+    assert done.stdout.count("resumed after epoch") == done.stdout.count("test error") == 1
     assert results(folder) == results(ended[0])
 
 
@@ -411,6 +411,6 @@ def test_slurm_puts_a_run_into_the_queue_again_and_it_resumes(tmp_path):
     assert list(folder.glob("hpc_ckpt_*.ckpt"))
     code, said, errors = Command(arguments, tmp_path, slurm).wait()
     assert code == 0, errors
-    assert "resumed at epoch" in said and not list(folder.glob("hpc_ckpt_*.ckpt"))
+    assert "resumed after epoch" in said and not list(folder.glob("hpc_ckpt_*.ckpt"))
     assert alone.wait()[0] == 0
     assert results(folder) == results(tmp_path / "expected")

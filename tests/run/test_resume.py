@@ -56,11 +56,11 @@ def test_ten_kills_change_nothing(uninterrupted, tmp_path):
             time.sleep(moments.uniform(0, 0.2))
         process.kill(signal.SIGKILL)
         _, said, _ = process.wait()
-        assert kill % 2 or kill == 0 or "resumed at epoch" in said
+        assert kill % 2 or kill == 0 or "resumed after epoch" in said
     assert not (folder / "model.safetensors").exists()  # ten kills of a run that had not ended
     code, said, errors = Command(TRAIN, tmp_path).wait()
     assert code == 0, errors
-    assert "resumed at epoch" in said
+    assert "resumed after epoch" in said
     assert results(folder) == results(uninterrupted)
 
 
@@ -82,7 +82,7 @@ def test_a_signal_ends_with_its_code_and_a_way_to_resume(uninterrupted, tmp_path
     assert record.read(folder).status == "running"
     ended, said, errors = Command(TRAIN, tmp_path).wait()
     assert (ended, errors) == (0, "")
-    assert "resumed at epoch" in said
+    assert "resumed after epoch" in said
     assert results(folder) == results(uninterrupted)
 
 
@@ -163,6 +163,21 @@ def test_a_signal_during_the_last_evaluation_is_no_success(whole, copy, monkeypa
     assert not (copy / "model.safetensors").exists()
     train(compose(TWO_EPOCHS), copy)
     assert results(copy) == results(whole)
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """As in a job that a script starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stoppable("go on"):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+    except InterruptedRunError as error:
+        assert error.exit_code == 143  # the one that is heeded
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("raised", [RuntimeError, OSError, RunError, SystemExit, LeftAloneError, MemoryError])

@@ -52,6 +52,8 @@ def test_the_closing_lines(ended):
         r"The test error is not three standard errors below chance, which is \d\d\.\d\d %", closing_lines(bad, folder)
     )
     assert "\n1 epoch in " in closing_lines(replace(kept, settings=with_epochs(kept, 1)), folder)
+    again = shlex.split(closing_lines(kept, Path("mnist-gap")).splitlines()[-1])[-1]
+    assert again == "checkpoint='./mnist-gap'"  # else it is the published net
 
 
 def with_epochs(kept, number):
@@ -179,6 +181,13 @@ def test_a_net_that_dies_ends_with_exit_code_three_and_a_dead_record(tmp_path, s
     assert not (tmp_path / "run" / "model.safetensors").exists()
     with pytest.raises(DeadNetError):
         train(compose([*DIES, "resume=auto"]), tmp_path / "run")
+
+
+def test_a_net_that_its_last_step_kills_is_dead(tmp_path):
+    last = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "recipe.lr=1e30", "recipe.warmup=0"]
+    with pytest.raises(DeadNetError, match=r"the trained net's loss is not finite; lower recipe\.lr \(now 1e\+30\)"):
+        train(compose([*SHORT, *last, "recipe.optimiser=sgd", "recipe.schedule=step"]), tmp_path)
+    assert record.read(tmp_path).status == "dead" and not (tmp_path / "model.safetensors").exists()
 
 
 COLLAPSES = ["data.batch_size=16", "trainer.max_epochs=2", "trainer.limit_train_batches=75", "recipe=paper_literal"]

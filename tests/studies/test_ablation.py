@@ -389,7 +389,7 @@ ablation.study(cli.points({small}), Path({str(file)!r}), Path({str(runs)!r}))
     (first,) = rows.read(file).itertuples()
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert again.returncode == 0, again.stderr
-    assert "2 runs, 1 already recorded" in again.stdout and "resumed at epoch" in again.stdout
+    assert "2 runs, 1 already recorded" in again.stdout and "resumed after epoch" in again.stdout
     both = rows.read(file)
     assert list(zip(both.seed, both.status, strict=True)) == [(0, "ok"), (1, "ok")]
     assert both.identity[0] == first.identity and both.test_error[0] == first.test_error

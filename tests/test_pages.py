@@ -11,8 +11,8 @@ from nin.studies import pages, report, rows
 
 PAGES = sorted(
     page
-    for folder in ("", "checkpoints", "checkpoints/claims", "conf", "nin", "tests")
-    for page in (ROOT / folder).glob("*.md")
+    for folder in ("", "checkpoints/", "checkpoints/claims/**/", "conf/", "nin/", "tests/")
+    for page in ROOT.glob(f"{folder}*.md")
 )
 RUNS = ROOT / "checkpoints" / "runs.csv"
 
@@ -32,6 +32,26 @@ def test_tables_of_results_are_those_of_the_rows_and_cards():
     assert block("README.md", "findings") == pages.findings(ended)
     assert block("checkpoints/README.md", "nets") == report.nets_table()
     assert block("checkpoints/README.md", "rows") == report.text(ended, RUNS)
+
+
+CLAIMS = [page for page in PAGES if page.name in ("nets.md", "runs.md")]
+
+
+@pytest.mark.parametrize("page", CLAIMS, ids=lambda page: str(page.relative_to(ROOT / "checkpoints")))
+def test_the_table_on_top_of_a_page_of_claims_says_what_its_sections_say(page):
+    top, *sections = re.split(r"^## ", page.read_text(), flags=re.M)
+    lines = top[top.index("| claim | measured | verdict |") :].strip().splitlines()[2:]
+    rows_on_top = [tuple(each.replace("\\|", "|") for each in line[2:-2].split(" | ")) for line in lines]
+    below = []
+    for section in sections:
+        _, claim, finding, verdict, *_ = section.split("\n\n")
+        below.append((claim.removeprefix("> "), finding, re.fullmatch(r"Verdict: \*\*(.*)\*\*\.", verdict)[1]))
+    assert below and rows_on_top == below
+
+
+def test_every_page_of_claims_is_compared():
+    found = {page for page in (ROOT / "checkpoints").rglob("*.md") if "| claim | measured |" in page.read_text()}
+    assert found == set(CLAIMS) and len(found) >= 3
 
 
 def test_tables_of_settings_are_those_of_the_schema():

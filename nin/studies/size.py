@@ -40,12 +40,17 @@ def answer(subjects: Sequence[Subject], sizes: Sequence[int] | None = None) -> A
             f"claim=size: the nets have test images of several sizes ({several}); choose nets with images of one size"
         )
     own = subjects[0].images.shape[-1]
-    sizes = sizes or range(3 * own // 4, 2 * own + 1, max(1, own // 8))
+    sizes = sizes or eighths(own)
     measured = measure(subjects, sizes)
     title = f"Test error by image size ({images_in_words(subjects)})"
     verdicts = judge(subjects, measured)
     finding = _finding(measured, verdicts)
     return Answer("size", title, CLAIM, overall(verdicts), finding, table(measured), draw(subjects, measured))
+
+
+def eighths(own: int) -> list[int]:
+    """Sides from three quarters of `own` to twice it, in eighths rounded to whole pixels; `own` is one of them."""
+    return sorted({max(1, round(own * n / 8)) for n in range(6, 17)})
 
 
 @exact_fp32()

@@ -1,3 +1,4 @@
+import itertools
 import re
 from dataclasses import replace
 
@@ -73,6 +74,19 @@ def test_the_default_sizes_follow_the_images():
     assert "| 24 px | 28 px | 32 px |" in table and "| 64 px |" in table
     wide = replace(net, images=net.images.repeat(1, 1, 2, 2))
     assert size.answer([wide]).table.startswith("| net | 48 px | 56 px | 64 px |")
+
+
+def test_the_default_sizes_contain_the_images_own_whatever_it_is():
+    for own in range(1, 400):
+        sizes = size.eighths(own)
+        assert own in sizes and sizes == sorted(set(sizes)) and sizes[-1] == 2 * own
+        assert 0 < sizes[0] <= own and abs(sizes[0] - 0.75 * own) <= 0.5
+        steps = [after - before for before, after in itertools.pairwise(sizes)]
+        assert own < 8 or (len(sizes) == 11 and max(steps) - min(steps) <= 1)
+    net = replace(subject(tiny("gap"), "gap", 2), images=torch.zeros(2, 3, 28, 28, dtype=torch.uint8))
+    small = Pretrained(NIN([Block(8), Block((8, 8, 10))], head="fc", image_size=28), tiny().preprocess, CLASSES, {})
+    answer = size.answer([net, replace(net, name="fc", trained=small)])
+    assert "`fc` accepts 1 of 11 sizes: " in answer.finding and " % at 28 px" in answer.finding
 
 
 def test_seeds_of_one_name_are_averaged_and_refused_together():

@@ -16,11 +16,16 @@ from torch import Tensor, nn
 
 from nin.backbones import Backbone
 from nin.checks import one_of, sides
+from nin.layers import LocallyConnected
 from nin.model import GAP, GMP, NIN
 from nin.plan import HEADS, LARGEST
 from nin.pretrained import Pretrained, build_net
 
 BYTES = 4  # of a float32
+RULE = (
+    "multiply-accumulates of a convolution or a linear layer = the first product of its formula × the positions of the "
+    "output; other layers count none"
+)
 COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, GAP, GMP)
 
 
@@ -33,7 +38,8 @@ class CostedNet(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer's cost for one image. `formula` spells out the parameters."""
+    """One layer's cost for one image. `formula` spells out the parameters; of a layer that multiplies its first product
+    is the multiply-accumulates of one position of the output."""
 
     name: str
     kind: str
@@ -110,13 +116,19 @@ def measure(name: str, layer: nn.Module, output: tuple[int, ...]) -> Layer:
     """The cost of one layer whose output for one image has this shape."""
     parameters = sum(p.numel() for p in layer.parameters())
     macs, formula = 0, ""
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, LocallyConnected):  # filters of its own for each position: a group of a convolution
+        macs = layer.weight.numel()
+        filters = layer.out_channels // layer.groups
+        channels = layer.in_channels // layer.groups // layer.window**2
+        each = f"{layer.window}·{layer.window}·{channels}·{filters}{_bias(layer, filters)}"
+        formula = f"({each})·{layer.size[0]}·{layer.size[1]}"
+    elif isinstance(layer, nn.Conv2d):
         height, width = layer.kernel_size
         channels = layer.in_channels // layer.groups
         macs = math.prod(output) * channels * height * width
         formula = f"{height}·{width}·{channels}·{layer.out_channels}" + _bias(layer, layer.out_channels)
     elif isinstance(layer, nn.Linear):
-        macs = layer.in_features * layer.out_features
+        macs = math.prod(output) * layer.in_features
         formula = f"{layer.in_features}·{layer.out_features}" + _bias(layer, layer.out_features)
     elif isinstance(layer, nn.BatchNorm2d):
         formula = f"2·{layer.num_features}"
@@ -153,7 +165,7 @@ def table(comparison: Comparison) -> str:
         lines += [f"-- head {head}", *map(_line, passed[shared:])]
     ratio = comparison.parameters(first) / comparison.parameters(second)
     lines += ["", *_sums(comparison), "", f"{first} has {ratio:.2f} times the parameters of {second}"]
-    return "\n".join([*lines, "multiply-accumulates = the product in the formula × the positions of the output"])
+    return "\n".join([*lines, RULE])
 
 
 def _sums(comparison: Comparison) -> list[str]:

@@ -1,3 +1,6 @@
+import random
+import re
+from math import prod
 from types import SimpleNamespace
 
 import pytest
@@ -5,8 +8,9 @@ import torch
 from torch import nn
 
 from builders import ROOT
-from nin import NIN
+from nin import NIN, Block
 from nin.backbones import Backbone
+from nin.cost import multiply_accumulates
 from nin.errors import SettingError
 from nin.studies import cost
 
@@ -55,6 +59,46 @@ def test_torchvisions_own_counts():
 def test_memory_is_of_float32():
     layer = cost.measure("x", nn.Linear(1024, 1024, bias=False), (1024,))
     assert (layer.parameter_mb, layer.output_mb) == (4.0, 1024 * 4 / 2**20)
+
+
+def by_the_rule(layer: cost.Layer) -> int:
+    """Multiply-accumulates as the rule under the table computes them from a line of the table."""
+    first = re.match(r"\(?([\d·]+)", layer.formula)
+    counts = layer.kind in ("Conv2d", "LocallyConnected", "Linear")
+    return prod(map(int, first[1].split("·"))) * prod(layer.output[1:]) if counts else 0
+
+
+def net_of(draw: random.Random) -> NIN:
+    """A small net with blocks of any kind, two of three with a locally connected one."""
+    blocks = [Block(tuple(draw.choices((4, 6, 8), k=draw.choice((1, 3)))), kernel_size=draw.choice((1, 3, 5)))]
+    if draw.random() < 0.7:
+        blocks.append(Block((draw.choice((3, 5, 10)),), kernel_size=draw.choice((1, 3, 5)), local=True))
+    else:
+        blocks.append(Block((8, 8, None), kernel_size=3))
+    head = "gap" if blocks[-1].widths[-1] in (None, 10) else "fc"
+    norm = "none" if blocks[-1].local else "batch"
+    return NIN(blocks, 10, head, image_size=draw.choice((8, 12)), norm=norm, in_channels=draw.choice((1, 3)))
+
+
+def test_the_printed_rule_and_formulas_are_right_for_every_kind_of_layer():
+    assert "the first product of its formula × the positions of the output" in cost.RULE
+    nets = [NIN("cnn", head=head) for head in ("fc", "gap")] + [net_of(random.Random(seed)) for seed in range(12)]
+    kinds = set()
+    for net in nets:
+        shape = (net.in_channels, *[net.arguments["image_size"]] * 2)
+        layers = [*cost.layers(lambda net=net: net.to("meta"), *shape)]  # a copy: the net's hooks would add to it
+        kinds |= {layer.kind for layer in layers}
+        for layer in layers:
+            assert eval(layer.formula.replace("·", "*") or "0") == layer.parameters, layer
+            assert by_the_rule(layer) == layer.multiply_accumulates, layer
+        counted = multiply_accumulates(net.to_empty(device="cpu"), *shape)  # by torch
+        assert sum(layer.multiply_accumulates for layer in layers) == counted
+    assert {"Conv2d", "LocallyConnected", "Linear", "BatchNorm2d", "GAP"} <= kinds
+    (local,) = [layer for layer in cost.layers(lambda: NIN("cnn"), 3, 32, 32) if layer.kind == "LocallyConnected"]
+    assert local.formula.startswith("(3·3·64·") and local.formula.endswith(")·4·4")
+    for groups in (1, 2, 4):
+        layer = cost.measure("x", nn.Conv2d(8, 12, 3, groups=groups), (12, 5, 7))
+        assert by_the_rule(layer) == layer.multiply_accumulates == 12 * 8 // groups * 9 * 35
 
 
 @pytest.mark.parametrize("name", cost.NETS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from nin.studies.tables import all_equal, interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,3 +54,11 @@ def by_sign(low: float, high: float) -> str:
     if low > 0:
         return SUPPORTED
     return REFUTED if high < 0 else UNDECIDED
+
+
+def of_differences(differences: Sequence[float], least: int) -> str:
+    """The verdict of paired differences on a claim that holds above 0, by their 95 % interval. It is undecided with
+    fewer than `least` of them, or if all are equal, for then they have no interval."""
+    if len(differences) < least or all_equal(differences):
+        return UNDECIDED
+    return by_sign(*interval(differences))

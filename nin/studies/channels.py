@@ -17,9 +17,9 @@ from sklearn.metrics import confusion_matrix
 from nin.checks import literal
 from nin.errors import ClaimError
 from nin.run.trainer import exact_fp32
-from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, Answer
+from nin.studies.answer import NOT_ANSWERED, REFUTED, SUPPORTED, UNDECIDED, Answer
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
-from nin.studies.tables import mean_and_deviation, table_row, table_rule
+from nin.studies.tables import LEAST_IMAGES, mean_and_deviation, table_row, table_rule
 
 CLAIM = "Each of the last maps means a class, whatever head reads them."
 MEASURES = {
@@ -142,11 +142,14 @@ def _draw_counts(axis: Axes, subject: Subject, counts: np.ndarray):
 def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
     """Verdict and finding. Of fully connected heads the claim is supported if each reaches nine tenths of its accuracy,
     refuted if none reaches twice its chance, or half the way from chance to its accuracy, and supported in part between
-    the two."""
+    the two. With few images it is undecided."""
     chance = 100 / measured.counts.map(len)
     others = measured[[not subject.has_class_maps for subject in subjects]]
+    images = max(len(subject.labels) for subject in subjects)
     if others.empty:
         verdict = NOT_ANSWERED
+    elif images < LEAST_IMAGES:
+        verdict = UNDECIDED
     elif (others.own > 0.9 * others.accuracy).all():
         verdict = SUPPORTED
     else:
@@ -161,4 +164,5 @@ def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str
         finding += "Judging the claim requires a net with a fully connected head: under `gap` it is true by definition."
     else:
         finding += "The verdict is of fully connected heads: under `gap` the claim is true by definition."
+        finding += f" A verdict requires {LEAST_IMAGES} images." if images < LEAST_IMAGES else ""
     return verdict, finding

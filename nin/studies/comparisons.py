@@ -11,9 +11,9 @@ import pandas as pd
 
 from nin.config import consequential, set_of
 from nin.pretrained import available, read_card
-from nin.studies.answer import UNDECIDED, by_sign, overall
+from nin.studies.answer import of_differences, overall
 from nin.studies.rows import NOT_COMPARED, Condition, defaults
-from nin.studies.tables import LEAST_SEEDS, file_stem, interval, paired
+from nin.studies.tables import LEAST_SEEDS, file_stem, paired
 
 
 class Group(NamedTuple):
@@ -144,7 +144,8 @@ def judge(
         below: whether differences below 0 support the claim; else those above 0 do.
         also: what runs must have besides equal seeds: " and …".
     """
-    verdicts = [_verdict(differences, below) for _, differences in pairs]
+    sign = -1 if below else 1
+    verdicts = [of_differences([sign * each for each in differences], LEAST_SEEDS) for _, differences in pairs]
     if not pairs:
         requires = f"runs of `gap` and of a fully connected head with equal seeds{also}"
         return overall([]), f"Judging the claim requires {requires}."
@@ -156,10 +157,3 @@ def judge(
     few = max(len(differences) for _, differences in pairs) < LEAST_SEEDS
     note = f" A verdict requires {LEAST_SEEDS} seeds." if few else ""
     return overall(verdicts), f"{quantity}: {(', ' if unanimous else '; ').join(cells)}.{note}"
-
-
-def _verdict(differences: Sequence[float], below: bool) -> str:
-    if len(differences) < LEAST_SEEDS or max(differences) - min(differences) < 1e-6:
-        return UNDECIDED
-    low, high = interval(differences)
-    return by_sign(-high, -low) if below else by_sign(low, high)

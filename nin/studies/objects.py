@@ -13,9 +13,9 @@ from nin.checks import literal
 from nin.errors import ClaimError, NINError
 from nin.run.trainer import exact_fp32
 from nin.studies import maps
-from nin.studies.answer import REFUTED, SUPPORTED, UNDECIDED, Answer, overall
+from nin.studies.answer import UNDECIDED, Answer, of_differences, overall
 from nin.studies.nets import Subject, images_in_words, progress
-from nin.studies.tables import GREY, clean, interval, paired, table_row, table_rule
+from nin.studies.tables import GREY, LEAST_IMAGES, clean, interval, paired, table_row, table_rule
 
 CLAIM = "Under pooling the class maps light up at the object, though nothing was trained to find it."
 WHERE = {"map": "under the map", "other": "under another image's map", "random": "at random"}
@@ -74,7 +74,7 @@ def table(measured: pd.DataFrame) -> str:
     ]
     for _, of_net in measured.groupby("place"):
         means = [f"{of_net[column].mean():.2f}" for column in WHERE]
-        more = [paired(differences(of_net, column)) for column in OTHERS]
+        more = [paired(differences(of_net, column), noun="image") for column in OTHERS]
         lines.append(table_row(f"`{of_net['name'].iloc[0]}`", *means, *more))
     return "\n".join(lines)
 
@@ -117,12 +117,12 @@ def _draw_legend(figure: Figure, axis: Axes) -> None:
 
 def judge(subjects: Sequence[Subject], measured: pd.DataFrame) -> tuple[str, str]:
     """Verdict and finding. A net that pools supports the claim if both intervals are above 0, and refutes it if both
-    are below."""
+    are below. With few images, or equal differences, it is undecided."""
     verdicts = []
     for place, of_net in measured.groupby("place"):
         if subjects[place].pools:
-            lows, highs = zip(*(interval(differences(of_net, other)) for other in OTHERS), strict=True)
-            verdicts.append(SUPPORTED if min(lows) > 0 else REFUTED if max(highs) < 0 else UNDECIDED)
+            both = {of_differences(differences(of_net, other), LEAST_IMAGES) for other in OTHERS}
+            verdicts.append(both.pop() if len(both) == 1 else UNDECIDED)
     return overall(verdicts), _finding(subjects, measured, bool(verdicts))
 
 
@@ -130,11 +130,13 @@ def _finding(subjects: Sequence[Subject], measured: pd.DataFrame, is_judged: boo
     cells: dict[str, list[str]] = {other: [] for other in OTHERS}
     for _, of_net in measured.groupby("place"):
         for other in OTHERS:
-            cells[other].append(f"`{of_net['name'].iloc[0]}` {paired(differences(of_net, other))}")
+            cells[other].append(f"`{of_net['name'].iloc[0]}` {paired(differences(of_net, other), noun='image')}")
     finding = f"Score lost by blanking under the map, minus under another image's map: {', '.join(cells['other'])}; "
     finding += f"minus at random: {', '.join(cells['random'])}."
     if not is_judged:
         finding += " Judging the claim requires a net that pools."
+    elif measured.groupby("place").size().max() < LEAST_IMAGES:
+        finding += f" A verdict requires {LEAST_IMAGES} images."
     if not all(subject.has_class_maps for subject in subjects):
         finding += " The maps are the net's own if its head pools one map per class, else they are computed (HiResCAM)."
     return finding

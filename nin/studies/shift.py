@@ -17,10 +17,10 @@ from tqdm import tqdm
 from nin.data.augment import PAD_MODES
 from nin.errors import ClaimError
 from nin.run.trainer import exact_fp32
-from nin.studies.answer import Answer, by_sign, overall
+from nin.studies.answer import Answer, of_differences, overall
 from nin.studies.comparisons import trained_alike
 from nin.studies.nets import Subject, batches, error_of, images_in_words, progress
-from nin.studies.tables import clean, interval, label, mean_and_deviation, paired, table_row, table_rule
+from nin.studies.tables import LEAST_IMAGES, clean, label, mean_and_deviation, paired, table_row, table_rule
 
 CLAIM = "The place of an object matters less to a net that averages over all places than to a fully connected head."
 SHIFTS = tuple(range(9))  # pixels
@@ -46,7 +46,7 @@ def answer(subjects: Sequence[Subject]) -> Answer:
     measured = measure(subjects)
     title = f"Shifted images, a quarter of them each way ({images_in_words(subjects)})"
     differences = compare(subjects, measured)
-    verdicts = [by_sign(*interval(difference.points)) for difference in differences]
+    verdicts = [of_differences(difference.points, LEAST_IMAGES) for difference in differences]
     finding = f"{_finding(differences, verdicts)} {_at_one_shift(measured)}"
     return Answer("shift", title, CLAIM, overall(verdicts), finding, table(measured), draw(subjects, measured))
 
@@ -175,12 +175,14 @@ def _trained_alike(subjects: Sequence[Subject]) -> list[tuple[int, int]]:
 def _finding(differences: Sequence[Difference], verdicts: Sequence[str]) -> str:
     if not differences:
         return "Judging the claim requires a net with `gap` and one with a fully connected head, trained alike."
-    cells = [f"minus `{difference.other}` {paired(difference.points)}" for difference in differences]
+    cells = [f"minus `{difference.other}` {paired(difference.points, noun='image')}" for difference in differences]
     if len(set(verdicts)) > 1:
         cells = [f"{cell}, {verdict}" for cell, verdict in zip(cells, verdicts, strict=True)]
+    few = max(len(difference.points) for difference in differences) < LEAST_IMAGES
+    note = f" A verdict requires {LEAST_IMAGES} images." if few else ""
     return (
         f"Predictions that stay the same (points), `gap` {'; '.join(cells)}; over all shifts with reflected "
-        "borders; 95 % interval over images, one net per head."
+        f"borders; 95 % interval over images, one net per head.{note}"
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95  # of intervals
 LEAST_SEEDS = 3  # of a verdict
+LEAST_IMAGES = 30  # of a verdict over images
 
 # No two of the first four are nearer than 31 (CIELAB) under simulated protanopia and deuteranopia. The article's heads
 # have the remaining colours of Okabe and Ito.
@@ -58,19 +59,25 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def paired(differences: Sequence[float], seeds: int = 0) -> str:
+def all_equal(differences: Sequence[float]) -> bool:
+    """Whether differences are the same but for rounding, so that they have no interval."""
+    return max(differences) - min(differences) < 1e-6
+
+
+def paired(differences: Sequence[float], seeds: int = 0, noun: str = "seed") -> str:
     """The mean of paired differences and its 95 % interval, "+0.90 (+0.61 to +1.19)".
 
     Args:
         differences: one for each seed that both have.
         seeds: how many seeds there are; if fewer have a pair, their number is added.
+        noun: what there is a difference for, in place of a seed.
     """
     differences = list(differences)
     if not differences:
-        return "no common seed"
+        return f"no common {noun}"
     if len(differences) == 1:
-        return f"{differences[0]:+.2f} (one seed)"
-    if max(differences) - min(differences) < 1e-6:
+        return f"{differences[0]:+.2f} (one {noun})"
+    if all_equal(differences):
         return f"{differences[0]:+.2f} ({len(differences)} times the same)"
     low, high = interval(differences)
     pairs = f"; {len(differences)} pairs" if len(differences) < seeds else ""

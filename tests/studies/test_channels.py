@@ -34,7 +34,7 @@ def test_below_a_fully_connected_head_maps_are_counted():
 
 @pytest.mark.parametrize(("own", "verdict"), [(19.0, "refuted"), (50.0, "supported in part"), (82.0, "supported")])
 def test_the_verdict_is_of_fully_connected_heads(own, verdict):
-    nets = [subject(tiny("gap"), "gap", 2), subject(tiny("fc"), "fc", 2)]
+    nets = [subject(tiny("gap"), "gap"), subject(tiny("fc"), "fc")]
     counts = [np.eye(10, dtype=int)] * 2
     measured = pd.DataFrame({"name": ["gap", "fc"], "accuracy": 90.0, "own": [90.0, own], "counts": counts})
     assert channels.judge(nets, measured)[0] == verdict
@@ -50,7 +50,7 @@ def test_the_maps_that_a_linear_layer_reads_belong_to_no_class():
 
 
 def test_each_net_is_compared_with_its_own_chance():
-    nets = [subject(tiny("gap"), "gap", 2), subject(tiny("fc"), "fc", 2)]
+    nets = [subject(tiny("gap"), "gap"), subject(tiny("fc"), "fc")]
     counts = [np.eye(number, dtype=int) for number in (10, 4)]
     measured = pd.DataFrame({"name": ["gap", "fc"], "accuracy": 90.0, "own": [90.0, 40.0], "counts": counts})
     verdict, finding = channels.judge(nets, measured)
@@ -80,3 +80,12 @@ def test_of_two_classes_a_head_whose_own_maps_are_right_supports_the_claim():
 
     assert [verdict(own, 97.0) for own in (96.0, 80.0, 51.0)] == ["supported", "supported in part", "refuted"]
     assert [verdict(own, 95.0, 10) for own in (90.0, 40.0, 9.0)] == ["supported", "supported in part", "refuted"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 29])
+def test_a_verdict_requires_images(count):
+    measured = pd.DataFrame({"name": ["fc"], "own": [100.0], "accuracy": [100.0], "counts": [np.zeros((10, 10))]})
+    verdict, finding = channels.judge([subject(tiny("fc"), "fc", count)], measured)
+    assert verdict == "undecided" and finding.endswith(" A verdict requires 30 images.")
+    verdict, finding = channels.judge([subject(tiny("fc"), "fc", 30)], measured)
+    assert verdict == "supported" and "requires" not in finding

@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -50,6 +51,27 @@ def test_objects_that_are_always_at_one_place_need_no_map(lit):
 def test_maps_without_an_effect_leave_the_claim_undecided(lit):
     assert objects.answer(lit[1:]).verdict == "undecided"
     assert objects.answer(lit).verdict == "supported in part"
+
+
+def first(seeing, count):
+    return replace(seeing, images=seeing.images[:count], labels=seeing.labels[:count])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 29])
+def test_a_verdict_requires_images(lit, count):
+    answer = objects.answer([first(lit[0], count)])
+    assert answer.verdict == "undecided" and answer.finding.endswith(" A verdict requires 30 images.")
+    assert "seed" not in answer.finding + answer.table and ("(one image)" in answer.finding) == (count == 1)
+    answer = objects.answer([first(lit[0], 30)])
+    assert answer.verdict == "supported" and "requires" not in answer.finding
+
+
+def test_equal_values_have_no_interval_and_no_verdict(lit):
+    for under, other in ((2.0, 1.0), (1.0, 2.0)):
+        measured = pd.DataFrame({"place": 0, "name": "seeing", "map": [under] * 100, "other": other, "random": other})
+        assert objects.judge(lit[:1], measured)[0] == "undecided"
+        measured.loc[0, "map"] += 0.1
+        assert objects.judge(lit[:1], measured)[0] == ("supported" if under > other else "refuted")
 
 
 def test_the_verdict_is_of_heads_that_pool(lit):

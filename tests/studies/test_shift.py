@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,6 +78,24 @@ def test_the_verdict_is_of_nets_that_were_trained_alike(monkeypatch):
     assert shift.answer(nets).verdict == "not answered"
     nets[1].trained.facts |= {"settings": settings, "epochs": 60}
     assert shift.answer(nets).verdict == "not answered"
+
+
+def test_a_verdict_requires_images_that_differ(monkeypatch):
+    draw = np.random.default_rng(0)
+    for count in (1, 2, 29, 30):
+        nets = [subject(tiny("gap"), "gap", count), subject(tiny("fc"), "fc", count)]
+        measured = shift.measure(nets)
+        monkeypatch.setattr(shift, "measure", lambda _, measured=measured: measured)
+        for sign, verdict in ((1, "supported"), (-1, "refuted")):
+            for swayed in (np.full(count, 50.0), draw.uniform(40, 60, count)):
+                steady = {0: np.full(count, 50 + sign * 40.0), 1: swayed}
+                monkeypatch.setattr(shift, "steadiness", lambda _, steady=steady: steady)
+                answer = shift.answer(nets)
+                decides = count >= 30 and len(set(swayed)) > 1
+                assert answer.verdict == (verdict if decides else "undecided")
+                assert ("A verdict requires 30 images." in answer.finding) == (count < 30)
+                assert "seed" not in answer.finding and ("(one image)" in answer.finding) == (count == 1)
+        monkeypatch.undo()
 
 
 def test_images_that_a_shift_leaves_nothing_of_have_no_answer():

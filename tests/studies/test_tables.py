@@ -27,6 +27,7 @@ def test_the_interval_is_the_t_interval():
 )
 def test_paired_differences(differences, seeds, text):
     assert tables.paired(differences, seeds) == text
+    assert tables.paired(differences, seeds, noun="image") == text.replace("seed", "image")
 
 
 def test_the_mean_and_its_deviation():

@@ -22,6 +22,8 @@ from nin.checks import one_line
 from nin.download import download
 from nin.errors import DataError, RunError
 
+URLS = "train or evaluate data.urls='[\"URL\"]'"  # other commands that read sets refuse it
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -107,8 +109,8 @@ class Archive:
             archive = download(urls, self.md5, md5)
         except DataError as error:
             raise DataError(
-                f"{self.folder} is incomplete in {root.absolute()} ({damage}) and {error}; set data.urls='[\"URL\"]' "
-                f"to another address, {wanted}"
+                f"{self.folder} is incomplete in {root.absolute()} ({damage}) and {error}; "
+                f"give the command {URLS} for another address, {wanted}"
             ) from error
         files.write(root / self.file, archive)
         return archive
@@ -175,8 +177,8 @@ class Files:
             content = download([f"{url.rstrip('/')}/{file.name}" for url in urls], expected, md5)
         except DataError as error:
             raise DataError(
-                f"{file.absolute()} {damage} and {error}; set data.urls='[\"URL\"]' to the address of another folder "
-                f"that contains it, {wanted}"
+                f"{file.absolute()} {damage} and {error}; give the command {URLS} for "
+                f"another folder that contains it, {wanted}"
             ) from error
         files.write(file, content)
         return content

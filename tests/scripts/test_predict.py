@@ -2,12 +2,16 @@
 
 import random
 import re
+import shlex
 
 import pytest
 
 from claims import tiny
 from damaged import FORMATS, damaged_pictures, gradient
 from nin import NIN, Block, pretrained
+from nin.commands import claims, evaluate, predict
+from nin.data import archive
+from nin.errors import DataError
 from nin.pretrained import Pretrained
 
 
@@ -119,6 +123,33 @@ def test_a_wrong_command_is_one_sentence(script, tmp_path, arguments, words):
     assert (code, said) == (2, "")
     assert errors.startswith("error: ") and words in errors and len(errors.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("checkpoint", ["cifar10-gap", "mnist-gap"])  # an archive, and files one by one
+def test_what_is_advised_where_a_set_cannot_be_downloaded_is_a_setting_of_the_command(
+    checkpoint, script, tmp_path, monkeypatch
+):
+    asked = []
+
+    def unreachable(urls, *_):
+        asked.append(urls)
+        raise DataError("no address has it (http://a: gone)")
+
+    monkeypatch.setattr(archive, "download", unreachable)
+    net, root = f"checkpoint={checkpoint}", f"data.root={tmp_path / 'sets'}"
+    for name, arguments, accepted in (
+        ("predict.py", ["test=2"], predict.DEFAULTS),
+        ("predict.py", ["figure=paper"], predict.DEFAULTS),
+        ("claims.py", ["claim=size"], claims.DEFAULTS),
+        ("evaluate.py", [], evaluate.SETTINGS),
+    ):
+        code, _, errors = script(name, net, root, *arguments)
+        assert code == 1 and errors.count("no address has it") == 1
+        assert set(re.findall(r"set (data\.\w+)=", errors)) <= set(accepted), name
+        (advice,) = re.findall(r"the command train or evaluate (data\.urls='\S+')", errors)
+    words = shlex.split(advice.replace("URL", "http://127.0.0.1:9/x"))
+    assert script("evaluate.py", net, root, *words)[0] == 1
+    assert asked[-1][0].startswith("http://127.0.0.1:9/x")
 
 
 def test_help_is_the_docstring(script, tmp_path):

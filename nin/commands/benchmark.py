@@ -12,7 +12,8 @@ rounds=     by default 3, of which as many are run as end in time
 steps=      of a row in a round, at most; by default 20, and fewer where they take long
 seconds=    nothing begins that would end later; by default 90. A round takes about a minute on an idle CPU core
 growth=     instead of the rows: training images per second by images per step, by image size, by threads, by processes;
-            a table, and a picture in out=FOLDER
+            a table, and a picture in out=FOLDER. On a CPU, sizes above 32 pixels are timed with smaller batches, of as
+            many pixels as data.batch_size images of 32; the batch stands beside each size
 
 A share is of the matrix products of the row's precision: inference and the usual port are in fp32. They are timed
 before every row; the fastest of a round counts.

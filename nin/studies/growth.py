@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from nin.checks import cores
 from nin.config import Config
 from nin.cost import multiply_accumulates
 from nin.run.build import build_net, build_task
@@ -29,36 +29,61 @@ AXES = {  # in words, and the values that are measured, as far as the machine ha
     "processes": ("processes of one thread", (1, 2, 4, 8, 16)),
 }
 ON_A_GPU = {"batch": (1, 16, 128, 512, 1024, 2048, 4096), "size": (16, 32, 64, 96, 128)}
-Curve = list[tuple[int, float, float]]  # value, images a second, GFLOP a second
+
+
+class Point(NamedTuple):
+    """The speed of the bare training step at one value of an axis.
+
+    Attributes:
+        value: of the axis.
+        batch: images per step of a process.
+        images: per second.
+        gflops: GFLOP per second.
+    """
+
+    value: int
+    batch: int
+    images: float
+    gflops: float
+
+
+Curve = list[Point]
 
 
 def measure(config: Config, axis: str) -> Curve:
-    """The speed of the bare training step at each value of an axis: value, images and GFLOP a second."""
+    """The speed of the bare training step at each value of an axis."""
     quiet()
     keep_freed_memory()
     bench = speed.Bench(config, STEPS)
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    threads = torch.get_num_threads()
     values = ON_A_GPU.get(axis, AXES[axis][1]) if bench.device.type == "cuda" else AXES[axis][1]
     if axis in ("threads", "processes"):
-        values = tuple(value for value in values if value <= cores)
+        values = tuple(value for value in values if value <= cores())
     curve: Curve = []
     for value in values:
         if axis == "processes":
-            images, size = _side_by_side(config, value), speed.SIDE
+            batch, size = config.data.batch_size, speed.SIDE
+            images = _side_by_side(config, value)
         else:
             torch.set_num_threads(value if axis == "threads" else threads)
             size = value if axis == "size" else speed.SIDE
-            images = images_per_second(bench, value if axis == "batch" else config.data.batch_size, size)
+            batch = value if axis == "batch" else batch_at(config.data.batch_size, size, bench.device)
+            images = images_per_second(bench, batch, size)
         operations = speed.TRAINING * multiply_accumulates(_net(config, size), 3, size, size)
-        curve.append((value, images, 2 * operations * images / 1e9))
+        curve.append(Point(value, batch, images, 2 * operations * images / 1e9))
     torch.set_num_threads(threads)
     return curve
 
 
+def batch_at(batch: int, size: int, device: torch.device) -> int:
+    """The images per step at a size: on a CPU fewer above 32 pixels, so that a step has as many pixels."""
+    if size <= speed.SIDE or device.type == "cuda":
+        return batch
+    return max(1, batch * speed.SIDE**2 // size**2)
+
+
 def images_per_second(bench: speed.Bench, batch: int, size: int) -> float:
     """Training images a second of the bare step; where a step takes long, few are timed."""
-    if size > speed.SIDE and bench.device.type != "cuda":
-        batch = max(1, batch * speed.SIDE**2 // size**2)  # as many pixels a step
     images = torch.randn(batch, 3, size, size).to(bench.device, memory_format=torch.channels_last)
     labels = torch.randint(0, speed.CLASSES, (batch,), device=bench.device)
     net = _net(bench.config, size).to(bench.device, memory_format=torch.channels_last)
@@ -105,25 +130,33 @@ def _of_a_process(config: Config) -> float:
 
 def table(axis: str, curve: Curve) -> str:
     """A curve in lines."""
-    lines = [f"{AXES[axis][0]:>24}  {'images/s':>10}  {'GFLOP/s':>9}"]
-    return "\n".join([*lines, *(f"{value:>24,}  {images:>10,.1f}  {rate:>9,.1f}" for value, images, rate in curve)])
+    lines = [f"{AXES[axis][0]:>24}  {'batch':>7}  {'images/s':>10}  {'GFLOP/s':>9}"]
+    for point in curve:
+        lines.append(f"{point.value:>24,}  {point.batch:>7,}  {point.images:>10,.1f}  {point.gflops:>9,.1f}")
+    return "\n".join(lines)
 
 
 def draw(curves: dict[str, Curve]) -> Figure:
-    """A panel for each axis: GFLOP a second over its values, each point with its images a second."""
+    """A panel for each axis: GFLOP a second over its values, each point with its images a second. The batch stands in
+    the axis's name, or under each value if it differs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(curves), 3.2), layout="constrained")
     axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
     for axis, (name, curve) in zip(axes, curves.items(), strict=True):
-        values, images, rates = zip(*curve, strict=True)
+        values, batches, images, rates = zip(*curve, strict=True)
         axis.plot(values, rates, "o-", color=COLOURS["gap"])
         axis.set_xscale("log", base=2)
         axis.set_xticks(values, [f"{value:,}" for value in values])
+        axis.set_xlabel(AXES[name][0])
+        if len(set(batches)) == 1:
+            axis.set_xlabel(f"{AXES[name][0]} (batch {batches[0]:,})")
+        elif batches != values:
+            axis.set_xticks(values, [f"{value:,}\n{batch:,}" for value, batch in zip(values, batches, strict=True)])
+            axis.set_xlabel(f"{AXES[name][0]}; below them the batch")
         axis.minorticks_off()
         axis.margins(x=0.15)
-        axis.set(ylim=(0, max(rate for points in curves.values() for _, _, rate in points) * 1.2))
-        axis.set_xlabel(AXES[name][0])
+        axis.set(ylim=(0, max(point.gflops for points in curves.values() for point in points) * 1.2))
         for value, speed_there, rate in zip(values, images, rates, strict=True):
             axis.annotate(
                 f"{speed_there:,.0f}", (value, rate), (0, 6), textcoords="offset points", ha="center", fontsize=8

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -138,8 +140,41 @@ def test_growth_is_a_table_and_a_picture(script, small, monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "AXES", {"batch": ("images per step", (1, 2)), "size": ("pixels a side", (16, 32))})
     code, said, errors = script("benchmark.py", *TINY, "growth=batch,size,", "out=pictures")
     assert code == 0, errors
-    assert "images per step" in said and "pixels a side" in said
+    assert "images per step" in said and "pixels a side" in said and " batch " in said
     assert (tmp_path / "pictures" / "growth.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_growth_states_the_batch_that_was_timed(device, monkeypatch):
+    timed = []
+    monkeypatch.setattr(growth, "images_per_second", lambda _, batch, size: timed.append((size, batch)) or 5.0)
+    monkeypatch.setattr(growth, "_side_by_side", lambda *_: 5.0)
+    monkeypatch.setattr(growth.speed, "Bench", lambda *_: SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(growth, "multiply_accumulates", lambda *_: 1000)
+    monkeypatch.setattr(growth, "cores", lambda: 3)  # of a machine that has more: a container, or taskset
+    curves = {}
+    for batch in (1, 100):
+        config = compose([*TINY, f"data.batch_size={batch}"])
+        for axis in growth.AXES:
+            timed.clear()
+            curves[axis] = curve = growth.measure(config, axis)
+            if axis != "processes":
+                assert [point.batch for point in curve] == [each for _, each in timed]
+            for point in curve:
+                size = point.value if axis == "size" else 32
+                expected = batch if device == "cuda" else max(1, batch * 32**2 // max(size, 32) ** 2)
+                assert point.batch == (point.value if axis == "batch" else expected)
+            rows = [line.split() for line in growth.table(axis, curve).splitlines()[1:]]
+            assert [(row[0], row[1]) for row in rows] == [(f"{p.value:,}", f"{p.batch:,}") for p in curve]
+        assert {point.value for point in curves["threads"]} == {point.value for point in curves["processes"]} == {1, 2}
+        figure = growth.draw(curves)
+        figure.draw_without_rendering()
+        for axis, curve in zip(figure.axes, curves.values(), strict=True):
+            ticks = [tick.get_text() for tick in axis.get_xticklabels()]
+            if len({point.batch for point in curve}) == 1:
+                assert axis.get_xlabel().endswith(f" (batch {curve[0].batch})")
+            elif [point.batch for point in curve] != [point.value for point in curve]:
+                assert ticks == [f"{point.value}\n{point.batch}" for point in curve]
 
 
 @pytest.mark.parametrize("tf32", [True, False])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,52 +22,81 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", "
 LONGEST = 20_000  # pixels of the longest side
 
 
-def find_pictures(paths: Sequence[str | Path], leave_out: Path | None = None) -> list[Path]:
+def find_pictures(
+    paths: Sequence[str | Path],
+    leave_out: Path | None = None,
+    on_left_out: Callable[[list[Path]], object] | None = None,
+) -> list[Path]:
     """Picture files: each path that is a file, and for each folder the pictures in it and its subfolders, sorted.
 
     Args:
         paths: of files and folders.
-        leave_out: a folder that is not searched, such as the one that drawings are written to.
+        leave_out: a folder that is not searched where it lies in another one, such as that of drawings.
+        on_left_out: called with the pictures in it that are not returned, if there are any.
 
     Raises:
         PictureError: a path does not exist, or a folder contains no picture.
     """
     files: list[Path] = []
+    unsearched: list[Path] = []
     for path in map(Path, paths):
         if os.path.isdir(path):  # unlike Path's own, False for a name that is too long
-            inside = _pictures_in(path, leave_out)
+            inside = sorted(filter(is_picture, files_below(path, leave_out, unsearched.append)))
             if not inside:
-                raise PictureError(f"{path}: this folder contains no picture ({', '.join(SUFFIXES)})")
+                outside = f" outside of {leave_out}, which is not searched" if _pictures_in(unsearched) else ""
+                raise PictureError(f"{path}: this folder contains no picture{outside} ({', '.join(SUFFIXES)})")
             files += inside
         elif os.path.isfile(path):
             files.append(path)
         else:
             raise PictureError(f"{path}: does not exist")
+    if on_left_out and (left_out := _pictures_in(unsearched)):
+        found = {file.resolve() for file in files}  # a folder may be named itself, or linked
+        if left_out := [file for file in left_out if file.resolve() not in found]:
+            on_left_out(left_out)
     return files
 
 
-def _pictures_in(folder: Path, leave_out: Path | None) -> list[Path]:
-    """The pictures in a folder and its subfolders, sorted."""
-    return sorted(file for file in files_below(folder, leave_out) if is_picture(file))
+def _pictures_in(folders: Sequence[Path]) -> list[Path]:
+    """The pictures in folders, as far as these can be read."""
+    return [file for folder in folders for file in files_below(folder, onerror=None) if is_picture(file)]
 
 
-def files_below(folder: Path, leave_out: Path | None = None) -> Iterator[Path]:
+def _refuse(error: OSError) -> NoReturn:
+    raise PictureError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def files_below(
+    folder: Path,
+    leave_out: Path | None = None,
+    on_left_out: Callable[[Path], object] | None = None,
+    onerror: Callable[[OSError], object] | None = _refuse,
+) -> Iterator[Path]:
     """Yields the files in a folder and its subfolders. Hidden ones are left out; a linked folder is searched, unless it
     leads to a folder that is searched already or contains one.
 
+    Args:
+        folder: it is searched in any case.
+        leave_out: a folder that is not searched.
+        on_left_out: called with that folder where it is met.
+        onerror: called with the error of a folder that cannot be read; None leaves such folders out.
+
     Raises:
-        PictureError: a folder cannot be read.
+        PictureError: a folder cannot be read, by default.
     """
-    real = folder.resolve()
-    seen = {real, *real.parents, *([leave_out.resolve()] if leave_out else [])}
-    for here, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    real, left_out = folder.resolve(), leave_out.resolve() if leave_out else None
+    seen = {real, *real.parents}
+    for here, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
         below = sorted((os.path.islink(Path(here, name)), name) for name in folders if is_shown(name))
         folders.clear()
         for _, name in below:  # a folder before the links to it
             place = Path(here, name).resolve()
             if place not in seen:
                 seen.add(place)
-                folders.append(name)
+                if place != left_out:
+                    folders.append(name)
+                elif on_left_out:
+                    on_left_out(Path(here, name))
         yield from (Path(here, name) for name in sorted(names) if is_shown(name))
 
 
@@ -79,10 +108,6 @@ def is_shown(name: str) -> bool:
 def is_picture(file: Path) -> bool:
     """Whether a file has the ending of a picture."""
     return file.suffix.lower() in SUFFIXES and file.is_file()
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise PictureError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def read_picture(file: str | Path, least: int | None = None, content: bytes | None = None) -> Image.Image:

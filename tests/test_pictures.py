@@ -140,6 +140,37 @@ def test_folders_and_files_are_found(tmp_path):
             pictures.find_pictures([str(tmp_path / missing)])
 
 
+def test_what_is_left_out_is_what_is_found_without_the_folder(tmp_path):
+    """Any tree of folders, with links, and any of its folders left out."""
+    draw = random.Random(0)
+    seen = set()
+    for number in range(60):
+        top = tmp_path / str(number)
+        folders = [top / name for name in ("maps", "a", "a/maps", "a/b", "maps/c", ".hidden")]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("x.png", "y.jpg", "z.txt"):
+                if draw.random() < 0.5:
+                    (folder / name).touch()
+        (top / "one.png").touch()
+        if draw.random() < 0.5:
+            (top / "link").symlink_to(draw.choice(folders))
+        paths = draw.choice([[top], [top, top / "maps"], [top / "maps"], [top, *top.glob("maps/*.png")], [top / "a"]])
+        leave_out = draw.choice([*folders, top, tmp_path / "elsewhere"])
+        left = []
+        try:
+            every = pictures.find_pictures(paths)
+            found = pictures.find_pictures(paths, leave_out, left.extend)
+        except PictureError as error:
+            assert ("outside of" in str(error)) == any(map(pictures.is_picture, leave_out.rglob("*")))
+            continue
+        real = [{file.resolve() for file in files} for files in (every, found, left)]
+        assert real[0] == real[1] | real[2] and not real[1] & real[2]
+        assert all(file.is_relative_to(leave_out) for file in left if "link" not in str(file))
+        seen.add(bool(left))
+    assert seen == {True, False}
+
+
 # strangers' pictures --------------------------------------------------------------------------------------------------
 
 

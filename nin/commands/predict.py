@@ -9,8 +9,9 @@ python scripts/predict.py checkpoint=runs/… figure=paper          the paper's 
 python scripts/predict.py checkpoint=runs/… figure=blanking       do the maps light up at the object? a number
 
 A folder is searched with its subfolders. predictions.csv in out=FOLDER then has a line per picture: file, class,
-probability and the runners-up. A run that has not finished predicts with its last whole epoch, except
-under figure=blanking.
+probability and the runners-up. Pictures in out=FOLDER are left out where another folder is searched, since drawings are
+written there; their number is printed. Choose another out=FOLDER to predict them. A run that has not finished predicts
+with its last whole epoch, except under figure=blanking.
 
 The heads gap and gmp have a map for each class. Under every other head class activation maps are computed. Pictures are
 written to out=FOLDER, by default maps/. Test images come from data.root=FOLDER or NIN_DATA; seed=1, 2, … samples
@@ -63,7 +64,9 @@ def main(arguments: list[str]) -> None:
     if settings["figure"] == "paper":
         draw_paper(trained, out / f"paper_{label}.png", root)
         return
-    sources = [(str(file), file) for file in pictures.find_pictures(paths, leave_out=out)]
+    sources = [
+        (str(file), file) for file in pictures.find_pictures(paths, out, lambda left: print(_left_out(left, out)))
+    ]
     sources += predict.sample_test_images(trained, number, root, int(settings["seed"])) if number else []
     print(f"{printable(label)} knows {predict.known_classes(trained)}")
     draws, of_class = settings["pictures"] == "true", settings["class"] or None
@@ -78,6 +81,14 @@ def main(arguments: list[str]) -> None:
         if writes_table and many.rows:  # of an interrupted command those before
             files.write(out / TABLE, many.table())
             print(f"{counted(len(many.rows), 'picture')}: {printable(out / TABLE)}")
+
+
+def _left_out(pictures: list[Path], out: Path) -> str:
+    """How many pictures are left out, and where."""
+    number = counted(len(pictures), "picture")
+    return (
+        f"left out {number} in {printable(out)}, where drawings are written; to predict them choose another out=FOLDER"
+    )
 
 
 def check(settings: dict[str, str], paths: list[str]) -> None:

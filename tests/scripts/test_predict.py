@@ -89,6 +89,26 @@ def test_folders_in_folders_are_a_table(net, script, tmp_path):
         assert code == 2 and errors.startswith(f"error: {wrong}: ")
 
 
+def test_pictures_in_the_output_folder_are_not_left_out_without_a_word(net, script, tmp_path):
+    for name in ("photos/a.png", "photos/sub/b.png", "photos/sub/c.png", "maps/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        gradient().save(tmp_path / name)
+    for arguments, number, words in (
+        ([".", "pictures=false"], 3, "left out 1 picture in maps, where drawings"),
+        (["photos", "out=photos/sub", "pictures=false"], 1, "left out 2 pictures in photos/sub, "),
+        (["photos", "out=elsewhere", "pictures=false"], 3, ""),
+        (["maps", "pictures=false"], 1, ""),
+    ):
+        code, said, errors = script("predict.py", f"checkpoint={net}", *arguments)
+        assert code == 0, errors
+        assert said.splitlines()[-1].startswith(f"{number} picture") and said.count("left out") == bool(words)
+        assert words in said.splitlines()[0 if words else -1]
+    (tmp_path / "photos" / "a.png").unlink()
+    code, _, errors = script("predict.py", f"checkpoint={net}", "photos", "out=photos/sub")
+    assert code == 1 and "photos: this folder contains no picture outside of photos/sub, which is not" in errors
+    assert "left out" in script("predict.py", "--help")[1]
+
+
 def test_no_picture_is_overwritten_and_what_cannot_be_predicted_is_named(net, script, tmp_path):
     names = ("good.png", "good_net.png", "size=big.png")  # the second is where the first's drawing would go
     for name, size in zip(names, (40, 30, 20), strict=True):

@@ -50,10 +50,11 @@ def find_pictures(
             files.append(path)
         else:
             raise PictureError(f"{path}: does not exist")
-    if on_left_out and (left_out := _pictures_in(unsearched)):
-        found = {file.resolve() for file in files}  # a folder may be named itself, or linked
-        if left_out := [file for file in left_out if file.resolve() not in found]:
-            on_left_out(left_out)
+    if on_left_out and (left_out := {file.resolve(): file for file in _pictures_in(unsearched)}):
+        for file in files:  # the folder may be named itself, or linked
+            left_out.pop(file.resolve(), None)
+        if left_out:
+            on_left_out([*left_out.values()])
     return files
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, deserialize
 from nin import files
 from nin.checks import one_line
 from nin.config import Config, consequential, settings_of
-from nin.errors import LockedError, RunError, SettingError
+from nin.errors import CheckpointError, LockedError, RunError, SettingError
 from nin.run import record
 from nin.run.record import Record
 
@@ -116,6 +116,8 @@ def finished_run(config: Config, folder: Path) -> Record | None:
         there["model.weights"] = os.path.basename(there["model.weights"])
         there["model.weights_sha256"] = here["model.weights_sha256"]
     differing = [name for name in here if there[name] != here[name]]
+    if "checkpoint" in differing and _starts_from(found, config.checkpoint):  # a path as another folder spells it
+        differing.remove("checkpoint")
     if differing:
         values = ", ".join(
             "the pictures in data.root are others than those of the training"
@@ -128,6 +130,18 @@ def finished_run(config: Config, folder: Path) -> Record | None:
         )
     is_whole = _is_whole(folder / WEIGHTS, found.weights_sha256) and _has_metrics(folder, found.epochs)
     return found if found.status == "finished" and is_whole else None
+
+
+def _starts_from(found: Record, checkpoint: str | None) -> bool:
+    """Whether a checkpoint has the weights that a run started from."""
+    if checkpoint is None or found.start is None or found.start.sha256 is None:
+        return False
+    from nin import pretrained
+
+    try:
+        return pretrained.load(checkpoint).sha256 == found.start.sha256
+    except CheckpointError:
+        return False
 
 
 def _has_metrics(folder: Path, epochs: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +172,7 @@ def _train(run: _Run) -> Record:
     L.seed_everything(run.config.seed, verbose=False)
     forget_peak_memory(run.trainer.strategy.root_device)
     data, start = _load_images(run)
-    net = _build_net(run, data, start)
+    net, new = _build_net(run, data, start)
     task = build_task(run.config, _trained_part(run, net, data))
     data.trainer = run.trainer  # the batches are made on its device
     check_limits(run.config, data)
@@ -188,7 +189,7 @@ def _train(run: _Run) -> Record:
         if data.listing:
             files.write(run.folder / folders.SPLIT, table_of(data.listing, run.config.seed))
         log_settings(run.trainer.logger, run.config)
-        print(opening_lines(record, run.trainer, data, run.folder), flush=True)
+        print(opening_lines(record, run.trainer, data, run.folder, new), flush=True)
     try:
         fit(run.trainer, task, data, begun)
         measured = _measured(record, run, task, data)
@@ -226,8 +227,8 @@ def _load_images(run: _Run) -> tuple[Images, Pretrained | None]:
     return data, start
 
 
-def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backbone:
-    """The net, with the weights that it starts from, frozen where the settings say so."""
+def _build_net(run: _Run, data: Images, start: Pretrained | None) -> tuple[NIN | Backbone, list[str]]:
+    """The net, with the weights that it starts from, frozen where the settings say so; and the names of new weights."""
     net = build_net(run.config, classes=len(data.set.classes), channels=data.set.train_images.shape[1])
     if start:
         new = pretrained.copy_weights(start, net, data.set.classes)
@@ -239,7 +240,7 @@ def _build_net(run: _Run, data: Images, start: Pretrained | None) -> NIN | Backb
             raise SettingError("freeze", True, reason)
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in new)
-    return net.to(memory_format=torch.channels_last)
+    return net.to(memory_format=torch.channels_last), new
 
 
 def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> torch.nn.Module:
@@ -404,8 +405,8 @@ def _written(record: Record, run: _Run, net: NIN | Backbone, data: Images) -> Re
     return record
 
 
-def opening_lines(record: Record, trainer: L.Trainer, data: Images, folder: Path) -> str:
-    """A run in a few lines for people, before its first step."""
+def opening_lines(record: Record, trainer: L.Trainer, data: Images, folder: Path, new: Sequence[str] = ()) -> str:
+    """A run in a few lines for people, before its first step; `new` are the names of weights that no start brings."""
     images = [counted(len(data.train_labels), "training image"), counted(len(data.set.test_labels), "test image")]
     if record.held_out:
         images.insert(1, f"{record.held_out:,} held out")
@@ -414,11 +415,21 @@ def opening_lines(record: Record, trainer: L.Trainer, data: Images, folder: Path
     batches = int(limit * batches) if isinstance(limit, float) else min(limit, batches)
     steps = math.ceil(batches / trainer.accumulate_grad_batches)
     return f"""\
-net     {model["backbone"] or "NIN"}, head {record.head}: {record.parameters:,} parameters
+net     {model["backbone"] or "NIN"}, head {record.head}: {record.parameters:,} parameters{_line_of_start(record, new)}
 data    {record.data}: {", ".join(images)}
 recipe  {record.recipe}, seed {record.seed}: {counted(record.epochs, "epoch")} of {counted(steps, "step")}
 device  {record.device}, {record.precision}
 folder  {folder}{_lines_of_pictures(data)}"""
+
+
+def _line_of_start(record: Record, new: Sequence[str]) -> str:
+    """The net that a run starts from, and the layers that it does not bring, for people; "" for a run from scratch."""
+    if record.start is None:
+        return ""
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in new))
+    brought = f"new layers: {some_of(layers, 5)}" if layers else "all layers are its own"
+    of_set = f", {record.start.data.partition(' ')[0]}" if record.start.data else ""
+    return f"\nstart   {record.start.name} (head {record.start.head}{of_set}); {brought}"
 
 
 def _lines_of_pictures(data: Images) -> str:

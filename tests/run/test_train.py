@@ -144,6 +144,29 @@ def test_training_starts_from_a_checkpoint(ended, tmp_path):
     assert again.start == Start(str(folder), before.weights_sha256, "gap", "digits")
 
 
+def test_a_run_says_what_it_starts_from(ended, tmp_path, capsys):
+    folder, _ = ended
+    short = [*SHORT, f"checkpoint={folder}", "trainer.max_epochs=1", "data.val=100"]
+    train(compose(short), tmp_path / "same")
+    assert f"\nstart   {folder} (head gap, digits); all layers are its own\n" in capsys.readouterr().out
+    train(compose([*short, "head=fc"]), tmp_path / "other")
+    said = capsys.readouterr().out
+    assert f"\nstart   {folder} (head gap, digits); new layers: head" in said and "new layers: head, " not in said
+    train(compose(SHORT), tmp_path / "scratch")
+    assert "start " not in capsys.readouterr().out
+
+
+def test_a_run_is_resumed_whatever_the_path_to_its_start(ended, tmp_path, monkeypatch):
+    monkeypatch.chdir(ended[0].parent)
+    short = [*SHORT, "data.val=100", "trainer.max_epochs=1", "resume=auto"]
+    kept = train(compose([*short, f"checkpoint={ended[0].name}"]), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert train(compose([*short, f"checkpoint={ended[0]}"]), tmp_path / "run") == kept
+    for other in ("null", "cifar10-gap", str(tmp_path / "nowhere")):
+        with pytest.raises(SettingError, match=f"checkpoint is {ended[0].name} there, {other} here"):
+            train(compose([*short, f"checkpoint={other}"]), tmp_path / "run")
+
+
 def test_a_frozen_net_needs_something_to_train(ended, tmp_path):
     frozen = [*SHORT, f"checkpoint={ended[0]}", "freeze=true"]
     with pytest.raises(SettingError, match="freeze=true: nothing is left to train"):

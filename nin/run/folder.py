@@ -111,6 +111,15 @@ def finished_run(config: Config, folder: Path) -> Record | None:
         raise RunError(
             f"{folder} contains a checkpoint, but its record is damaged: {error}; choose another folder"
         ) from error
+    if differing := _differing(found, config):
+        reason = f"{folder} contains a run with other settings: {', '.join(differing)}; choose another folder"
+        raise SettingError("resume", config.resume, reason)
+    is_whole = _is_whole(folder / WEIGHTS, found.weights_sha256) and _has_metrics(folder, found.epochs)
+    return found if found.status == "finished" and is_whole else None
+
+
+def _differing(found: Record, config: Config) -> list[str]:
+    """The settings in which a run that was found differs from these, in words."""
     there, here = consequential(found.settings), consequential(settings_of(config))
     if there["model.weights_sha256"] is None:  # an older run: its file of weights is known by its name alone
         there["model.weights"] = os.path.basename(there["model.weights"])
@@ -118,18 +127,12 @@ def finished_run(config: Config, folder: Path) -> Record | None:
     differing = [name for name in here if there[name] != here[name]]
     if "checkpoint" in differing and _starts_from(found, config.checkpoint):  # a path as another folder spells it
         differing.remove("checkpoint")
-    if differing:
-        values = ", ".join(
-            "the pictures in data.root are others than those of the training"
-            if name == "data.sha256" and None not in (there[name], here[name])
-            else f"{name} is {one_line(there[name])} there, {one_line(here[name])} here"
-            for name in differing
-        )
-        raise SettingError(
-            "resume", config.resume, f"{folder} contains a run with other settings: {values}; choose another folder"
-        )
-    is_whole = _is_whole(folder / WEIGHTS, found.weights_sha256) and _has_metrics(folder, found.epochs)
-    return found if found.status == "finished" and is_whole else None
+    return [
+        "the pictures in data.root are others than those of the training"
+        if name == "data.sha256" and None not in (there[name], here[name])
+        else f"{name} is {one_line(there[name])} there, {one_line(here[name])} here"
+        for name in differing
+    ]
 
 
 def _starts_from(found: Record, checkpoint: str | None) -> bool:

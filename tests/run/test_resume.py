@@ -430,6 +430,6 @@ def test_a_disk_that_is_full_for_the_run_itself_is_one_sentence(script, monkeypa
         raise OSError(28, "No space left on device", "somewhere")
 
     monkeypatch.setattr("nin.run.train.train", full)
-    code, _, errors = script("train.py", *TWO_EPOCHS)
+    code, _, errors = script("train.py", *TWO_EPOCHS, "hydra.run.dir=run")
     assert code == 1 and errors.startswith("error: ") and errors.count("\n") == 1
     assert "No space left on device" in errors

@@ -259,7 +259,7 @@ def _trained_part(run: _Run, net: NIN | Backbone, data: Images) -> torch.nn.Modu
 
 
 def _start_of(config: Config, start: Pretrained) -> Start:
-    """What a record says of the net that a run starts from."""
+    """The net that a run starts from, as its record keeps it."""
     return Start(config.checkpoint, start.sha256, start.net.arguments["head"], set_of(start.facts))
 
 

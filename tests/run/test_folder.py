@@ -111,7 +111,7 @@ def test_what_can_be_made_again_from_the_checkpoint_is_made_again(ended, copy, c
     for name in ("curves.png", "metrics.csv", "config.yaml"):
         (copy / name).unlink()
     again = train(compose([*OF_ENDED, "resume=auto"]), copy)
-    assert "resumed after epoch 2 of" in capsys.readouterr().out
+    assert "resumed after epoch 2 of 2, step 12" in capsys.readouterr().out
     assert again.test_error == ended[1].test_error and again.status == "finished"
     assert results(copy) == results(ended[0])
     assert {"model.safetensors", "curves.png", "config.yaml"} <= {file.name for file in copy.iterdir()}

@@ -174,8 +174,6 @@ def test_an_ignored_ctrl_c_stays_ignored():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGTERM)
-    except InterruptedRunError as error:
-        assert error.exit_code == 143  # the one that is heeded
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -60,13 +60,16 @@ def test_the_time_is_that_of_the_device(kind, waits, monkeypatch):
     assert 0 <= machine.now(torch.device(kind)) <= machine.now(torch.device("cpu")) and waited == waits
 
 
-@pytest.mark.parametrize(("kind", "forgotten"), [("cpu", []), ("cuda", ["cuda"])])
-def test_each_run_has_a_peak_memory_of_its_own(kind, forgotten, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "initialised", "forgotten"), [("cpu", True, []), ("cuda", False, []), ("cuda", True, ["cuda"])]
+)
+def test_each_run_has_a_peak_memory_of_its_own(kind, initialised, forgotten, monkeypatch):
     found = []
 
     def load(run):
         raise InterruptedError
 
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: found.append(device.type))
     monkeypatch.setattr(training, "_load_images", load)
     strategy = SimpleNamespace(root_device=torch.device(kind))

@@ -30,7 +30,7 @@ def test_tables_of_results_are_those_of_the_rows_and_cards():
     ended = rows.ended(RUNS)
     assert block("README.md", "results") == pages.results_table(ended)
     assert block("README.md", "findings") == pages.findings(ended)
-    assert block("checkpoints/README.md", "nets") == report.nets_table()
+    assert block("checkpoints/README.md", "nets") == report.nets_table(cli.variant_of)
     assert block("checkpoints/README.md", "rows") == report.text(ended, RUNS)
 
 
@@ -99,4 +99,4 @@ def test_the_python_of_a_page_runs(page, monkeypatch, capsys):
 
 def test_the_front_page_names_published_nets_alone():
     named = set(re.findall(r"`(cifar10-[\w-]+)`", (ROOT / "README.md").read_text()))
-    assert named <= set(nin.available()) and "cifar10-gap" in named
+    assert named <= set(nin.available()) and "cifar10-gap-best" in named

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 
 import nin
 from builders import ROOT, Payload
-from nin import NIN, Block, pretrained, publish
+from nin import NIN, Block, cli, pretrained, publish
 from nin.backbones import Backbone
 from nin.checks import sides
+from nin.config import settings_of
 from nin.data.preprocess import Normalise, Whiten
 from nin.errors import CheckpointError, DataError, SettingError
 from nin.plan import Plan
@@ -480,11 +481,11 @@ def test_a_card_with_any_fact_is_read_or_refused(shelf, name, tried):
     card = json.loads((shelf / "small.json").read_text())
     card |= {"data": "digits", "head": "gap", "recipe": "quick", "epochs": 3, "parameters": 9, "test_error": 5.0}
     (shelf / "small.json").write_text(json.dumps(card))
-    assert "| 5.00 % |" in report.nets_table()
+    assert "| 5.00 % |" in report.nets_table(cli.variant_of)
     for odd in ODD:
         (shelf / "small.json").write_text(json.dumps({**card, name: odd}))
         try:
-            report.nets_table()
+            report.nets_table(cli.variant_of)
         except CheckpointError as error:
             assert f"its card small.json is damaged ({name}=" in str(error)
             assert str(error).isprintable() and len(str(error)) < 600
@@ -494,8 +495,20 @@ def test_a_card_with_any_fact_is_read_or_refused(shelf, name, tried):
     del card[name]
     (shelf / "small.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match=f"it lacks '{name}'"):
-        report.nets_table()
+        report.nets_table(cli.variant_of)
     tried("missing")
+
+
+def test_the_table_of_nets_has_what_a_net_varies_of_its_recipe(shelf):
+    weights_file(shelf)
+    card = json.loads((shelf / "small.json").read_text())
+    card |= {"data": "digits", "head": "gap", "recipe": "quick", "epochs": 3, "parameters": 9, "test_error": 5.0}
+    varied = cli.compose(["recipe=quick", "data=digits", "recipe.lr=0.5"])
+    (shelf / "small.json").write_text(json.dumps(card | {"settings": settings_of(varied)}))
+    assert "| `quick` `recipe.lr=0.5` |" in report.nets_table(cli.variant_of)
+    (shelf / "small.json").write_text(json.dumps(card | {"settings": {"recipe": {"lr": "high"}}}))
+    with pytest.raises(CheckpointError, match="small: its card small"):
+        report.nets_table(cli.variant_of)
 
 
 def test_a_damaged_card_is_refused(shelf):

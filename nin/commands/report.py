@@ -24,6 +24,7 @@ RECIPES = (
     "paper_fast",
     "modern",
     "quick",
+    "best",
     "speedrun",
     "refine",
     "transfer",
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
     if file.resolve() == PUBLISHED:
         recipes = {name: cli.compose([f"recipe={name}"]) for name in RECIPES}
         tables = {"recipes": pages.recipes_table(recipes), "heads": pages.heads_table()}
-        report.into_page(ROOT / "checkpoints" / "README.md", rows=text, nets=report.nets_table())
+        report.into_page(ROOT / "checkpoints" / "README.md", rows=text, nets=report.nets_table(cli.variant_of))
         report.into_page(ROOT / "conf" / "README.md", **tables, settings=pages.settings_table())
         front = {"results": pages.results_table(ended), "findings": pages.findings(ended)}  # not without runs
         report.into_page(ROOT / "README.md", **front)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nin import files, pretrained
 from nin.checks import counted, literal
 from nin.config import pasted
-from nin.errors import RunError
+from nin.errors import CheckpointError, RunError, SettingError
 from nin.plan import HEADS
 from nin.studies import overfitting, papers, transfer
 from nin.studies.rows import Condition
@@ -175,13 +175,23 @@ def _epochs_cell(epochs: Sequence[float | None]) -> str:
     return f"{mean} ({never} never)".strip() if never else mean
 
 
-def nets_table() -> str:
-    """The published nets in Markdown, from their cards. Raises nin.errors.CheckpointError."""
+def nets_table(variant_of: Callable[[dict[str, Any]], str]) -> str:
+    """The published nets in Markdown, from their cards; a damaged one raises nin.errors.CheckpointError.
+
+    Args:
+        variant_of: what a card's settings vary of their recipe: nin.cli.variant_of.
+    """
     columns = "name", "head", "recipe", "epochs", "parameters", "file", "test error"
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
     for name in pretrained.available():
         card = pretrained.read_card(name, whole=True)
-        recipe = f"`{card['recipe']}`" + (f" from `{card['start']['name']}`" if card.get("start") else "")
+        try:
+            varied = variant_of(card["settings"]).split() if "settings" in card else []
+        except SettingError as error:
+            raise CheckpointError(f"{name}: its card {name}.json is damaged ({error})") from error
+        varied = [each for each in varied if not each.startswith("checkpoint=")]
+        recipe = " ".join(f"`{each}`" for each in (card["recipe"], *varied))
+        recipe += f" from `{card['start']['name']}`" if card.get("start") else ""
         cells = [f"`{name}`", card["head"], recipe, str(card["epochs"]), f"{card['parameters']:,}"]
         lines.append(table_row(*cells, f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"))
     return "\n".join(lines)

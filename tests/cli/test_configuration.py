@@ -112,7 +112,7 @@ def test_values_are_converted_and_interpolated(monkeypatch):
         ("experiment=../../x", "experiment", "../../x", "must be one of flowers17_inception_v3"),
         ("experiment=[flowers17_vgg19,x]", "experiment", "x", "must be one of"),
         ("hydra/sweeper=x", "hydra/sweeper", "x", "must be one of basic"),
-        ("recipe=null", "recipe", None, "must be one of article, modern"),
+        ("recipe=null", "recipe", None, "must be one of article, best, modern"),
         ("trainer=null", "trainer", None, "must be one of auto, cpu"),
         ("nosuch=1", "nosuch", 1, "unknown setting; --help lists all settings"),
         ("lr=0.1", "lr", 0.1, "unknown setting; did you mean recipe.lr=0.1?"),

@@ -1,9 +1,16 @@
 """The front page's table and findings: what they count, and what they refuse. The other pages: tests/test_pages.py."""
 
+import json
+
 import pytest
 
 from nin.errors import RowsError
 from nin.studies import pages
+
+
+def settings_of(variant):
+    pairs = (each.split("=") for each in variant.split())
+    return {name.replace(".", "__"): json.loads(value) for name, value in pairs}
 
 
 @pytest.fixture
@@ -12,7 +19,15 @@ def published(row):
 
     def make(error=10.0, **changes):
         return [
-            row(each.head, error=error, recipe__name=each.recipe, data__name=each.data, trainer__max_epochs=each.epochs)
+            row(
+                each.head,
+                error=error,
+                variant=each.variant,
+                recipe__name=each.recipe,
+                data__name=each.data,
+                trainer__max_epochs=each.epochs,
+                **settings_of(each.variant),
+            )
             | changes
             for each in pages.RESULTS
         ]
@@ -58,3 +73,19 @@ def test_a_line_without_runs_is_named_instead_of_left_out(frame, row, published)
         for page in (pages.results_table, pages.findings):
             with pytest.raises(RowsError, match="the front page requires runs of data=cifar10 recipe="):
                 page(frame(*rows))
+
+
+def test_a_line_of_a_variant_has_that_variant_alone(frame, row, published):
+    best = next(each for each in pages.RESULTS if each.variant)
+    named = {"recipe__name": best.recipe, "trainer__max_epochs": best.epochs}
+    plain = pages.results_table(frame(*published()))
+    others = [
+        row(seed=1, error=50.0, **named),
+        row(seed=1, error=50.0, variant="recipe.ema=0.9", recipe__ema=0.9, **named),
+    ]
+    assert pages.results_table(frame(*published(), *others)) == plain
+    second = row(seed=1, error=20.0, variant=best.variant, **named, **settings_of(best.variant))
+    assert "**15.00 ± 7.07** | 2 | 200 |" in pages.results_table(frame(*published(), second))
+    without = [each for each in published() if each["variant"] == ""]
+    with pytest.raises(RowsError, match=f"of a commit and with {best.variant}"):
+        pages.results_table(frame(*without))

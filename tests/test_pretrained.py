@@ -25,7 +25,7 @@ from builders import ROOT, Payload
 from nin import NIN, Block, cli, pretrained, publish
 from nin.backbones import Backbone
 from nin.checks import sides
-from nin.config import settings_of
+from nin.config import consequential, settings_of
 from nin.data.preprocess import Normalise, Whiten
 from nin.errors import CheckpointError, DataError, SettingError
 from nin.plan import Plan
@@ -503,12 +503,21 @@ def test_the_table_of_nets_has_what_a_net_varies_of_its_recipe(shelf):
     weights_file(shelf)
     card = json.loads((shelf / "small.json").read_text())
     card |= {"data": "digits", "head": "gap", "recipe": "quick", "epochs": 3, "parameters": 9, "test_error": 5.0}
-    varied = cli.compose(["recipe=quick", "data=digits", "recipe.lr=0.5"])
+    varied = cli.compose(["recipe=quick", "data=digits", "recipe.drops=[0.5,0.75]"])
     (shelf / "small.json").write_text(json.dumps(card | {"settings": settings_of(varied)}))
-    assert "| `quick` `recipe.lr=0.5` |" in report.nets_table(cli.variant_of)
-    (shelf / "small.json").write_text(json.dumps(card | {"settings": {"recipe": {"lr": "high"}}}))
-    with pytest.raises(CheckpointError, match="small: its card small"):
+    assert "| `quick` `recipe.drops=[0.5, 0.75]` |" in report.nets_table(cli.variant_of)
+    (shelf / "small.json").write_text(json.dumps(card | {"settings": None}))
+    assert "| `quick` |" in report.nets_table(cli.variant_of)
+    (shelf / "small.json").write_text(json.dumps(card | {"settings": {"nosuch": 1}}))
+    with pytest.raises(CheckpointError, match=r"checkpoint=small: its card .* is damaged .*nosuch"):
         report.nets_table(cli.variant_of)
+
+
+def test_the_recipe_of_the_best_net_is_what_it_was_trained_with():
+    """Its run was started as `modern` with overrides, before the recipe had a name."""
+    of_card = consequential(pretrained.read_card("cifar10-gap-best")["settings"])
+    of_recipe = consequential(settings_of(cli.compose(["recipe=best"])))
+    assert {name for name in of_recipe if of_recipe[name] != of_card[name]} == {"recipe.name"}
 
 
 def test_a_damaged_card_is_refused(shelf):

@@ -54,7 +54,7 @@ def now(device: torch.device) -> float:
 
 def forget_peak_memory(device: torch.device) -> None:
     """Makes `device_memory_gb` begin anew: a process may train several nets."""
-    if device.type == "cuda" and torch.cuda.is_initialized():  # before, torch refuses
+    if device.type == "cuda" and torch.cuda.is_initialized():  # an uninitialised one has no peak, and torch raises
         torch.cuda.reset_peak_memory_stats(device)
 
 

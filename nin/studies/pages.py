@@ -87,7 +87,7 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
 
     The first sentence compares the order of the heads in the paper's regime with Table 5. The second has the
     differences from its errors, and the order in `quick` with the paired difference between `fc` and `gap`. The third
-    has what other regimes reach.
+    has the error of `gap` in `paper_fast`, and whether its heads have the order of Table 5.
 
     Raises:
         RowsError: as `results_table` does.
@@ -100,13 +100,12 @@ def findings(rows: pd.DataFrame, results: Sequence[Result] = RESULTS) -> str:
     here = sorted(error["paper"], key=error["paper"].get)
     agrees = here == sorted(paper, key=paper.get)
     seeds = {len(each) for each in runs["paper"].values()}
-    first, second = (error["paper"][head] for head in here[:2])
     order = (
         f"- **{'Agrees with' if agrees else 'Contradicts'} the paper{_reach(seeds)}:** in the paper's regime the heads "
         f"{'have' if agrees else 'do not have'} the order of its Table 5: {_listed(error['paper'])}. "
-        f"{_certainty(seeds, second - first)}"
+        f"{_certainty(seeds)}"
     )
-    off = ", ".join(f"`{head}` is {_points(error['paper'][head] - paper[head])}" for head in here)
+    off = ", ".join(f"`{head}` is {_points(error['paper'][head], paper[head])}" for head in here)
     fc, gap = (runs["quick"][head] for head in ("fc", "gap"))
     alike = set(fc.precision) == set(gap.precision)
     minus = paired_differences(fc, gap) if alike else []
@@ -133,23 +132,27 @@ def _reach(seeds: set[int]) -> str:
     return ", as far as one seed tells" if min(seeds) == 1 else ""
 
 
-def _certainty(seeds: set[int], difference: float) -> str:
+def _certainty(seeds: set[int]) -> str:
     """What the numbers of seeds of the heads let one conclude of the first two."""
-    n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else " each")
-    chance = f": the {difference:.2f} points between the first two may be chance" if min(seeds) < 3 else ""
-    return f"{n}{chance}."
+    chance = ": the first two may differ by chance" if min(seeds) < 3 else ""
+    return f"{_seeds(seeds)}{chance}."
+
+
+def _seeds(seeds: set[int]) -> str:
+    """ "n = 1 to 3" or "n = 1 each", of the heads' numbers of seeds."""
+    return f"n = {min(seeds)}" + (f" to {max(seeds)}" if len(seeds) > 1 else " each")
 
 
 def _elsewhere(rows: pd.DataFrame, results: Sequence[Result]) -> str:
     """What the paper's net reaches on its data with newer training."""
     fast = _runs_of(rows, [each for each in results if each.recipe == "paper_fast"])
-    gap = next(each for each in results if (each.recipe, each.head) == ("paper_fast", "gap"))
-    errors = list(fast["gap"].error)
-    order = sorted(fast, key=lambda head: fast[head].error.mean())
+    papers = {each.head: each.paper for each in results if each.recipe == "paper_fast" and each.paper is not None}
+    errors, seeds = list(fast["gap"].error), {len(each) for each in fast.values()}
+    agrees = sorted(fast, key=lambda head: fast[head].error.mean()) == sorted(papers, key=papers.get)
     return (
         "- **With newer training:** `paper_fast`, the paper's net on the same images under the optimiser Muon, has "
-        f"{mean_and_deviation(errors)} % under `gap` (n = {len(errors)}; paper: {gap.paper:.2f}), and "
-        f"the order {', '.join(f'`{head}`' for head in order)}."
+        f"{mean_and_deviation(errors)} % under `gap` (n = {len(errors)}; paper: {papers['gap']:.2f}). Its heads "
+        f"{'have' if agrees else 'do not have'} the paper's order ({_seeds(seeds)})."
     )
 
 
@@ -183,7 +186,9 @@ def _listed(error: Mapping[str, float]) -> str:
     return ", ".join(f"`{head}` {error[head]:.2f} %" for head in sorted(error, key=error.__getitem__))
 
 
-def _points(difference: float) -> str:
+def _points(error: float, other: float) -> str:
+    """How much the error, as it is printed, is higher or lower than another one."""
+    difference = float(f"{error:.2f}") - other
     return f"{abs(difference):.2f} points {'higher' if difference > 0 else 'lower'}"
 
 

@@ -185,13 +185,13 @@ def nets_table(variant_of: Callable[[dict[str, Any]], str]) -> str:
     lines = [table_row(*columns), table_rule(len(columns) - 1)]
     for name in pretrained.available():
         card = pretrained.read_card(name, whole=True)
+        start = card["start"]["name"] if card.get("start") else ""
         try:
-            varied = variant_of(card["settings"]).split() if "settings" in card else []
+            varied = variant_of(card["settings"]) if card.get("settings") else ""
         except SettingError as error:
-            raise CheckpointError(f"{name}: its card {name}.json is damaged ({error})") from error
-        varied = [each for each in varied if not each.startswith("checkpoint=")]
-        recipe = " ".join(f"`{each}`" for each in (card["recipe"], *varied))
-        recipe += f" from `{card['start']['name']}`" if card.get("start") else ""
+            raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({error})") from error
+        varied = varied.replace(f"checkpoint={start}", "").strip()
+        recipe = f"`{card['recipe']}`" + (f" from `{start}`" if start else "") + (f" `{varied}`" if varied else "")
         cells = [f"`{name}`", card["head"], recipe, str(card["epochs"]), f"{card['parameters']:,}"]
         lines.append(table_row(*cells, f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"))
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The front page's table and findings: what they count, and what they refuse. The other pages: tests/test_pages.py."""
 
+import itertools
 import json
 
 import pytest
@@ -89,3 +90,24 @@ def test_a_line_of_a_variant_has_that_variant_alone(frame, row, published):
     without = [each for each in published() if each["variant"] == ""]
     with pytest.raises(RowsError, match=f"of a commit and with {best.variant}"):
         pages.results_table(frame(*without))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "opening"), [("paper", "- **{} the paper"), ("paper_fast", "Its heads {} the paper")]
+)
+@pytest.mark.parametrize("order", itertools.permutations(["gap", "fc_dropout", "fc"]))
+def test_the_order_of_the_heads_is_that_of_the_rows(recipe, opening, order, frame, published):
+    made = [
+        each | {"test_error": 10.0 + order.index(each["head"])} if each["recipe"] == recipe else each
+        for each in published()
+    ]
+    agree, differ = ("Agrees with", "Contradicts") if recipe == "paper" else ("have", "do not have")
+    is_papers = order == ("gap", "fc_dropout", "fc")
+    assert opening.format(agree if is_papers else differ) in pages.findings(frame(*made))
+
+
+def test_a_difference_is_that_of_the_printed_figures(frame, row, published):
+    settings = {"recipe__name": "paper", "trainer__max_epochs": 150}
+    made = [each for each in published() if (each["recipe"], each["head"]) != ("paper", "gap")]
+    made += [row("gap", seed, error, **settings) for seed, error in enumerate((10.69, 10.72))]
+    assert "`gap` 10.71 %" in pages.findings(frame(*made)) and "`gap` is 0.30 points hi" in pages.findings(frame(*made))

@@ -19,6 +19,7 @@ from nin.studies.tables import (
     FULLY_CONNECTED,
     clean,
     each_seed,
+    file_stem,
     made_with,
     mean_and_deviation,
     paired,
@@ -68,7 +69,8 @@ class TransferLine:
 
 def answers(rows: pd.DataFrame) -> list[Answer]:
     """Test error (%) by head of nets that were trained on another set before: from scratch, fine-tuned, and with all
-    layers frozen that the checkpoint brings, under its own head and under `head=gap`. An answer for each condition.
+    layers frozen that the checkpoint brings, under its own head and under `head=gap`. An answer for each condition and
+    each training of the nets that the runs started from.
 
     Raises:
         ClaimError: no run of the study started from a net of another set.
@@ -81,7 +83,7 @@ def answers(rows: pd.DataFrame) -> list[Answer]:
             "freeze=false,true"
         )
     cards = published_cards()
-    return [_answer(group, cards) for group in groups]
+    return [_answer(group, *part, cards) for group in groups for part in by_training(group.rows, cards)]
 
 
 def groups_of(rows: pd.DataFrame) -> list[Group]:
@@ -90,12 +92,41 @@ def groups_of(rows: pd.DataFrame) -> list[Group]:
     return [group for group in groups if (group.rows.start_name != "").any()]
 
 
-def _answer(group: Group, cards: Mapping[str, dict]) -> Answer:
-    lines = measure(group.rows, cards)
+def by_training(rows: pd.DataFrame, cards: Mapping[str, dict]) -> list[tuple[str, pd.DataFrame]]:
+    """A group's rows, apart by the training of the nets that they started from, the longest first.
+
+    Args:
+        rows: the rows.
+        cards: of nets, by the sha256 of their weights.
+
+    Returns:
+        the training in words and its rows, those from scratch in each. Nets of unknown training are apart where two
+        trainings are known. Where fewer are, all rows are one part without words.
+    """
+    trainings: dict[str, list[str]] = {}  # the starts of each, by its first one
+    for sha256 in sorted({*rows.start_sha256} & {*cards}):
+        first = next((each for each in trainings if trained_alike(cards[sha256], cards[each])), sha256)
+        trainings.setdefault(first, []).append(sha256)
+    if len(trainings) < 2:
+        return [("", rows)]
+    parts: list[tuple[str, pd.DataFrame]] = []
+    scratch = rows.start_name == ""
+    for first in sorted(trainings, key=lambda first: (-cards[first]["epochs"], cards[first]["name"])):
+        words = f"{cards[first]['recipe']}, {cards[first]['epochs']} epochs"
+        if words in dict(parts):  # trained alike but for further settings
+            words += f", as {cards[first]['name']}"
+        parts.append((words, rows[scratch | rows.start_sha256.isin(trainings[first])]))
+    unknown = ~scratch & ~rows.start_sha256.isin(cards)
+    return parts + ([("unknown training", rows[scratch | unknown])] if unknown.any() else [])
+
+
+def _answer(group: Group, training: str, rows: pd.DataFrame, cards: Mapping[str, dict]) -> Answer:
+    lines = measure(rows, cards)
     error_name = group.condition.error_name
     verdict, finding = judge_transfer(lines)
-    name, title = f"transfer-{group.stem}", f"Transfer to {group.title}"
-    text = f"{table(lines, error_name)}\n\n{_caveat(lines)} {made_with(group.rows)}"
+    name, title = file_stem(f"transfer-{group.stem}", *training.split(", ")), f"Transfer to {group.title}"
+    title += f", from nets of {training}" if training else ""
+    text = f"{table(lines, error_name)}\n\n{_caveat(lines)} {made_with(rows)}"
     return Answer(name, title, CLAIM, verdict, finding, text, draw(lines, error_name))
 
 

@@ -94,7 +94,8 @@ def test_published_nets_are_compared_where_their_cards_say_that_they_were_traine
     monkeypatch.setattr(comparisons, "read_card", lambda name: {"data": "svhn", "sha256": sha256[name], **cards[name]})
 
     def finding(*heads_of):
-        return transfer.answers(frame(*tuned(run, heads_of)))[0].finding
+        answers = transfer.answers(frame(*tuned(run, heads_of)))
+        return next(answer.finding for answer in answers if "| `fc` |" in answer.table)
 
     alike = finding(("gap", "a-gap"), ("fc", "a-fc"))
     assert "fine-tuned `fc` +6.20 (" in alike
@@ -104,6 +105,33 @@ def test_published_nets_are_compared_where_their_cards_say_that_they_were_traine
     assert finding(("gap", "run-1"), ("gap", "run-2"), ("fc", "run")).startswith("Judging the claim requires")
     sha256["a-fc"] = "f" * 64
     assert finding(("gap", "a-gap"), ("gap", "b-gap"), ("fc", "a-fc")).startswith("Judging the claim requires")
+
+
+def test_starts_that_were_trained_otherwise_are_answered_apart(run, frame, monkeypatch):
+    """With the same runs from scratch beside each, and a picture each."""
+    cards = {
+        "a-gap": {"recipe": "modern", "epochs": 40, "settings": {"recipe": {"lr": 0.1}}},
+        "a-fc": {"recipe": "modern", "epochs": 40, "settings": {"recipe": {"lr": 0.1}}},
+        "b-gap": {"recipe": "modern", "epochs": 40, "settings": {"recipe": {"lr": 0.2}}},
+        "c-gap": {"recipe": "quick", "epochs": 8, "settings": {"recipe": {"lr": 0.1}}},
+    }
+    facts = {name: {"data": "svhn", "seed": 0, "sha256": f"{name}-".ljust(64, "0"), **cards[name]} for name in cards}
+    monkeypatch.setattr(comparisons, "available", lambda: list(cards))
+    monkeypatch.setattr(comparisons, "read_card", lambda name: facts[name])
+    starts = [("gap", "a-gap"), ("gap", "c-gap"), ("gap", "run"), ("fc", "a-fc"), ("gap", "b-gap")]
+    rows = [run("gap", 0), *tuned(run, starts)]
+    answers = transfer.answers(frame(*rows))
+    froms = [[line[2] for line in body(answer.table)] for answer in answers]
+    assert froms == [["", "a-gap", "a-fc"], ["", "b-gap"], ["", "c-gap"], ["", "run"]]
+    assert [answer.title.partition(", from nets of ")[2] for answer in answers] == [
+        "modern, 40 epochs",
+        "modern, 40 epochs, as b-gap",
+        "quick, 8 epochs",
+        "unknown training",
+    ]
+    assert len({answer.name for answer in answers}) == 4 and answers[0].name.endswith("-modern-40-epochs")
+    (alone,) = transfer.answers(frame(*(row for row in rows if row["start_name"] in ("", "a-gap", "a-fc", "run"))))
+    assert ", from nets of" not in alone.title and len(body(alone.table)) == 4
 
 
 def test_a_net_that_was_published_again_has_a_line_of_its_own(run, frame):

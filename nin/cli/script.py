@@ -303,20 +303,33 @@ def _code_of(run: Callable[[], int | None], interrupted: list[int]) -> int:
 @contextmanager
 def _heeding_ctrl_c() -> Iterator[list[int]]:
     """Makes Ctrl-C a KeyboardInterrupt in the block; yields a list that the signal is added to. Where it is ignored, as
-    in a job in the background, it stays ignored."""
+    in a job in the background, it stays ignored. One that arrives in a destructor, where Python drops exceptions, is
+    raised again a moment later."""
     heard: list[int] = []
 
     def interrupt(number: int, frame: Any) -> None:
         heard.append(number)
         signal.default_int_handler(number, frame)
 
+    def hook_unless_heard(lost: Any) -> None:
+        if heard and issubclass(lost.exc_type, KeyboardInterrupt):
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        else:
+            python_hook(lost)
+
     with suppress(ValueError):  # a thread
         if signal.getsignal(signal.SIGINT) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(signal.SIGINT, interrupt)
+    python_hook, sys.unraisablehook = sys.unraisablehook, hook_unless_heard
     try:
         yield heard
     finally:
+        sys.unraisablehook = python_hook
         with suppress(ValueError):
+            if signal.getsignal(signal.SIGALRM) is interrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
             if signal.getsignal(signal.SIGINT) is interrupt:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -190,7 +190,7 @@ def nets_table(variant_of: Callable[[dict[str, Any]], str]) -> str:
             varied = variant_of(card["settings"]) if card.get("settings") else ""
         except SettingError as error:
             raise CheckpointError(f"checkpoint={name}: its card {name}.json is damaged ({error})") from error
-        varied = varied.replace(f"checkpoint={start}", "").strip()
+        varied = varied.replace(f"checkpoint={start}", "").strip() if start else varied
         recipe = f"`{card['recipe']}`" + (f" from `{start}`" if start else "") + (f" `{varied}`" if varied else "")
         cells = [f"`{name}`", card["head"], recipe, str(card["epochs"]), f"{card['parameters']:,}"]
         lines.append(table_row(*cells, f"{card['bytes'] / 1e6:.1f} MB", f"{card['test_error']:.2f} %"))

@@ -5,6 +5,8 @@ import io
 import os
 import signal
 import sys
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -61,6 +63,29 @@ def test_a_study_that_ctrl_c_ends_keeps_its_sentence(run):
             raise errors.StudyStoppedError("interrupted; the rest", 130) from error
 
     assert run(cli.run_script, main=main) == (130, "", "error: interrupted; the rest\n")
+
+
+@pytest.mark.parametrize("kind", ["destructor", "weakref", "destructor, twice"])
+def test_ctrl_c_in_a_destructor_ends_the_command(run, kind):
+    """Python prints and drops what is raised there, as in the callbacks of weak references."""
+    alarm = signal.getsignal(signal.SIGALRM)
+
+    class Lost:
+        def __del__(self):
+            if kind != "weakref":
+                signal.raise_signal(signal.SIGINT)
+
+    def main(*_):
+        for _ in range(1 + ("twice" in kind)):
+            lost = Lost()
+            watched = weakref.ref(lost, lambda _: kind == "weakref" and signal.raise_signal(signal.SIGINT))
+            del lost
+        assert watched() is None
+        time.sleep(20)
+
+    began = time.monotonic()
+    assert run(cli.run_script, main=main) == (130, "", "error: stopped\n")
+    assert time.monotonic() - began < 15 and signal.getsignal(signal.SIGALRM) is alarm
 
 
 def test_every_error_of_ours_has_an_exit_code():

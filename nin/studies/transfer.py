@@ -113,7 +113,7 @@ def by_training(rows: pd.DataFrame, cards: Mapping[str, dict]) -> list[tuple[str
     scratch = rows.start_name == ""
     for first in sorted(trainings, key=lambda first: (-cards[first]["epochs"], cards[first]["name"])):
         words = f"{cards[first]['recipe']}, {cards[first]['epochs']} epochs"
-        if words in dict(parts):  # trained alike but for further settings
+        if words in dict(parts):  # as long, but with other settings
             words += f", as {cards[first]['name']}"
         parts.append((words, rows[scratch | rows.start_sha256.isin(trainings[first])]))
     unknown = ~scratch & ~rows.start_sha256.isin(cards)
